@@ -1,0 +1,36 @@
+"""Contrast transfer function of the microscope."""
+
+import math
+
+from jaxtyping import Float
+from scipy import constants
+from torch import Tensor
+
+
+def ctf(defocus: Float[Tensor, "*batch"], frequencies: Float[Tensor, "kept 2"]) -> Float[Tensor, "*batch kept"]:
+    """Contrast transfer H_z(k) = sin(-z |k|²) of a weak-phase object.
+
+    Args:
+        defocus: z in natural units, px² (the paper's prior is 50 ± 3).
+        frequencies: k in cycles per pixel of the uncropped box.
+    """
+    return (-defocus[..., None] * frequencies.square().sum(-1)).sin()
+
+
+def natural_defocus(defocus_in_angstroms: float, pixel_size: float, voltage_in_kv: float = 300.0) -> float:
+    """The natural defocus z = π λ Δf / s² that belongs to a physical one.
+
+    Args:
+        defocus_in_angstroms: Δf, positive for underfocus.
+        pixel_size: s in Å.
+        voltage_in_kv: acceleration voltage, which sets the relativistic electron wavelength λ.
+    """
+    return math.pi * _electron_wavelength(1e3 * voltage_in_kv) * defocus_in_angstroms / pixel_size**2
+
+
+def _electron_wavelength(voltage: float) -> float:
+    """Relativistic de Broglie wavelength in Å of an electron accelerated through a voltage in V."""
+    energy = constants.e * voltage
+    rest_energy = constants.m_e * constants.c**2
+    momentum = math.sqrt(2 * constants.m_e * energy * (1 + energy / (2 * rest_energy)))
+    return constants.h / momentum / constants.angstrom

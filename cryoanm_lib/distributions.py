@@ -1,0 +1,126 @@
+"""Distributions of the in-plane pose on the circle: the projected normal and mixtures of it."""
+
+import math
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float, Int
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+
+# Below this argument the ray integral is taken from its asymptotic series, whose error is then < 1e-12;
+# above, cancellation costs less than a thousandth of the precision of the type.
+_SERIES_BELOW = -30.0
+_SERIES = (1.0, -3.0, 15.0, -105.0, 945.0, -10395.0)
+
+
+def log_ray_integral(t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """Stable log ∫_0^∞ r exp(-(r - t)²/2) dr = log(exp(-t²/2) + √(2π) t Φ(t)), for any real t."""
+    front = t.clamp(min=-1.0)
+    direct = ((-0.5 * front.square()).exp() + math.sqrt(2 * math.pi) * front * torch.special.ndtr(front)).log()
+    back = t.clamp(min=_SERIES_BELOW, max=-1.0)
+    mills = math.sqrt(math.pi / 2) * torch.special.erfcx(-back / math.sqrt(2.0))
+    scaled = -0.5 * back.square() + (1 + back * mills).log()
+    inverse = t.clamp(max=_SERIES_BELOW).square().reciprocal()
+    series = sum(c * inverse**n for n, c in enumerate(_SERIES))
+    tail = -0.5 / inverse + inverse.log() + series.log()
+    return torch.where(t > -1.0, direct, torch.where(t > _SERIES_BELOW, scaled, tail))
+
+
+class ProjectedNormal(dist.ProjectedNormal):
+    """Projected normal on the circle: the direction of a planar Gaussian with mean μ and unit covariance.
+
+        p(v | μ) = (2π)⁻¹ exp(-|μ × v|²/2) ∫_0^∞ r exp(-(r - μ·v)²/2) dr,  |v| = 1,
+
+    uniform at μ = 0. Pyro's class gives the sampler; the density here stays finite and differentiable at
+    any concentration |μ|, also on the far side of the circle, where Pyro's is the logarithm of zero.
+    """
+
+    def log_prob(self, value: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch"]:
+        """Log-density with respect to arc length."""
+        mu = self.concentration
+        along = (mu * value).sum(-1)
+        across = mu[..., 0] * value[..., 1] - mu[..., 1] * value[..., 0]
+        return log_ray_integral(along) - 0.5 * across.square() - math.log(2 * math.pi)
+
+    def expand(self, batch_shape: torch.Size, _instance: None = None) -> "ProjectedNormal":
+        """The same distribution repeated over a larger batch."""
+        batch_shape = torch.Size(batch_shape)
+        return ProjectedNormal(self.concentration.expand(batch_shape + self.event_shape))
+
+
+class ProjectedNormalMixture(TorchDistribution):
+    """A mixture of projected normals; a sample picks a component, so that it has no pathwise gradient."""
+
+    support = constraints.sphere
+    has_rsample = False
+    arg_constraints = {
+        "logits": constraints.real_vector,
+        "concentrations": constraints.independent(constraints.real, 2),
+    }
+
+    def __init__(
+        self, logits: Float[Tensor, "*batch components"], concentrations: Float[Tensor, "*batch components 2"]
+    ) -> None:
+        """Mix projected normals of mean vectors μ_c with weights softmax(logits)."""
+        self.logits, self.concentrations = logits, concentrations
+        super().__init__(logits.shape[:-1], torch.Size([2]), validate_args=False)
+
+    def expand(self, batch_shape: torch.Size, _instance: None = None) -> "ProjectedNormalMixture":
+        """The same mixture repeated over a larger batch."""
+        logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
+        return type(self)(logits, self.concentrations.expand(*logits.shape, 2))
+
+    @property
+    def weights(self) -> Float[Tensor, "*batch components"]:
+        """Mixture weights, which sum to one."""
+        return self.logits.softmax(-1)
+
+    @property
+    def components(self) -> ProjectedNormal:
+        """The components as one batched distribution."""
+        return ProjectedNormal(self.concentrations)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Float[Tensor, "*shape 2"]:
+        """Draw a component for each batch entry, then a direction from it."""
+        with torch.no_grad():
+            chosen: Int[Tensor, "..."] = dist.Categorical(logits=self.logits).sample(sample_shape)
+            shape = (*sample_shape, *self.concentrations.shape)
+            index = chosen[..., None, None].expand(*chosen.shape, 1, 2)
+            return ProjectedNormal(self.concentrations.expand(shape).gather(-2, index).squeeze(-2)).sample()
+
+    def log_prob(self, value: Float[Tensor, "*shape 2"]) -> Float[Tensor, "*shape"]:
+        """Log-density with respect to arc length, the components summed."""
+        each = self.components.log_prob(value.unsqueeze(-2))
+        return torch.logsumexp(each + self.logits.log_softmax(-1), dim=-1)
+
+
+class StratifiedMixture(ProjectedNormalMixture):
+    """The same mixture, drawn once from every component, so that every draw has a pathwise gradient.
+
+    The components come first in the batch shape, (components, *batch), and an expectation under the mixture
+    is the sum over them with `strata_weights`. The density is that of the whole mixture.
+    """
+
+    has_rsample = True
+
+    def __init__(
+        self, logits: Float[Tensor, "*batch components"], concentrations: Float[Tensor, "*batch components 2"]
+    ) -> None:
+        """Mix projected normals of mean vectors μ_c with weights softmax(logits)."""
+        super().__init__(logits, concentrations)
+        self._batch_shape = torch.Size([logits.shape[-1], *logits.shape[:-1]])
+
+    def expand(self, batch_shape: torch.Size, _instance: None = None) -> "StratifiedMixture":
+        """The same mixture repeated over a larger batch, (components, *batch)."""
+        return super().expand(batch_shape[1:])
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Float[Tensor, "... 2"]:
+        """One direction from each component."""
+        return self.components.rsample(sample_shape).movedim(-2, len(sample_shape))
+
+    @property
+    def strata_weights(self) -> Float[Tensor, "components *batch"]:
+        """The weight of each draw in an expectation."""
+        return self.weights.movedim(-1, 0)

@@ -1,0 +1,118 @@
+"""Fourier series of an image: the crop Π_K and the half plane of coefficients on which we compute.
+
+The coefficients of a box of N pixels with the origin at pixel (N//2, N//2) are
+
+    c(k) = N⁻² Σ_r I(r) exp(-2πi k·r / N),    I(r) = Σ_k c(k) exp(2πi k·r / N),
+
+so that c(0) is the mean and a crop, which only drops coefficients, preserves intensity. The crop Π_K keeps
+the integer frequencies |k_x|, |k_y| < K/2. Where K is even this drops the unpaired Nyquist row and column,
+so that the spectrum stays Hermitian and one half of it says everything.
+"""
+
+import math
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from cryoanm_lib.errors import ForwardModelError
+
+
+def check_resolution(resolution: int, box_size: int) -> None:
+    """Refuse a resolution K that is odd, below 4, or larger than the box N."""
+    if resolution % 2 or not 4 <= resolution <= box_size:
+        raise ForwardModelError(
+            f"resolution K = {resolution} pixels is not usable with a box of N = {box_size} pixels: "
+            f"choose an even K from 4 to {box_size}"
+        )
+
+
+def highest_frequency(resolution: int) -> int:
+    """The largest integer frequency k < K/2 that the crop Π_K keeps."""
+    return (resolution - 1) // 2
+
+
+def half_plane_frequencies(resolution: int, device: torch.device | str | None = None) -> Float[Tensor, "kept 2"]:
+    """Integer frequencies (k_x, k_y) of the kept half plane, in the order of all coefficient vectors.
+
+    The order is k_x = 0 with k_y = 0 … m, then for each k_x = 1 … m all k_y = -m … m, with m the highest
+    frequency kept. These (K'² + 1) / 2 coefficients, K' = 2m + 1, determine the K'² of the full plane.
+    """
+    m = highest_frequency(resolution)
+    kx = torch.arange(m + 1, device=device)
+    ky = torch.arange(-m, m + 1, device=device)
+    grid = torch.stack(torch.meshgrid(kx, ky, indexing="ij"), dim=-1)
+    return grid.flatten(0, 1)[m:].float()
+
+
+def image_to_coefficients(
+    images: Float[Tensor, "*batch box box"], resolution: int
+) -> Complex[Tensor, "*batch kept"]:
+    """Fourier coefficients of the crop Π_K of images, on the half plane."""
+    box_size = images.shape[-1]
+    if not 1 <= resolution <= box_size:
+        raise ForwardModelError(
+            f"cannot crop images of {box_size} pixels to {resolution}: choose K from 1 to {box_size}"
+        )
+    m = highest_frequency(resolution)
+    half = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)), norm="forward")[..., : m + 1]
+    rows = torch.arange(-m, m + 1, device=images.device) % box_size
+    return _grid_to_vector(half[..., rows, :].transpose(-2, -1))
+
+
+def coefficients_to_image(
+    coefficients: Complex[Tensor, "*batch kept"], box_size: int
+) -> Float[Tensor, "*batch box box"]:
+    """The band-limited image, on a grid of any size that holds its frequencies, with intensity preserved."""
+    grid = _vector_to_grid(coefficients)
+    m = grid.shape[-2] - 1
+    if box_size < 2 * m + 1:
+        raise ForwardModelError(
+            f"a box of {box_size} pixels cannot hold frequencies up to {m}: use at least {2 * m + 1} pixels"
+        )
+    half = grid.new_zeros(*grid.shape[:-2], box_size, box_size // 2 + 1)
+    rows = torch.arange(-m, m + 1, device=grid.device) % box_size
+    half[..., rows, : m + 1] = grid.transpose(-2, -1)
+    images = torch.fft.irfft2(half, s=(box_size, box_size), norm="forward")
+    return torch.fft.fftshift(images, dim=(-2, -1))
+
+
+def crop(images: Float[Tensor, "*batch box box"], resolution: int) -> Float[Tensor, "*batch crop crop"]:
+    """The crop Π_K: the same picture on K × K pixels, with white noise σ_n reduced to σ_n K/N."""
+    return coefficients_to_image(image_to_coefficients(images, resolution), resolution)
+
+
+def crop_coefficients(
+    coefficients: Complex[Tensor, "*batch kept"], resolution: int
+) -> Complex[Tensor, "*batch fewer"]:
+    """The crop Π_K of coefficients that were kept at the same or a higher resolution."""
+    grid = _vector_to_grid(coefficients)
+    m, highest = highest_frequency(resolution), grid.shape[-2] - 1
+    if m > highest:
+        raise ForwardModelError(
+            f"resolution K = {resolution} needs frequencies up to {m}, but the coefficients end at {highest}: "
+            f"choose K of at most {2 * highest + 2}"
+        )
+    return _grid_to_vector(grid[..., : m + 1, highest - m : highest + m + 1])
+
+
+def to_real(coefficients: Complex[Tensor, "*batch kept"], resolution: int) -> Float[Tensor, "*batch dof"]:
+    """Coordinates of the K × K crop in an orthonormal real Fourier basis, K (c(0), √2 Re c(k), √2 Im c(k)).
+
+    By Parseval the squared length equals the sum of the squared pixels of the crop, and white noise of
+    standard deviation σ_n on N × N pixels becomes independent entries of deviation σ_n K/N.
+    """
+    rest = math.sqrt(2.0) * torch.view_as_real(coefficients[..., 1:]).flatten(-2)
+    return resolution * torch.cat([coefficients[..., :1].real, rest], dim=-1)
+
+
+def _grid_to_vector(grid: Complex[Tensor, "*batch kx ky"]) -> Complex[Tensor, "*batch kept"]:
+    """Drop the redundant half of the k_x = 0 line, which comes first in memory."""
+    return grid.flatten(-2)[..., grid.shape[-2] - 1 :]
+
+
+def _vector_to_grid(coefficients: Complex[Tensor, "*batch kept"]) -> Complex[Tensor, "*batch kx ky"]:
+    """Restore the redundant half of the k_x = 0 line, the conjugate of what was kept of it."""
+    m = (math.isqrt(2 * coefficients.shape[-1] - 1) - 1) // 2
+    mirrored = coefficients[..., 1 : m + 1].flip(-1).conj()
+    return torch.cat([mirrored, coefficients], dim=-1).unflatten(-1, (m + 1, 2 * m + 1))

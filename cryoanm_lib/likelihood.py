@@ -1,0 +1,91 @@
+"""The white-noise likelihood at resolution K, and its landscapes."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from cryoanm_lib.errors import ForwardModelError
+from cryoanm_lib.forward import ForwardModel, Latents
+from cryoanm_lib.fourier import crop_coefficients, to_real
+
+
+def cropped_noise(noise: float, resolution: int, box_size: int) -> float:
+    """Standard deviation σ_n K/N of white noise after the crop Π_K."""
+    if not noise > 0:
+        raise ForwardModelError(f"noise = {noise} gives no likelihood: it must be greater than 0")
+    return noise * resolution / box_size
+
+
+def log_likelihood(
+    observed: Complex[Tensor, "*batch kept"],
+    predicted: Complex[Tensor, "*batch kept"],
+    noise: float,
+    resolution: int,
+    box_size: int,
+) -> Float[Tensor, "*batch"]:
+    """Log-density of the observed K × K crop given the predicted one (the paper's Eq. 10, corrected).
+
+    log p = -|y - ŷ|² / (2 σ²) - D/2 log(2π σ²) with σ = σ_n K/N, where y holds the D independent values of
+    the crop in an orthonormal Fourier basis: the pixel likelihood, without computing a pixel.
+    """
+    sigma = cropped_noise(noise, resolution, box_size)
+    residual = to_real(observed - predicted, resolution)
+    normalisation = residual.shape[-1] * math.log(math.sqrt(2 * math.pi) * sigma)
+    return -0.5 * (residual / sigma).square().sum(-1) - normalisation
+
+
+def landscape(
+    forward: ForwardModel,
+    observed: Complex[Tensor, "kept"],
+    at: Mapping[str, float],
+    along: Mapping[str, Float[Tensor, "points"]],
+    noise: float,
+    resolution: int,
+) -> Float[Tensor, "rows columns"]:
+    """Log-likelihood of one image over a grid of any two latents.
+
+    Args:
+        forward: the model that predicts.
+        observed: Fourier coefficients of one image, at `resolution` or higher.
+        at: the latents that stay, e.g. {"amplitude": 1.5, "defocus": 50.0}; what is named in neither place
+            is 0. Names: "pose" (rad), "amplitude" (first mode), "amplitude_2" … (others), "defocus",
+            "shift_x", "shift_y" (px).
+        along: the two latents that vary and their values; the first runs along the rows.
+        noise: σ_n a pixel of the uncropped image.
+        resolution: K.
+    """
+    allowed = _latent_names(forward.n_modes)
+    unknown = [name for name in (*at, *along) if name not in allowed]
+    if unknown or len(along) != 2:
+        raise ForwardModelError(
+            f"a landscape varies two latents of {allowed}; got along = {list(along)}, at = {list(at)}"
+        )
+    grid = torch.meshgrid(*along.values(), indexing="ij")
+    varied = dict(zip(along, grid, strict=True))
+    values = {name: varied.get(name, torch.full_like(grid[0], at.get(name, 0.0))) for name in allowed}
+    observed = crop_coefficients(observed, resolution)
+    rows = [
+        log_likelihood(
+            observed,
+            forward.coefficients(_latents({k: v[row] for k, v in values.items()}, forward.n_modes), resolution),
+            noise,
+            resolution,
+            forward.box_size,
+        )
+        for row in range(len(grid[0]))
+    ]
+    return torch.stack(rows)
+
+
+def _latent_names(n_modes: int) -> list[str]:
+    amplitudes = ["amplitude"] + [f"amplitude_{mode}" for mode in range(2, n_modes + 1)]
+    return ["pose", *amplitudes, "defocus", "shift_x", "shift_y"]
+
+
+def _latents(values: Mapping[str, Float[Tensor, "points"]], n_modes: int) -> Latents:
+    amplitudes = torch.stack([values[name] for name in _latent_names(n_modes)[1 : n_modes + 1]], dim=-1)
+    shift = torch.stack([values["shift_x"], values["shift_y"]], dim=-1)
+    return Latents.in_plane(values["pose"], amplitudes, values["defocus"], shift)

@@ -1,0 +1,207 @@
+"""The probabilistic program: the model p (Algorithm 1) and the guide q (Algorithm 2), side by side."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Complex, Float
+from pyro import poutine
+from torch import Tensor, nn
+
+from cryoanm_lib.distributions import ProjectedNormal, ProjectedNormalMixture, StratifiedMixture
+from cryoanm_lib.encoders import CHANNELS, Encoder
+from cryoanm_lib.errors import ConfigurationError
+from cryoanm_lib.forward import ForwardModel, Latents
+from cryoanm_lib.fourier import coefficients_to_image, crop_coefficients, to_real
+from cryoanm_lib.likelihood import cropped_noise
+from cryoanm_lib.rotation import rotation_from_unit_vector
+
+#: The latents of an image, in the order in which the guide draws them.
+LATENTS = ("pose", "amplitude", "defocus")
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is known before an image is seen.
+
+    Attributes:
+        amplitude_scale: σ_α, the deviation of each mode's amplitude.
+        pose_concentration: μ_s of the projected normal; (0, 0) is the uniform prior.
+        defocus_mean: in natural units (px²).
+        defocus_scale: deviation of the defocus, same unit.
+    """
+
+    amplitude_scale: float = 3.0
+    pose_concentration: tuple[float, float] = (0.0, 0.0)
+    defocus_mean: float = 50.0
+    defocus_scale: float = 3.0
+
+
+@dataclass(frozen=True)
+class Particles:
+    """Images as Fourier coefficients at the highest resolution in use, with the latents that made them.
+
+    Attributes:
+        coefficients: the half plane of each image.
+        latents: by name: "pose" a unit vector (B, 2), "amplitude" (B, M), "defocus" (B,).
+    """
+
+    coefficients: Complex[Tensor, "images kept"]
+    latents: Mapping[str, Float[Tensor, "images ..."]]
+
+    def __len__(self) -> int:
+        return len(self.coefficients)
+
+    def __getitem__(self, index: Tensor | slice) -> "Particles":
+        return Particles(self.coefficients[index], {name: v[index] for name, v in self.latents.items()})
+
+
+class CryoProgram(nn.Module):
+    """Model and guide of one experiment: which latents are inferred, and which are given, is an argument."""
+
+    def __init__(
+        self,
+        forward_model: ForwardModel,
+        prior: Prior = Prior(),
+        noise: float = 0.1,
+        inferred: tuple[str, ...] = LATENTS,
+        components: int = 2,
+        stratified: bool = True,
+        upright: bool = True,
+        image_size: int = 32,
+        channels: tuple[int, ...] = CHANNELS,
+    ) -> None:
+        """Set up the program.
+
+        Args:
+            forward_model: draws the image from its latents.
+            prior: of every latent.
+            noise: σ_n of a pixel of the uncropped image.
+            inferred: names of the latents that the guide infers; the others are given with each image.
+            components: projected normals in the pose's mixture.
+            stratified: draw the pose once from every component (a pathwise gradient) instead of once from
+                the mixture, as in the paper (a score-function gradient).
+            upright: let the amplitude's network see the image turned back by the pose.
+            image_size: pixels along an edge of the image that the networks see.
+            channels: widths of the three double convolutions.
+        """
+        super().__init__()
+        unknown = [name for name in inferred if name not in LATENTS]
+        if unknown or not inferred:
+            raise ConfigurationError(f"inferred = {list(inferred)} is not usable: name one or more of {LATENTS}")
+        self.forward_model, self.prior, self.noise = forward_model, prior, noise
+        self.inferred = tuple(name for name in LATENTS if name in inferred)
+        self.components, self.stratified, self.upright = components, stratified, upright
+        self.image_size = image_size
+        n_outputs = {"pose": 3 * components, "amplitude": 2 * forward_model.n_modes, "defocus": 2}
+        self.encoders = nn.ModuleDict(
+            {name: Encoder(image_size, n_outputs[name], channels) for name in self.inferred}
+        )
+
+    # ---------------------------------------------------------------- p: how an image comes about
+
+    def draw_latents(self) -> dict[str, Float[Tensor, "images ..."]]:
+        """Sample every latent from its prior, inside a plate of images."""
+        prior, like = self.prior, self.forward_model.reference
+        amplitude_scale = like.new_full((self.forward_model.n_modes,), prior.amplitude_scale)
+        return {
+            # bend the molecule along its modes: α ~ N(0, σ_α)
+            "amplitude": pyro.sample("amplitude", dist.Normal(0.0, amplitude_scale).to_event(1)),
+            # turn it in the plane of the detector: θ ~ PN(μ_s)
+            "pose": pyro.sample("pose", ProjectedNormal(like.new_tensor(prior.pose_concentration))),
+            # set the microscope: z ~ N(50, 3)
+            "defocus": pyro.sample(
+                "defocus", dist.Normal(like.new_tensor(prior.defocus_mean), prior.defocus_scale)
+            ),
+        }
+
+    def model(self, particles: Particles, resolution: int) -> None:
+        """Algorithm 1: draw the latents that are not given, and score the images at resolution K."""
+        observed = to_real(crop_coefficients(particles.coefficients, resolution), resolution)
+        given = {name: particles.latents[name] for name in LATENTS if name not in self.inferred}
+        with pyro.plate("images", len(particles)), poutine.condition(data=given):
+            latents = self.draw_latents()
+            # project, apply the contrast transfer, crop
+            predicted = self.forward_model.coefficients(to_forward(latents), resolution)
+            # white noise, σ_n K/N after the crop
+            sigma = cropped_noise(self.noise, resolution, self.forward_model.box_size)
+            pyro.sample("image", dist.Normal(to_real(predicted, resolution), sigma).to_event(1), obs=observed)
+
+    # ---------------------------------------------------------------- q: how it is read backwards
+
+    def guide(self, particles: Particles, resolution: int) -> None:
+        """Algorithm 2: the networks look at each image and propose its latents."""
+        pyro.module("encoders", self.encoders)
+        images = self.encoder_images(particles, resolution)
+        with pyro.plate("images", len(particles)):
+            pose = particles.latents["pose"]
+            if "pose" in self.inferred:
+                # where it may point: a mixture, because a wrong half-turn is nearly as good
+                pose = pyro.sample("pose", self.pose_distribution(images))
+            if "amplitude" in self.inferred:
+                # how it is bent: easier to see once the image is upright
+                upright = turn_back(images, pose.detach()) if self.upright else images
+                pyro.sample("amplitude", self.amplitude_distribution(upright))
+            if "defocus" in self.inferred:
+                # how far out of focus: the rings of the spectrum do not turn with the molecule
+                pyro.sample("defocus", self.defocus_distribution(images))
+
+    def encoder_images(self, particles: Particles, resolution: int) -> Float[Tensor, "images size size"]:
+        """What the networks see: the crop at K, on a grid of their own fixed size."""
+        visible = crop_coefficients(particles.coefficients, min(resolution, self.image_size))
+        return coefficients_to_image(visible, self.image_size)
+
+    def pose_distribution(self, images: Float[Tensor, "images size size"]) -> ProjectedNormalMixture:
+        """Mixture of projected normals that the pose network proposes."""
+        outputs = self.encoders["pose"](images)
+        logits = outputs[..., : self.components]
+        raw = outputs[..., self.components :].unflatten(-1, (self.components, 2))
+        # Linear near zero and quadratic far out, since the sharpest posteriors ask for |μ| of a thousand.
+        concentrations = raw * (1 + raw.square().sum(-1, keepdim=True)).sqrt()
+        mixture = StratifiedMixture if self.stratified else ProjectedNormalMixture
+        return mixture(logits, concentrations)
+
+    def amplitude_distribution(self, images: Float[Tensor, "*batch size size"]) -> dist.TorchDistribution:
+        """Normal for each mode's amplitude; it starts as the prior."""
+        outputs = self.encoders["amplitude"](images.flatten(end_dim=-3)).unflatten(0, images.shape[:-2])
+        mean, log_scale = outputs.chunk(2, dim=-1)
+        scale = self.prior.amplitude_scale
+        return dist.Normal(scale * mean, scale * log_scale.exp()).to_event(1)
+
+    def defocus_distribution(self, images: Float[Tensor, "images size size"]) -> dist.TorchDistribution:
+        """Normal for the defocus; it starts as the prior."""
+        mean, log_scale = self.encoders["defocus"](images).unbind(-1)
+        scale = self.prior.defocus_scale
+        return dist.Normal(self.prior.defocus_mean + scale * mean, scale * log_scale.exp())
+
+    # ---------------------------------------------------------------- data
+
+    def simulate(self, n_images: int, resolution: int) -> Particles:
+        """Draw images from the model, kept at a resolution K, together with the latents that made them."""
+        with torch.no_grad(), pyro.plate("images", n_images):
+            latents = self.draw_latents()
+            images = self.forward_model.simulate(to_forward(latents), self.noise, resolution)
+        return Particles(images, latents)
+
+
+def to_forward(latents: Mapping[str, Tensor]) -> Latents:
+    """The forward model's latents from the program's: a unit vector becomes a rotation, shifts are zero."""
+    rotations, amplitudes = rotation_from_unit_vector(latents["pose"]), latents["amplitude"]
+    shifts = rotations.new_zeros(*rotations.shape[:-2], 2)
+    return Latents(amplitudes, rotations, latents["defocus"], shifts)
+
+
+def turn_back(
+    images: Float[Tensor, "images size size"], pose: Float[Tensor, "*batch images 2"]
+) -> Float[Tensor, "*batch images size size"]:
+    """Images as they would look at pose zero: the pixel at r takes the value found at R(θ) r."""
+    size = images.shape[-1]
+    steps = torch.arange(size, device=images.device, dtype=images.dtype) - size // 2
+    pixels = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1)
+    turned = pixels @ rotation_from_unit_vector(pose)[..., None, :2, :2].transpose(-2, -1)
+    where = 2 * (turned + size // 2) / (size - 1) - 1
+    stack = images.expand(*pose.shape[:-1], size, size).reshape(-1, 1, size, size)
+    upright = nn.functional.grid_sample(stack, where.flatten(end_dim=-4), align_corners=True)
+    return upright.view(*pose.shape[:-1], size, size)

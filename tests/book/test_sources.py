@@ -1,0 +1,108 @@
+"""What the book is made of fits together, before anything is built."""
+
+import json
+import re
+
+import nbformat
+import pytest
+
+from .conftest import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PARAMETERS = {"profile": "smoke", "structure": "adk_open"}
+
+
+def source_of(page):
+    """Where the text of a page comes from: pages under notebooks/ are made from the notebooks of that name."""
+    return f"{page}.ipynb" if page.startswith("notebooks/") else f"book/{page}.md"
+
+
+def test_toc_and_sources_are_the_same_set(toc, tracked):
+    sources = {p for p in tracked if re.fullmatch(r"notebooks/[^/]+\.ipynb|book/[^/]+\.md", p)}
+    assert {source_of(page) for page in toc} == sources
+    assert len(set(toc)) == len(toc)
+
+
+def test_generated_pages_are_not_tracked(tracked):
+    assert not [p for p in tracked if p.startswith(("results/", "book/_build/", "book/notebooks/", "book/generated/"))]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_is_committed_without_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not [cell.id for cell in code if cell.outputs or cell.execution_count is not None]
+    assert "widgets" not in notebook.metadata
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_has_one_parameters_cell_with_smoke_defaults(path):
+    notebook = nbformat.read(path, as_version=4)
+    (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    values = {}
+    exec(cell.source, values)
+    assert {name: values[name] for name in PARAMETERS} == PARAMETERS
+    assert isinstance(values["results"], str)
+
+
+def repository_links(text):
+    """Repositories, as owner/name, that launch links and badges in a text point at."""
+    return set(re.findall(r"(?:mybinder\.org/v2/gh|colab\.research\.google\.com/github)/([\w-]+/[\w.-]+)", text))
+
+
+def test_the_repository_address_stands_in_one_place(config, tracked):
+    """Files that must repeat it (a README cannot compute) say exactly what _config.yml says."""
+    url, branch = config["repository"]["url"], config["repository"]["branch"]
+    ours = url.removeprefix("https://github.com/")
+    readme = (ROOT / "README.md").read_text()
+    assert repository_links(readme) == {ours}
+    assert f"mybinder.org/v2/gh/{ours}/{branch}" in readme
+    assert f"colab.research.google.com/github/{ours}/blob/{branch}/" in readme
+
+    may_repeat = {"_config.yml", "README.md", "CITATION.cff"}
+    for path in sorted(tracked):
+        if path.endswith((".safetensors", ".gz", ".png")):
+            continue
+        text = (ROOT / path).read_text(errors="ignore")
+        assert repository_links(text) <= {ours}, path
+        if not path.startswith("notebooks/"):  # they install the library in Colab
+            assert path in may_repeat or url not in text, f"{path} repeats the repository's address"
+        for found in re.findall(rf"github\.com/([\w-]+/{ours.split('/')[1]})\b", text):
+            assert found == ours, path
+
+
+def test_launch_links_open_tracked_files(config, toc, tracked):
+    """Computed as the theme does: path_to_book, the page's name, .ipynb."""
+    folder = config["repository"]["path_to_book"].strip("/")
+    for page in (page for page in toc if page.startswith("notebooks/")):
+        assert f"{folder}/{page}.ipynb".lstrip("/") in tracked
+
+
+def test_readme_links_open_tracked_files(tracked):
+    readme = (ROOT / "README.md").read_text()
+    linked = re.findall(r"urlpath=lab/tree/([\w./-]+)", readme) + re.findall(r"/blob/\w+/([\w./-]+)", readme)
+    linked += [path for path in re.findall(r"\]\(([\w./-]+)\)", readme) if "://" not in path]
+    assert linked
+    assert not [path for path in linked if path not in tracked]
+
+
+def test_every_citation_is_known_and_every_reference_can_be_looked_up(tracked):
+    entries = re.split(r"^@", (ROOT / "book/references.bib").read_text(), flags=re.MULTILINE)[1:]
+    known = {re.match(r"\w+\{([^,]+),", entry)[1]: entry for entry in entries}
+    assert not [key for key, entry in known.items() if not re.search(r"^\s*(doi|url)\s*=", entry, re.MULTILINE)]
+
+    cited = set()
+    for path in tracked:
+        if path.startswith("notebooks/"):
+            text = "\n".join(cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
+                             for cell in json.loads((ROOT / path).read_text())["cells"])  # fmt: skip
+        elif path.startswith("book/") and path.endswith(".md"):
+            text = (ROOT / path).read_text()
+        else:
+            continue
+        for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text):
+            cited |= {key.strip() for key in keys.split(",")}
+    assert cited
+    assert cited <= set(known)

@@ -1,0 +1,57 @@
+"""A notebook runs on this environment's kernel; a failed one leaves a report and no target."""
+
+import json
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from .conftest import ROOT
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Write a notebook with this last cell, run it, and return the process and both possible outputs."""
+
+    def run(source):
+        parameters = new_code_cell("profile = structure = results = None", metadata={"tags": ["parameters"]})
+        metadata = {"kernelspec": {"name": "my-own-kernel", "display_name": "mine", "language": "python"}}
+        notebook = new_notebook(cells=[parameters, new_code_cell(source)], metadata=metadata)
+        nbformat.write(notebook, tmp_path / "source.ipynb")
+
+        # A kernel of the same name that belongs to the user, and does not work.
+        kernel = tmp_path / "jupyter" / "kernels" / "python3"
+        kernel.mkdir(parents=True)
+        (kernel / "kernel.json").write_text(
+            json.dumps({"argv": ["false", "{connection_file}"], "display_name": "user", "language": "python"})
+        )
+        target, partial = tmp_path / "done" / "source.ipynb", tmp_path / "failed" / "source.ipynb"
+        process = subprocess.run(
+            [sys.executable, ROOT / "workflow/scripts/run_notebook.py", tmp_path / "source.ipynb", target,
+             "--partial", partial, "--profile", "smoke", "--structure", "1e10", "--results", "results"],
+            env={**os.environ, "JUPYTER_DATA_DIR": str(tmp_path / "jupyter"), "JUPYTER_PREFER_ENV_PATH": "1"},
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        return process, target, partial
+
+    return run
+
+
+def test_uses_this_interpreter_and_passes_the_settings(run):
+    process, target, partial = run("import sys\nprint([sys.executable, profile, structure, results])")
+    assert process.returncode == 0, process.stderr
+    shown = nbformat.read(target, as_version=4).cells[-1].outputs[0].text
+    assert shown.strip() == str([sys.executable, "smoke", "1e10", "results"])
+    assert not partial.exists()
+
+
+def test_a_failed_notebook_leaves_a_report(run):
+    process, target, partial = run("print('so far')\nraise ValueError('amplitude is NaN')")
+    assert process.returncode == 1
+    assert "ValueError: amplitude is NaN" in process.stderr
+    assert str(partial) in process.stderr
+    assert "so far" in partial.read_text()
+    assert not target.exists()

@@ -1,0 +1,99 @@
+"""The workflow is clean, refuses what it does not know, and plans exactly the files it should."""
+
+import csv
+
+import pytest
+
+from cryoanm_lib.experiment import load_profile
+
+PROFILES = ("smoke", "laptop", "full", "paper")
+FIT_FILES = {"config.json", "metrics.json", "history.json", "weights.safetensors", "predictions.safetensors"}
+
+
+def planned(process):
+    """Map each file that a `--summary` lists to the rule that makes it."""
+    assert process.returncode == 0, process.stderr
+    return {row["output_file"]: row["rule"] for row in csv.DictReader(process.stdout.splitlines(), delimiter="\t")}
+
+
+def test_lint_finds_nothing(snakemake):
+    process = snakemake("--lint")
+    assert process.returncode == 0, process.stdout + process.stderr
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_plans_every_fit_notebook_and_page(snakemake, checkout, name):
+    files = planned(snakemake("--summary", "--config", f"profile={name}"))
+
+    profile = load_profile(name, structure="adk_open")
+    fits = {f"results/{profile.artifact_path(e).as_posix()}/{f}" for e in profile.experiments for f in FIT_FILES}
+    notebooks = {f"results/notebooks/{p.name}" for p in (checkout / "notebooks").glob("*.ipynb")}
+
+    assert {f for f, rule in files.items() if rule == "fit"} == fits
+    assert {f for f, rule in files.items() if rule == "notebook"} == notebooks
+    assert {f for f, rule in files.items() if rule not in ("fit", "notebook")} == {
+        "results/metrics.json",
+        "results/metrics_check.txt",
+        "book/_build/html/index.html",
+    }
+
+
+def test_structure_names_other_fits(snakemake):
+    one, other = (
+        {f for f, rule in planned(snakemake("--summary", "--config", "profile=smoke", f"structure={s}")).items() if rule == "fit"}
+        for s in ("adk_open", "adk_closed")
+    )
+    assert one and other and not one & other
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("profile=laptpo", "unknown profile 'laptpo'; allowed: smoke, laptop, full, paper"),
+        ("prfile=smoke", "unknown --config key 'prfile'; allowed: profile, structure"),
+        ("structure=", "structure is None; allowed: a name such as adk_open, a PDB ID, or a path"),
+    ],
+)
+def test_refuses_unknown_settings(snakemake, setting, message):
+    process = snakemake("--dry-run", "--config", setting)
+    assert process.returncode == 1
+    assert message in process.stdout + process.stderr
+
+
+PROBE = """
+include: "workflow/rules/common.smk"
+real_cores = lambda: {cores}
+print("structure", repr(STRUCTURE), "threads", [torch_threads(n) for n in (1, 2)])
+rule nothing:
+"""
+
+
+@pytest.fixture
+def probe(snakemake, checkout):
+    """Print what the workflow makes of its settings, on a machine of so many cores."""
+
+    def run(cores, *arguments):
+        (checkout / "Probe").write_text(PROBE.format(cores=cores))
+        process = snakemake("--snakefile", "Probe", "--dry-run", *arguments)
+        assert process.returncode == 0, process.stderr
+        return process.stdout
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("real", "promised", "threads"),
+    [
+        (2, 4, [1, 1]),  # two jobs of two threads are admitted: one torch thread each fills both cores
+        (2, 2, [1, 2]),
+        (8, 4, [1, 2]),
+        (1, 4, [1, 1]),
+    ],
+)
+def test_jobs_never_share_a_core(probe, real, promised, threads):
+    assert f"threads {threads}" in probe(real, "--cores", str(promised))
+
+
+@pytest.mark.parametrize("pdb_id", ["1e10", "4ake"])
+def test_a_pdb_id_that_looks_like_a_number_stays_text(probe, pdb_id):
+    assert f"structure '{pdb_id}'" in probe(2, "--config", f"structure={pdb_id}")
