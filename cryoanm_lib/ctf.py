@@ -7,23 +7,44 @@ from scipy import constants
 from torch import Tensor
 
 
-def ctf(defocus: Float[Tensor, "*batch"], frequencies: Float[Tensor, "kept 2"]) -> Float[Tensor, "*batch kept"]:
+def ctf(
+    defocus: Float[Tensor, "*batch"], frequencies: Float[Tensor, "kept 2"]
+) -> Float[Tensor, "*batch kept"]:
     """Contrast transfer H_z(k) = sin(-z |k|²) of a weak-phase object.
 
-    Args:
-        defocus: z in natural units, px² (the paper's prior is 50 ± 3).
-        frequencies: k in cycles per pixel of the uncropped box.
+    Parameters
+    ----------
+    defocus : Float[Tensor, "*batch"]
+        z in natural units, px² (the paper's prior is 50 ± 3).
+    frequencies : Float[Tensor, "kept 2"]
+        k in cycles per pixel of the uncropped box.
+
+    Examples
+    --------
+    >>> import torch
+    >>> frequencies = torch.tensor([[0.0, 0.0], [0.1, 0.0], [0.1, 0.2]])
+    >>> [f"{transfer:.3f}" for transfer in ctf(torch.tensor(50.0), frequencies)]
+    ['-0.000', '-0.479', '-0.598']
     """
     return (-defocus[..., None] * frequencies.square().sum(-1)).sin()
 
 
 def natural_defocus(defocus_in_angstroms: float, pixel_size: float, voltage_in_kv: float = 300.0) -> float:
-    """The natural defocus z = π λ Δf / s² that belongs to a physical one.
+    """The natural defocus z = π λ Δf / s² that belongs to a physical one, in px².
 
-    Args:
-        defocus_in_angstroms: Δf, positive for underfocus.
-        pixel_size: s in Å.
-        voltage_in_kv: acceleration voltage, which sets the relativistic electron wavelength λ.
+    Parameters
+    ----------
+    defocus_in_angstroms : float
+        Δf, positive for underfocus.
+    pixel_size : float
+        s in Å.
+    voltage_in_kv : float
+        Acceleration voltage, which sets the relativistic electron wavelength λ.
+
+    Examples
+    --------
+    >>> print(f"{natural_defocus(10_000, pixel_size=3.5):.1f}")
+    50.5
     """
     return math.pi * _electron_wavelength(1e3 * voltage_in_kv) * defocus_in_angstroms / pixel_size**2
 

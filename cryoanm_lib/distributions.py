@@ -4,21 +4,31 @@ import math
 
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 # Below this argument the ray integral is taken from its asymptotic series, whose error is then < 1e-12;
-# above, cancellation costs less than a thousandth of the precision of the type.
+# above, cancellation costs at most three digits of the gradient: 2e-13 of it in float64, 1e-4 in float32.
 _SERIES_BELOW = -30.0
 _SERIES = (1.0, -3.0, 15.0, -105.0, 945.0, -10395.0)
 
 
 def log_ray_integral(t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-    """Stable log ∫_0^∞ r exp(-(r - t)²/2) dr = log(exp(-t²/2) + √(2π) t Φ(t)), for any real t."""
+    """Stable log ∫_0^∞ r exp(-(r - t)²/2) dr = log(exp(-t²/2) + √(2π) t Φ(t)), for any real t.
+
+    The sum is positive but cancels for negative t, where the scaled complementary error function takes over,
+    and far out its asymptotic series exp(-t²/2) t⁻² (1 - 3 t⁻² + 15 t⁻⁴ - …).
+
+    Examples
+    --------
+    >>> [f"{value:.1f}" for value in log_ray_integral(torch.tensor([-1000.0, 0.0, 1000.0]))]
+    ['-500013.8', '0.0', '7.8']
+    """
     front = t.clamp(min=-1.0)
-    direct = ((-0.5 * front.square()).exp() + math.sqrt(2 * math.pi) * front * torch.special.ndtr(front)).log()
+    gaussian, upper = (-0.5 * front.square()).exp(), torch.special.ndtr(front)
+    direct = (gaussian + math.sqrt(2 * math.pi) * front * upper).log()
     back = t.clamp(min=_SERIES_BELOW, max=-1.0)
     mills = math.sqrt(math.pi / 2) * torch.special.erfcx(-back / math.sqrt(2.0))
     scaled = -0.5 * back.square() + (1 + back * mills).log()
@@ -35,10 +45,22 @@ class ProjectedNormal(dist.ProjectedNormal):
 
     uniform at μ = 0. Pyro's class gives the sampler; the density here stays finite and differentiable at
     any concentration |μ|, also on the far side of the circle, where Pyro's is the logarithm of zero.
+
+    Parameters
+    ----------
+    concentration : Float[Tensor, "*batch 2"]
+        μ: its direction is the mean, its length the concentration. From a length of about 5 the angle is
+        nearly normal with a standard deviation of 1 / |μ| radians.
+
+    Examples
+    --------
+    >>> pose = ProjectedNormal(torch.tensor([30.0, 0.0]))
+    >>> [f"{x:.1f}" for x in pose.log_prob(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]))]
+    ['2.5', '-451.8', '-458.6']
     """
 
-    def log_prob(self, value: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch"]:
-        """Log-density with respect to arc length."""
+    def log_prob(self, value: Float[Tensor, "*#batch 2"]) -> Float[Tensor, "..."]:
+        """Log-density with respect to arc length (radians) at unit vectors."""
         mu = self.concentration
         along = (mu * value).sum(-1)
         across = mu[..., 0] * value[..., 1] - mu[..., 1] * value[..., 0]
@@ -51,7 +73,25 @@ class ProjectedNormal(dist.ProjectedNormal):
 
 
 class ProjectedNormalMixture(TorchDistribution):
-    """A mixture of projected normals; a sample picks a component, so that it has no pathwise gradient."""
+    """A mixture of projected normals; a sample picks a component, so that it has no pathwise gradient.
+
+        q(v) = Σ_c w_c p(v | μ_c),  w = softmax(logits)
+
+    Parameters
+    ----------
+    logits : Float[Tensor, "*batch components"]
+        Logarithms of the weights, up to a constant.
+    concentrations : Float[Tensor, "*batch components 2"]
+        μ_c of each component.
+
+    Examples
+    --------
+    >>> either_way = ProjectedNormalMixture(torch.zeros(2), torch.tensor([[20.0, 0.0], [-20.0, 0.0]]))
+    >>> either_way.sample(torch.Size([1000])).shape
+    torch.Size([1000, 2])
+    >>> [f"{x:.3f}" for x in either_way.log_prob(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))]
+    ['1.384', '1.384']
+    """
 
     support = constraints.sphere
     has_rsample = False
@@ -63,7 +103,6 @@ class ProjectedNormalMixture(TorchDistribution):
     def __init__(
         self, logits: Float[Tensor, "*batch components"], concentrations: Float[Tensor, "*batch components 2"]
     ) -> None:
-        """Mix projected normals of mean vectors μ_c with weights softmax(logits)."""
         self.logits, self.concentrations = logits, concentrations
         super().__init__(logits.shape[:-1], torch.Size([2]), validate_args=False)
 
@@ -85,13 +124,13 @@ class ProjectedNormalMixture(TorchDistribution):
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Float[Tensor, "*shape 2"]:
         """Draw a component for each batch entry, then a direction from it."""
         with torch.no_grad():
-            chosen: Int[Tensor, "..."] = dist.Categorical(logits=self.logits).sample(sample_shape)
+            chosen = dist.Categorical(logits=self.logits).sample(sample_shape)
             shape = (*sample_shape, *self.concentrations.shape)
             index = chosen[..., None, None].expand(*chosen.shape, 1, 2)
             return ProjectedNormal(self.concentrations.expand(shape).gather(-2, index).squeeze(-2)).sample()
 
-    def log_prob(self, value: Float[Tensor, "*shape 2"]) -> Float[Tensor, "*shape"]:
-        """Log-density with respect to arc length, the components summed."""
+    def log_prob(self, value: Float[Tensor, "*#batch 2"]) -> Float[Tensor, "..."]:
+        """Log-density with respect to arc length (radians) at unit vectors, the components summed."""
         each = self.components.log_prob(value.unsqueeze(-2))
         return torch.logsumexp(each + self.logits.log_softmax(-1), dim=-1)
 
@@ -101,6 +140,20 @@ class StratifiedMixture(ProjectedNormalMixture):
 
     The components come first in the batch shape, (components, *batch), and an expectation under the mixture
     is the sum over them with `strata_weights`. The density is that of the whole mixture.
+
+    Parameters
+    ----------
+    logits : Float[Tensor, "*batch components"]
+        Logarithms of the weights, up to a constant.
+    concentrations : Float[Tensor, "*batch components 2"]
+        μ_c of each component.
+
+    Examples
+    --------
+    >>> pose = StratifiedMixture(torch.zeros(5, 2), torch.randn(5, 2, 2))
+    >>> draws = pose.rsample()
+    >>> draws.shape, (pose.strata_weights * draws[..., 0]).sum(0).shape
+    (torch.Size([2, 5, 2]), torch.Size([5]))
     """
 
     has_rsample = True
@@ -108,7 +161,6 @@ class StratifiedMixture(ProjectedNormalMixture):
     def __init__(
         self, logits: Float[Tensor, "*batch components"], concentrations: Float[Tensor, "*batch components 2"]
     ) -> None:
-        """Mix projected normals of mean vectors μ_c with weights softmax(logits)."""
         super().__init__(logits, concentrations)
         self._batch_shape = torch.Size([logits.shape[-1], *logits.shape[:-1]])
 

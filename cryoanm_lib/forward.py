@@ -14,15 +14,20 @@ from cryoanm_lib.projection import PROJECTORS
 from cryoanm_lib.rotation import rotation_z
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Latents:
     """What one image depends on, batch first.
 
-    Attributes:
-        amplitudes: α of each mode; the structure moves by an RMSD of α/√n Å.
-        rotations: active rotation matrices.
-        defocus: z in natural units (px²).
-        shifts: displacement of the projection in pixels, (x, y).
+    Attributes
+    ----------
+    amplitudes : Float[Tensor, "*batch modes"]
+        α of each mode; it moves the structure by an RMSD of α/√n Å.
+    rotations : Float[Tensor, "*batch 3 3"]
+        Active rotation matrices.
+    defocus : Float[Tensor, "*batch"]
+        z in natural units, px².
+    shifts : Float[Tensor, "*batch 2"]
+        Displacement (x, y) of the projection in pixels.
     """
 
     amplitudes: Float[Tensor, "*batch modes"]
@@ -38,14 +43,47 @@ class Latents:
         defocus: Float[Tensor, "*batch"],
         shift: Float[Tensor, "*batch 2"] | None = None,
     ) -> "Latents":
-        """The paper's case: rotation by an angle about the viewing direction, centred unless shifted."""
+        """The paper's case: turned about the viewing direction by a pose in radians, and centred."""
         if shift is None:
             shift = torch.zeros(*pose.shape, 2, dtype=pose.dtype, device=pose.device)
         return cls(amplitude, rotation_z(pose), defocus, shift)
 
 
 class ForwardModel(nn.Module):
-    """A reference structure, its modes and a microscope: the program that draws an image from latents."""
+    """A reference structure, its modes and a microscope: the program that draws an image from latents.
+
+    Parameters
+    ----------
+    reference : Float[Tensor, "atoms 3"]
+        Coordinates in Å, centred at the origin; their dtype and device are the model's.
+    modes : Float[Tensor, "modes atoms 3"]
+        Mode vectors, each of unit norm over all its 3n components.
+    box_size : int
+        N, pixels along an edge of the image.
+    pixel_size : float
+        Å per pixel.
+    atom_width : float
+        σ_a in pixels, the standard deviation of a pseudo-atom's Gaussian.
+    projector : str
+        One of `PROJECTORS`: "fourier", "separable" or "sparse".
+
+    Raises
+    ------
+    ForwardModelError
+        If the molecule does not fit the box, modes and reference differ in shape, the projector does not
+        exist, or a size is not positive.
+
+    Examples
+    --------
+    >>> from cryoanm_lib.anm import normal_modes
+    >>> from cryoanm_lib.structure import load_structure
+    >>> reference = load_structure("adk_open").coordinates
+    >>> forward_model = ForwardModel(reference, normal_modes(reference).vectors)
+    >>> pose, defocus = torch.tensor([0.5, 50.0], dtype=torch.float64)
+    >>> latents = Latents.in_plane(pose, amplitude=pose.new_tensor([1.5]), defocus=defocus)
+    >>> forward_model.images(latents).shape, forward_model.coefficients(latents, resolution=32).shape
+    (torch.Size([64, 64]), torch.Size([481]))
+    """
 
     reference: Float[Tensor, "atoms 3"]
     modes: Float[Tensor, "modes atoms 3"]
@@ -59,22 +97,10 @@ class ForwardModel(nn.Module):
         atom_width: float = 0.8,
         projector: str = "fourier",
     ) -> None:
-        """Fix everything that all images share.
-
-        Args:
-            reference: coordinates in Å, centred at the origin.
-            modes: mode vectors, each of unit norm over all its 3n components.
-            box_size: N, pixels along an edge of the image.
-            pixel_size: Å per pixel.
-            atom_width: σ_a in pixels, the standard deviation of a pseudo-atom's Gaussian.
-            projector: one of `PROJECTORS`: "fourier", "separable" or "sparse".
-
-        Raises:
-            ForwardModelError: for a molecule that does not fit the box, or any impossible size.
-        """
         super().__init__()
         if projector not in PROJECTORS:
-            raise ForwardModelError(f"projector {projector!r} does not exist: choose from {sorted(PROJECTORS)}")
+            known = ", ".join(PROJECTORS)
+            raise ForwardModelError(f"projector {projector!r} does not exist: choose from {known}")
         if modes.shape[1:] != reference.shape:
             raise ForwardModelError(
                 f"modes of shape {tuple(modes.shape)} do not belong to a reference of shape "
@@ -105,28 +131,54 @@ class ForwardModel(nn.Module):
         return len(self.modes)
 
     def frequencies(self, resolution: int) -> Float[Tensor, "kept 2"]:
-        """Frequencies of the half plane kept at resolution K, in cycles per pixel."""
+        """Frequencies of the half plane kept at resolution K, in cycles per pixel of the uncropped box.
+
+        Raises
+        ------
+        ForwardModelError
+            If K is odd and not the box, below 4, or larger than the box.
+        """
         check_resolution(resolution, self.box_size)
         kept = half_plane_frequencies(resolution, self.reference.device)
         return kept.to(self.reference.dtype) / self.box_size
 
     def deform(self, amplitudes: Float[Tensor, "*batch modes"]) -> Float[Tensor, "*batch atoms 3"]:
-        """Coordinates bent along the modes, x = x̄ + Σ_m α_m u_m, in Å."""
-        if amplitudes.shape[-1] != self.n_modes:
+        """Coordinates in Å bent along the modes, x = x̄ + Σ_m α_m u_m.
+
+        Raises
+        ------
+        ForwardModelError
+            If there is not one amplitude for each mode.
+        """
+        if amplitudes.shape[-1:] != (self.n_modes,):
             raise ForwardModelError(
-                f"got amplitudes for {amplitudes.shape[-1]} modes (shape {tuple(amplitudes.shape)}), but the "
-                f"model has {self.n_modes}: the last dimension must be {self.n_modes}"
+                f"got amplitudes of shape {tuple(amplitudes.shape)} for a model of {self.n_modes} modes: the "
+                f"last dimension must be {self.n_modes}"
             )
         return self.reference + torch.tensordot(amplitudes, self.modes, dims=1)
 
     def positions(self, latents: Latents) -> Float[Tensor, "*batch atoms 2"]:
-        """Where the atoms fall on the detector, in pixels from the origin: bent, rotated, z dropped, shifted."""
+        """Where the atoms fall on the detector, in pixels: bent, rotated, z dropped, shifted."""
         coordinates = self.deform(latents.amplitudes)
         on_detector = coordinates @ latents.rotations[..., :2, :].transpose(-2, -1)
         return on_detector / self.pixel_size + latents.shifts[..., None, :]
 
     def coefficients(self, latents: Latents, resolution: int) -> Complex[Tensor, "*batch kept"]:
-        """Noise-free Fourier coefficients of the image at resolution K, contrast transfer included."""
+        """Noise-free Fourier coefficients of the image at resolution K, contrast transfer included.
+
+        Parameters
+        ----------
+        latents : Latents
+            Of one image or a batch.
+        resolution : int
+            K, even and at most N, or N itself; the coefficients stand in the order of
+            `half_plane_frequencies`.
+
+        Raises
+        ------
+        ForwardModelError
+            If K is not usable with the box, or there is not one amplitude for each mode.
+        """
         frequencies = self.frequencies(resolution)
         project = PROJECTORS[self.projector]
         projection = project(self.positions(latents), self.box_size, self.atom_width, resolution)
@@ -140,7 +192,24 @@ class ForwardModel(nn.Module):
     def simulate(
         self, latents: Latents, noise: float, resolution: int, generator: torch.Generator | None = None
     ) -> Complex[Tensor, "*batch kept"]:
-        """Draw an image with white noise of deviation σ_n a pixel, as Fourier coefficients at resolution K."""
+        """Draw an image with white noise, as Fourier coefficients at resolution K.
+
+        Parameters
+        ----------
+        latents : Latents
+            Of one image or a batch.
+        noise : float
+            σ_n, the standard deviation of a pixel of the uncropped image.
+        resolution : int
+            K, as for `coefficients`.
+        generator : torch.Generator, optional
+            Source of the noise; by default torch's global one.
+
+        Raises
+        ------
+        ForwardModelError
+            If the noise is negative, K is not usable, or there is not one amplitude for each mode.
+        """
         return add_noise(self.coefficients(latents, resolution), noise, self.box_size, generator)
 
 
@@ -153,6 +222,22 @@ def add_noise(
     """Add the coefficients of white noise of deviation σ_n on N × N pixels.
 
     Each coefficient gains a complex Gaussian with E|ε|² = σ_n²/N², real at k = 0.
+
+    Parameters
+    ----------
+    coefficients : Complex[Tensor, "*batch kept"]
+        Of the noise-free image, at any resolution.
+    noise : float
+        σ_n, the standard deviation of a pixel of the uncropped image.
+    box_size : int
+        N, pixels along an edge of the uncropped image.
+    generator : torch.Generator, optional
+        Source of the noise; by default torch's global one.
+
+    Raises
+    ------
+    ForwardModelError
+        If the noise is negative.
     """
     if not noise >= 0:
         raise ForwardModelError(f"noise = {noise} is not a standard deviation: it must be 0 or greater")

@@ -19,11 +19,18 @@ from cryoanm_lib.errors import ForwardModelError
 
 
 def check_resolution(resolution: int, box_size: int) -> None:
-    """Refuse a resolution K that is odd, below 4, or larger than the box N."""
-    if resolution % 2 or not 4 <= resolution <= box_size:
+    """Refuse a resolution K below 4, above the box N, or odd, unless it is the whole box.
+
+    Raises
+    ------
+    ForwardModelError
+        If K is not usable with N.
+    """
+    usable = 4 <= resolution <= box_size and (resolution % 2 == 0 or resolution == box_size)
+    if not usable:
         raise ForwardModelError(
             f"resolution K = {resolution} pixels is not usable with a box of N = {box_size} pixels: "
-            f"choose an even K from 4 to {box_size}"
+            f"choose an even K from 4 to {box_size}, or the whole box"
         )
 
 
@@ -32,11 +39,18 @@ def highest_frequency(resolution: int) -> int:
     return (resolution - 1) // 2
 
 
-def half_plane_frequencies(resolution: int, device: torch.device | str | None = None) -> Float[Tensor, "kept 2"]:
+def half_plane_frequencies(
+    resolution: int, device: torch.device | str | None = None
+) -> Float[Tensor, "kept 2"]:
     """Integer frequencies (k_x, k_y) of the kept half plane, in the order of all coefficient vectors.
 
     The order is k_x = 0 with k_y = 0 … m, then for each k_x = 1 … m all k_y = -m … m, with m the highest
     frequency kept. These (K'² + 1) / 2 coefficients, K' = 2m + 1, determine the K'² of the full plane.
+
+    Examples
+    --------
+    >>> half_plane_frequencies(4).tolist()
+    [[0.0, 0.0], [0.0, 1.0], [1.0, -1.0], [1.0, 0.0], [1.0, 1.0]]
     """
     m = highest_frequency(resolution)
     kx = torch.arange(m + 1, device=device)
@@ -48,7 +62,20 @@ def half_plane_frequencies(resolution: int, device: torch.device | str | None = 
 def image_to_coefficients(
     images: Float[Tensor, "*batch box box"], resolution: int
 ) -> Complex[Tensor, "*batch kept"]:
-    """Fourier coefficients of the crop Π_K of images, on the half plane."""
+    """Fourier coefficients c(k) of the crop Π_K of images, on the half plane.
+
+    Parameters
+    ----------
+    images : Float[Tensor, "*batch box box"]
+        Square images of N pixels, odd or even, rows along y and columns along x.
+    resolution : int
+        K, from 1 to N, odd or even.
+
+    Raises
+    ------
+    ForwardModelError
+        If K is not from 1 to N.
+    """
     box_size = images.shape[-1]
     if not 1 <= resolution <= box_size:
         raise ForwardModelError(
@@ -63,7 +90,20 @@ def image_to_coefficients(
 def coefficients_to_image(
     coefficients: Complex[Tensor, "*batch kept"], box_size: int
 ) -> Float[Tensor, "*batch box box"]:
-    """The band-limited image, on a grid of any size that holds its frequencies, with intensity preserved."""
+    """The band-limited image, on a grid of any size that holds its frequencies, with intensity preserved.
+
+    Parameters
+    ----------
+    coefficients : Complex[Tensor, "*batch kept"]
+        The half plane of frequencies up to m, as of `image_to_coefficients`.
+    box_size : int
+        Pixels along an edge of the image, at least 2m + 1.
+
+    Raises
+    ------
+    ForwardModelError
+        If the grid is too coarse for the frequencies.
+    """
     grid = _vector_to_grid(coefficients)
     m = grid.shape[-2] - 1
     if box_size < 2 * m + 1:
@@ -78,20 +118,42 @@ def coefficients_to_image(
 
 
 def crop(images: Float[Tensor, "*batch box box"], resolution: int) -> Float[Tensor, "*batch crop crop"]:
-    """The crop Π_K: the same picture on K × K pixels, with white noise σ_n reduced to σ_n K/N."""
+    """The crop Π_K: the same picture on K × K pixels, with white noise σ_n reduced to σ_n K/N.
+
+    That is the deviation in an orthonormal basis of the K'² values that are kept (`to_real`). Where K is odd
+    it is that of a pixel too; where K is even, K' = K - 1 and a pixel, which lacks the Nyquist frequency,
+    deviates by σ_n K'/N.
+
+    Raises
+    ------
+    ForwardModelError
+        If K is not from 1 to N.
+
+    Examples
+    --------
+    >>> cropped = crop(torch.full((64, 64), 2.0), 32)
+    >>> cropped.shape, cropped.mean().item()
+    (torch.Size([32, 32]), 2.0)
+    """
     return coefficients_to_image(image_to_coefficients(images, resolution), resolution)
 
 
 def crop_coefficients(
     coefficients: Complex[Tensor, "*batch kept"], resolution: int
 ) -> Complex[Tensor, "*batch fewer"]:
-    """The crop Π_K of coefficients that were kept at the same or a higher resolution."""
+    """The crop Π_K of coefficients that were kept at the same or a higher resolution.
+
+    Raises
+    ------
+    ForwardModelError
+        If the coefficients end at a lower frequency than K asks for.
+    """
     grid = _vector_to_grid(coefficients)
     m, highest = highest_frequency(resolution), grid.shape[-2] - 1
     if m > highest:
         raise ForwardModelError(
-            f"resolution K = {resolution} needs frequencies up to {m}, but the coefficients end at {highest}: "
-            f"choose K of at most {2 * highest + 2}"
+            f"resolution K = {resolution} needs frequencies up to {m}, but the coefficients end at "
+            f"{highest}: choose K of at most {2 * highest + 2}"
         )
     return _grid_to_vector(grid[..., : m + 1, highest - m : highest + m + 1])
 
@@ -101,6 +163,13 @@ def to_real(coefficients: Complex[Tensor, "*batch kept"], resolution: int) -> Fl
 
     By Parseval the squared length equals the sum of the squared pixels of the crop, and white noise of
     standard deviation σ_n on N × N pixels becomes independent entries of deviation σ_n K/N.
+
+    Examples
+    --------
+    >>> images = torch.rand(2, 9, 9)
+    >>> coordinates = to_real(image_to_coefficients(images, 5), 5)
+    >>> coordinates.shape, torch.allclose(coordinates.norm(dim=-1), crop(images, 5).norm(dim=(-2, -1)))
+    (torch.Size([2, 25]), True)
     """
     rest = math.sqrt(2.0) * torch.view_as_real(coefficients[..., 1:]).flatten(-2)
     return resolution * torch.cat([coefficients[..., :1].real, rest], dim=-1)

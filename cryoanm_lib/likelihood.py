@@ -13,23 +13,55 @@ from cryoanm_lib.fourier import crop_coefficients, to_real
 
 
 def cropped_noise(noise: float, resolution: int, box_size: int) -> float:
-    """Standard deviation σ_n K/N of white noise after the crop Π_K."""
+    """Standard deviation σ_n K/N of white noise after the crop Π_K, in the orthonormal basis of `to_real`.
+
+    Raises
+    ------
+    ForwardModelError
+        If the noise is not positive.
+
+    Examples
+    --------
+    >>> cropped_noise(0.1, resolution=32, box_size=64)
+    0.05
+    """
     if not noise > 0:
         raise ForwardModelError(f"noise = {noise} gives no likelihood: it must be greater than 0")
     return noise * resolution / box_size
 
 
 def log_likelihood(
-    observed: Complex[Tensor, "*batch kept"],
-    predicted: Complex[Tensor, "*batch kept"],
+    observed: Complex[Tensor, "*#batch kept"],
+    predicted: Complex[Tensor, "*#batch kept"],
     noise: float,
     resolution: int,
     box_size: int,
 ) -> Float[Tensor, "*batch"]:
     """Log-density of the observed K × K crop given the predicted one (the paper's Eq. 10, corrected).
 
-    log p = -|y - ŷ|² / (2 σ²) - D/2 log(2π σ²) with σ = σ_n K/N, where y holds the D independent values of
-    the crop in an orthonormal Fourier basis: the pixel likelihood, without computing a pixel.
+    log p = -|y - ŷ|² / (2 σ²) - D/2 log(2π σ²) with σ = σ_n K/N, where y holds the D = K'² independent values
+    of the crop in an orthonormal Fourier basis: the pixel likelihood, without computing a pixel. Where K is
+    even, K' = K - 1: the crop has no Nyquist frequency, so that K² - K'² of its pixels are redundant.
+
+    Parameters
+    ----------
+    observed, predicted : Complex[Tensor, "*#batch kept"]
+        Fourier coefficients at resolution K; batches are broadcast.
+    noise : float
+        σ_n, the standard deviation of a pixel of the uncropped image.
+    resolution, box_size : int
+        K and N.
+
+    Raises
+    ------
+    ForwardModelError
+        If the noise is not positive.
+
+    Examples
+    --------
+    >>> empty = torch.zeros(481, dtype=torch.complex64)
+    >>> print(f"{log_likelihood(empty, empty, noise=0.1, resolution=32, box_size=64):.1f}")
+    1995.8
     """
     sigma = cropped_noise(noise, resolution, box_size)
     residual = to_real(observed - predicted, resolution)
@@ -47,15 +79,27 @@ def landscape(
 ) -> Float[Tensor, "rows columns"]:
     """Log-likelihood of one image over a grid of any two latents.
 
-    Args:
-        forward: the model that predicts.
-        observed: Fourier coefficients of one image, at `resolution` or higher.
-        at: the latents that stay, e.g. {"amplitude": 1.5, "defocus": 50.0}; what is named in neither place
-            is 0. Names: "pose" (rad), "amplitude" (first mode), "amplitude_2" … (others), "defocus",
-            "shift_x", "shift_y" (px).
-        along: the two latents that vary and their values; the first runs along the rows.
-        noise: σ_n a pixel of the uncropped image.
-        resolution: K.
+    Parameters
+    ----------
+    forward : ForwardModel
+        The model that predicts.
+    observed : Complex[Tensor, "kept"]
+        Fourier coefficients of one image, at `resolution` or higher.
+    at : mapping of str to float
+        The latents that stay, e.g. ``{"amplitude": 1.5, "defocus": 50.0}``; one named in neither place is
+        0, one named in both varies. Names: "pose" (radians), "amplitude" (first mode), "amplitude_2" …
+        (others), "defocus" (px²), "shift_x", "shift_y" (pixels).
+    along : mapping of str to Float[Tensor, "points"]
+        The two latents that vary and their values; the first runs along the rows.
+    noise : float
+        σ_n, the standard deviation of a pixel of the uncropped image.
+    resolution : int
+        K.
+
+    Raises
+    ------
+    ForwardModelError
+        If a name is unknown, `along` does not name two latents, or the noise is not positive.
     """
     allowed = _latent_names(forward.n_modes)
     unknown = [name for name in (*at, *along) if name not in allowed]
@@ -67,16 +111,11 @@ def landscape(
     varied = dict(zip(along, grid, strict=True))
     values = {name: varied.get(name, torch.full_like(grid[0], at.get(name, 0.0))) for name in allowed}
     observed = crop_coefficients(observed, resolution)
-    rows = [
-        log_likelihood(
-            observed,
-            forward.coefficients(_latents({k: v[row] for k, v in values.items()}, forward.n_modes), resolution),
-            noise,
-            resolution,
-            forward.box_size,
-        )
-        for row in range(len(grid[0]))
-    ]
+    rows = []
+    for row in range(len(grid[0])):  # one at a time: a fine grid of images would not fit into memory
+        latents = _latents({name: value[row] for name, value in values.items()}, forward.n_modes)
+        predicted = forward.coefficients(latents, resolution)
+        rows.append(log_likelihood(observed, predicted, noise, resolution, forward.box_size))
     return torch.stack(rows)
 
 

@@ -133,7 +133,6 @@ class CryoProgram(nn.Module):
 
     def guide(self, particles: Particles, resolution: int) -> None:
         """Algorithm 2: the networks look at each image and propose its latents."""
-        pyro.module("encoders", self.encoders)
         images = self.encoder_images(particles, resolution)
         with pyro.plate("images", len(particles)):
             pose = particles.latents["pose"]
@@ -176,14 +175,47 @@ class CryoProgram(nn.Module):
         scale = self.prior.defocus_scale
         return dist.Normal(self.prior.defocus_mean + scale * mean, scale * log_scale.exp())
 
-    # ---------------------------------------------------------------- data
+    # ---------------------------------------------------------------- data, and what the guide says of it
 
+    @torch.no_grad()
     def simulate(self, n_images: int, resolution: int) -> Particles:
         """Draw images from the model, kept at a resolution K, together with the latents that made them."""
-        with torch.no_grad(), pyro.plate("images", n_images):
+        with pyro.plate("images", n_images):
             latents = self.draw_latents()
-            images = self.forward_model.simulate(to_forward(latents), self.noise, resolution)
+        images = self.forward_model.simulate(to_forward(latents), self.noise, resolution)
         return Particles(images, latents)
+
+    @torch.no_grad()
+    def sample_guide(
+        self, particles: Particles, resolution: int, batch_size: int = 500
+    ) -> dict[str, Float[Tensor, "images ..."]]:
+        """One draw of every inferred latent for each image, and the pose's mixture.
+
+        Returns the draws by the latent's name, and where the pose is inferred "pose_logits" (images,
+        components) and "pose_concentrations" (images, components, 2).
+        """
+        modes = {encoder: encoder.training for encoder in self.encoders.values()}
+        self.encoders.eval()
+        chunks = [
+            self._sample_chunk(particles[start : start + batch_size], resolution)
+            for start in range(0, len(particles), batch_size)
+        ]
+        for encoder, mode in modes.items():
+            encoder.train(mode)
+        return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+    def _sample_chunk(self, particles: Particles, resolution: int) -> dict[str, Tensor]:
+        sites = poutine.trace(self.guide).get_trace(particles, resolution).nodes
+        draws = {name: sites[name]["value"] for name in self.inferred}
+        if "pose" not in draws:
+            return draws
+        mixture: ProjectedNormalMixture = sites["pose"]["fn"]
+        if self.stratified:
+            # One draw came from every component: keep the draws of a component picked by its weight.
+            index = (dist.Categorical(logits=mixture.logits).sample(), torch.arange(len(particles)))
+            event_dims = {"pose": 1, "amplitude": 1, "defocus": 0}
+            draws = {k: v[index] if v.ndim == 2 + event_dims[k] else v for k, v in draws.items()}
+        return draws | {"pose_logits": mixture.logits, "pose_concentrations": mixture.concentrations}
 
 
 def to_forward(latents: Mapping[str, Tensor]) -> Latents:

@@ -1,4 +1,7 @@
-"""The ELBO with the pose's mixture components summed instead of sampled."""
+"""What training minimises, in Pyro's interface for losses; each is reported per image.
+
+`pyro.infer.Trace_ELBO` is the paper's. The two here share its call, `loss(model, guide, particles, K)`.
+"""
 
 import torch
 from pyro import poutine
@@ -16,7 +19,7 @@ class StratifiedELBO(ELBO):
 
         ELBO = Σ_c w_c E_{q_c}[log p(x, θ, …) - log q(θ, …)],    q(θ) = Σ_c w_c q_c(θ),
 
-    is an exact sum over components, differentiable in the weights too. It is reported per image.
+    is an exact sum over components, differentiable in the weights too.
     """
 
     def differentiable_loss(self, model, guide, *args, **kwargs) -> Tensor:
@@ -45,11 +48,25 @@ class StratifiedELBO(ELBO):
         return loss.item()
 
 
+class ForwardKL(StratifiedELBO):
+    """Cross-entropy -log q(latents | image) of simulated images, whose latents are known.
+
+    Averaged over simulations it is KL(p(latents | image) ‖ q) up to a constant. The guide is told the answer,
+    so there is no likelihood to climb and no half-turn to get stuck in; but it learns from the model alone.
+    """
+
+    def differentiable_loss(self, model, guide, particles, resolution: int) -> Tensor:
+        """Minus the guide's log-density at the latents that made an average image."""
+        with poutine.condition(data=particles.latents):
+            trace = poutine.trace(guide).get_trace(particles, resolution)
+        return -_log_joint(trace).mean()
+
+
 def _log_joint(trace: poutine.Trace) -> Tensor:
     """Sum of the log-densities of all sample sites, one number for each draw."""
-    sites = (site for site in trace.nodes.values() if site["type"] == "sample" and not _is_plate(site))
-    return sum(site["fn"].log_prob(site["value"]) for site in sites)
-
-
-def _is_plate(site: dict) -> bool:
-    return type(site["fn"]).__name__ == "_Subsample"
+    densities = [
+        site["fn"].log_prob(site["value"])
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and name != "images"  # the plate is no latent
+    ]
+    return sum(densities)

@@ -1,0 +1,58 @@
+"""What Snakemake calls:  python -m cryoanm_lib fit | metrics | check."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+
+from cryoanm_lib.configuration import config_folder, load_profile
+from cryoanm_lib.errors import CryoANMError
+from cryoanm_lib.experiment import check_metrics, fit, gather_metrics, load_json, save_json
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one subcommand; errors of the library become one line and exit status 1."""
+    parser = argparse.ArgumentParser(prog="python -m cryoanm_lib", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--profile", default="laptop", help="name or file of the profile")
+    shared.add_argument("--structure", help="in place of the profile's own")
+    shared.add_argument("--results", type=Path, default=Path("results"))
+    train = commands.add_parser("fit", parents=[shared], help="train one experiment")
+    train.add_argument("experiment")
+    commands.add_parser("metrics", parents=[shared], help="gather results/metrics.json")
+    check = commands.add_parser("check", parents=[shared], help="compare metrics with their expected ranges")
+    check.add_argument("metrics", type=Path)
+    given = parser.parse_args(arguments)
+    try:
+        return {"fit": _fit, "metrics": _metrics, "check": _check}[given.command](given)
+    except CryoANMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _fit(given: argparse.Namespace) -> int:
+    fit(load_profile(given.profile, given.structure), given.experiment, given.results)
+    return 0
+
+
+def _metrics(given: argparse.Namespace) -> int:
+    metrics = gather_metrics(load_profile(given.profile, given.structure), given.results)
+    save_json(given.results / "metrics.json", metrics)
+    return 0
+
+
+def _check(given: argparse.Namespace) -> int:
+    expected = yaml.safe_load((config_folder() / "expected.yaml").read_text(encoding="utf-8"))
+    ranges = expected.get(given.profile, {})
+    complaints = check_metrics(load_json(given.metrics), ranges)
+    for complaint in complaints:
+        print(complaint)
+    if not complaints:
+        print(f"all {sum(map(len, ranges.values()))} metrics of profile {given.profile} are within their ranges")
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""Validated configuration: a profile says which structure, which model, and which experiments.
+
+Profiles are YAML files in `config/`. Every key is described here, and a file with an unknown key, a wrong
+type or an impossible value is refused by name.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cryoanm_lib.anm import DEFAULT_CUTOFF, NormalModes, normal_modes
+from cryoanm_lib.encoders import CHANNELS
+from cryoanm_lib.errors import ConfigurationError
+from cryoanm_lib.forward import ForwardModel
+from cryoanm_lib.program import CryoProgram, Prior
+from cryoanm_lib.structure import Structure, load_structure
+from cryoanm_lib.training import Stage
+
+PROFILES = ("smoke", "laptop", "full", "paper")
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+LatentName = Literal["pose", "amplitude", "defocus"]
+
+
+class Section(BaseModel):
+    """A part of a profile: unknown keys are refused, values are never coerced."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelSection(Section):
+    """The forward model, shared by all experiments."""
+
+    modes: Count = Field(1, description="normal modes along which the structure bends")
+    cutoff: Positive = Field(DEFAULT_CUTOFF, description="ANM cutoff in Å")
+    box_size: Annotated[int, Field(ge=8)] = Field(64, description="N, pixels along an edge of the image")
+    pixel_size: Positive = Field(1.0, description="Å per pixel")
+    atom_width: Positive = Field(0.8, description="σ_a of a pseudo-atom, in pixels")
+    noise: Positive = Field(0.1, description="σ_n of a pixel")
+    projector: Literal["fourier", "separable", "sparse"] = Field("fourier", description="how to project")
+
+
+class PriorSection(Section):
+    """What is known before an image is seen."""
+
+    amplitude_scale: Positive = Field(3.0, description="σ_α of each mode's amplitude, in Å over all atoms")
+    pose_concentration: tuple[float, float] = Field((0.0, 0.0), description="μ_s; (0, 0) is uniform")
+    defocus_mean: float = Field(50.0, description="mean of z in natural units (px²)")
+    defocus_scale: Positive = Field(3.0, description="deviation of z, same unit")
+
+
+class GuideSection(Section):
+    """The guide of one experiment."""
+
+    components: Count = Field(2, description="projected normals in the pose's mixture")
+    stratified: bool = Field(True, description="sum over the mixture's components instead of sampling one")
+    upright: bool = Field(True, description="the amplitude's network sees the image turned back by the pose")
+    image_size: Annotated[int, Field(ge=8)] = Field(32, description="pixels that the networks see along an edge")
+    channels: tuple[Count, ...] = Field(CHANNELS, description="widths of the double convolutions")
+
+
+class StageSection(Section):
+    """One stage of the schedule."""
+
+    resolution: Annotated[int, Field(ge=4, multiple_of=2)] = Field(description="K of the likelihood, even")
+    steps: Count = Field(description="gradient steps, at most")
+    learning_rate: Positive = Field(1e-3, description="at the first step")
+    final_learning_rate: Positive | None = Field(None, description="at the last step, reached geometrically")
+    objective: Literal["elbo", "forward_kl"] = Field("elbo", description="what is minimised")
+    settle: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="end the stage when the loss falls by less than this fraction over a window"
+    )
+    train: tuple[LatentName, ...] | None = Field(None, description="latents whose networks learn; default all")
+
+
+class ExperimentSection(Section):
+    """One experiment: which latents are inferred, by which guide, trained how."""
+
+    title: str = Field(description="one line for tables and figures")
+    infer: Annotated[tuple[LatentName, ...], Field(min_length=1)] = Field(description="latents inferred; others given")
+    guide: GuideSection = GuideSection()
+    training_images: Count | None = Field(None, description="a fixed set of this size; default: fresh ones each step")
+    batch_size: Count = Field(100, description="images a step")
+    stages: Annotated[tuple[StageSection, ...], Field(min_length=1)] = Field(description="the schedule")
+    paper: dict[str, float] = Field({}, description="values the paper reports, by metric")
+
+    @model_validator(mode="after")
+    def _stages_train_what_is_inferred(self) -> "ExperimentSection":
+        for index, stage in enumerate(self.stages):
+            extra = set(stage.train or ()) - set(self.infer)
+            if extra:
+                raise ValueError(f"stages[{index}].train names {sorted(extra)}, which infer = {self.infer} does not")
+        if self.training_images is not None and self.training_images % self.batch_size:
+            raise ValueError(
+                f"training_images = {self.training_images} is no multiple of batch_size = {self.batch_size}"
+            )
+        smallest = 2 ** len(self.guide.channels)
+        if self.guide.image_size % smallest:
+            raise ValueError(
+                f"guide.image_size = {self.guide.image_size} must be a multiple of {smallest}, since "
+                f"{len(self.guide.channels)} poolings halve it"
+            )
+        return self
+
+
+class Profile(Section):
+    """Everything that a run of the book depends on."""
+
+    name: str = Field(description="the profile's name, that of its file")
+    structure: str = Field("adk_open", description="embedded name, PDB ID, or path")
+    chain: str | None = Field(None, description="author's chain; default the first with Cα")
+    stride: Count = Field(2, description="every stride-th Cα is a pseudo-atom")
+    seed: Annotated[int, Field(ge=0)] = Field(1, description="fixes the run")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
+    test_images: Count = Field(2000, description="images never trained on, for every residual")
+    window: Count = Field(100, description="steps between records, and over which a stage settles")
+    model: ModelSection = ModelSection()
+    prior: PriorSection = PriorSection()
+    experiments: Annotated[dict[str, ExperimentSection], Field(min_length=1)] = Field(description="by name")
+
+    @model_validator(mode="after")
+    def _resolutions_fit_the_box(self) -> "Profile":
+        for name, experiment in self.experiments.items():
+            sizes = {f"stages[{i}].resolution": stage.resolution for i, stage in enumerate(experiment.stages)}
+            for key, size in {**sizes, "guide.image_size": experiment.guide.image_size}.items():
+                if size > self.model.box_size:
+                    raise ValueError(
+                        f"experiments.{name}.{key} = {size} is larger than model.box_size = {self.model.box_size}"
+                    )
+        return self
+
+    @property
+    def noise(self) -> float:
+        """σ_n of a pixel."""
+        return self.model.noise
+
+    def load_structure(self) -> Structure:
+        """The reference structure."""
+        return load_structure(self.structure, chain=self.chain, stride=self.stride)
+
+    def modes(self, n_modes: int | None = None) -> NormalModes:
+        """The softest modes of the reference structure, as many as the model bends along by default."""
+        count = self.model.modes if n_modes is None else n_modes
+        return normal_modes(self.load_structure().coordinates, count, self.model.cutoff)
+
+    def forward_model(self, projector: str | None = None) -> ForwardModel:
+        """The forward model, in float32."""
+        sizes = self.model.model_dump(include={"box_size", "pixel_size", "atom_width"})
+        reference, modes = self.load_structure().coordinates.float(), self.modes().vectors.float()
+        return ForwardModel(reference, modes, projector=projector or self.model.projector, **sizes)
+
+    def prior_of_latents(self) -> Prior:
+        """The prior of the latents."""
+        return Prior(**self.prior.model_dump())
+
+    def program(self, experiment: str) -> CryoProgram:
+        """Model and guide of an experiment, the guide untrained."""
+        section = self.experiment(experiment)
+        return CryoProgram(
+            self.forward_model(), self.prior_of_latents(), self.noise, section.infer, **section.guide.model_dump()
+        )
+
+    def stages(self, experiment: str) -> list[Stage]:
+        """The schedule of an experiment."""
+        return [Stage(**stage.model_dump()) for stage in self.experiment(experiment).stages]
+
+    def experiment(self, name: str) -> ExperimentSection:
+        """The section of an experiment."""
+        if name not in self.experiments:
+            raise ConfigurationError(
+                f"profile {self.name!r} has no experiment {name!r}; it has {', '.join(self.experiments)}"
+            )
+        return self.experiments[name]
+
+    def config_hash(self, experiment: str) -> str:
+        """Eight hexadecimal digits that change with anything that the result of an experiment depends on."""
+        content = self.model_dump(mode="json", exclude={"name", "experiments", "device"})
+        content["experiment"] = self.experiment(experiment).model_dump(mode="json", exclude={"title", "paper"})
+        if Path(self.structure).is_file():
+            content["structure"] = hashlib.sha256(Path(self.structure).read_bytes()).hexdigest()
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+    def artifact_path(self, experiment: str) -> Path:
+        """Folder of an experiment's results, below the results folder."""
+        return Path("fits", f"{experiment}-{self.config_hash(experiment)}")
+
+
+def load_profile(profile: str | Path, structure: str | None = None) -> Profile:
+    """Read and check a profile.
+
+    Parameters
+    ----------
+    profile : str or Path
+        One of `PROFILES`, or the path of a YAML file.
+    structure : str, optional
+        Takes the place of the profile's own structure.
+
+    Raises
+    ------
+    ConfigurationError
+        Naming the key, its value and what is allowed.
+    """
+    path = config_folder() / f"{profile}.yaml" if str(profile) in PROFILES else Path(profile)
+    if not path.is_file():
+        raise ConfigurationError(f"profile {str(profile)!r} does not exist: choose from {PROFILES}, or give a path")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path.name} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path.name} holds {type(content).__name__}, not a table of keys")
+    content.pop("defaults", None)  # a place for YAML anchors, already expanded where they are used
+    content = {"name": path.stem} | content | ({"structure": str(structure)} if structure else {})
+    try:
+        # JSON and not the dictionary: its lists may become tuples although nothing else is coerced.
+        return Profile.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        raise ConfigurationError(_explain(path.name, error)) from None
+    except TypeError as error:
+        raise ConfigurationError(f"{path.name}: {error}: use text, numbers, lists and tables only") from None
+
+
+def config_folder() -> Path:
+    """The repository's `config/`, or the copy of it that an installed library carries."""
+    package = Path(__file__).resolve().parent
+    beside = package.parent / "config"
+    return beside if beside.is_dir() else package / "config"
+
+
+def _explain(file_name: str, error: ValidationError) -> str:
+    lines = [f"{file_name} is not usable:"]
+    for problem in error.errors():
+        *parents, key = problem["loc"] or ("",)
+        where = ".".join(str(part) for part in problem["loc"]) or "profile"
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"  {where}: unknown key; allowed: {', '.join(_allowed_keys(parents))}")
+        elif problem["type"] == "missing":
+            lines.append(f"  {where}: missing; {problem['msg']}")
+        else:
+            value = "" if isinstance(problem["input"], dict) else f" = {problem['input']!r}"
+            lines.append(f"  {where}{value}: {problem['msg']}")
+    return "\n".join(lines)
+
+
+def _allowed_keys(parents: list) -> list[str]:
+    """Keys of the section that a path of keys leads to."""
+    sections = {
+        "model": ModelSection,
+        "prior": PriorSection,
+        "guide": GuideSection,
+        "stages": StageSection,
+        "experiments": ExperimentSection,
+    }
+    named = [sections[part] for part in parents if part in sections]
+    return sorted((named[-1] if named else Profile).model_fields)

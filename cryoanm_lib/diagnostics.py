@@ -1,0 +1,87 @@
+"""How good an answer is: residuals against the truth, and the best that any method could reach."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cryoanm_lib.forward import ForwardModel, Latents
+from cryoanm_lib.fourier import to_real
+from cryoanm_lib.likelihood import cropped_noise
+from cryoanm_lib.program import Prior
+from cryoanm_lib.rotation import angle_distance, unit_vector_to_angle
+
+#: A residual beyond this many degrees is called a flip: the sample fell into the wrong half-turn.
+FLIP_DEGREES = 90.0
+
+
+def residuals(
+    sampled: Mapping[str, Tensor], truth: Mapping[str, Tensor]
+) -> dict[str, Float[Tensor, "images"]]:
+    """Distance of a posterior sample from the truth, image by image, for each latent in `sampled`.
+
+    "pose" in degrees along the circle; "amplitude" the mean over modes of |α - α*|; "defocus" |z - z*| in
+    natural units.
+    """
+    found = {}
+    if "pose" in sampled:
+        angles = (unit_vector_to_angle(latents["pose"]) for latents in (sampled, truth))
+        found["pose"] = torch.rad2deg(angle_distance(*angles))
+    if "amplitude" in sampled:
+        found["amplitude"] = (sampled["amplitude"] - truth["amplitude"]).abs().mean(-1)
+    if "defocus" in sampled:
+        found["defocus"] = (sampled["defocus"] - truth["defocus"]).abs()
+    return found
+
+
+def information_limit(
+    forward: ForwardModel,
+    truth: Mapping[str, Tensor],
+    inferred: tuple[str, ...],
+    prior: Prior,
+    noise: float,
+    resolution: int,
+) -> dict[str, Float[Tensor, "images"]]:
+    """Expected residual of a sample from the exact posterior, image by image, where it is a Gaussian.
+
+    The Fisher information F = JᵀJ/σ² + prior precision, J the derivative of the crop by the latents, gives
+    the covariance Σ = F⁻¹. Posterior mean and sample each deviate by Σ, hence E|sample - truth| = 2 √(Σ/π).
+    No method that samples its posterior can do better on average. Same keys and units as `residuals`.
+    """
+    sigma = cropped_noise(noise, resolution, forward.box_size)
+    pose = unit_vector_to_angle(truth["pose"])
+    amplitude, defocus = truth["amplitude"], truth["defocus"]
+
+    def crop(pose: Tensor, amplitude: Tensor, defocus: Tensor) -> Tensor:
+        coefficients = forward.coefficients(Latents.in_plane(pose, amplitude, defocus), resolution)
+        return to_real(coefficients, resolution) / sigma
+
+    directions = _unit_tangents(pose, amplitude, defocus, inferred)
+    point = (pose, amplitude, defocus)
+    jacobian = torch.stack([torch.func.jvp(crop, point, tangent)[1] for _, tangent in directions], dim=1).double()
+    precision = {"pose": 0.0, "amplitude": prior.amplitude_scale**-2, "defocus": prior.defocus_scale**-2}
+    fisher = jacobian @ jacobian.transpose(1, 2)
+    fisher = fisher + torch.diag(torch.tensor([precision[name] for name, _ in directions])).to(fisher)
+    deviation = torch.linalg.inv(fisher).diagonal(dim1=1, dim2=2).sqrt()
+    expected = 2 * deviation / math.sqrt(math.pi)
+    columns = {name: [i for i, (label, _) in enumerate(directions) if label == name] for name in inferred}
+    limit = {name: expected[:, index].mean(1) for name, index in columns.items()}
+    return limit | {"pose": torch.rad2deg(limit["pose"])} if "pose" in limit else limit
+
+
+def _unit_tangents(
+    pose: Tensor, amplitude: Tensor, defocus: Tensor, inferred: tuple[str, ...]
+) -> list[tuple[str, tuple[Tensor, Tensor, Tensor]]]:
+    """One direction for each inferred number: (name, tangents of pose, amplitude and defocus)."""
+    none = tuple(torch.zeros_like(x) for x in (pose, amplitude, defocus))
+    tangents = []
+    if "pose" in inferred:
+        tangents.append(("pose", (torch.ones_like(pose), *none[1:])))
+    if "amplitude" in inferred:
+        for axis in torch.eye(amplitude.shape[-1], dtype=amplitude.dtype, device=amplitude.device):
+            tangents.append(("amplitude", (none[0], axis.expand_as(amplitude), none[2])))
+    if "defocus" in inferred:
+        tangents.append(("defocus", (*none[:2], torch.ones_like(defocus))))
+    return tangents
