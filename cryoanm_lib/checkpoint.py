@@ -87,18 +87,25 @@ def load_checkpoint(path: Path, trainer: Trainer, config_hash: str) -> None:
         )
     weights = {k.removeprefix("encoders."): v for k, v in tensors.items() if k.startswith("encoders.")}
     trainer.program.encoders.load_state_dict(weights)
-    states = {}
-    for name, saved in json.loads(metadata["optimizers"]).items():
-        prefix = f"optimizer.{name}."
-        moments = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        state = {0: saved["numbers"] | moments} if saved["numbers"] or moments else {}
-        states[name] = {"state": state, "param_groups": saved["param_groups"]}
-    trainer.optimizer.set_state(states)
     trainer.progress = Progress(**json.loads(metadata["progress"]))
     trainer.progress.snapshots = read_snapshots(tensors)
+    trainer.optimizer.set_state(_optimizer_state(tensors, json.loads(metadata["optimizers"]), trainer))
     torch.set_rng_state(tensors["random.cpu"])
     if torch.cuda.is_available() and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"])
+
+
+def _optimizer_state(tensors: dict[str, Tensor], optimizers: dict[str, dict], trainer: Trainer) -> dict[str, dict]:
+    """Pyro's state of one optimiser for each parameter, with the learning rate of the step that comes next."""
+    finished = trainer.progress.stage == len(trainer.stages)
+    rate = {} if finished else {"lr": trainer.stage.learning_rate_at(trainer.progress.step)}
+    states = {}
+    for name, saved in optimizers.items():
+        prefix = f"optimizer.{name}."
+        moments = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        state = {0: saved["numbers"] | moments} if saved["numbers"] or moments else {}
+        states[name] = {"state": state, "param_groups": [group | rate for group in saved["param_groups"]]}
+    return states
 
 
 def flatten_snapshots(snapshots: list[dict[str, Tensor]]) -> dict[str, Tensor]:

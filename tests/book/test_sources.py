@@ -1,6 +1,5 @@
 """What the book is made of fits together, before anything is built."""
 
-import json
 import re
 
 import nbformat
@@ -13,7 +12,7 @@ PARAMETERS = {"profile": "smoke", "structure": "adk_open"}
 
 
 def source_of(page):
-    """Where the text of a page comes from: pages under notebooks/ are made from the notebooks of that name."""
+    """Where the text of a page comes from: pages under notebooks/ come from notebooks of that name."""
     return f"{page}.ipynb" if page.startswith("notebooks/") else f"book/{page}.md"
 
 
@@ -24,7 +23,8 @@ def test_toc_and_sources_are_the_same_set(toc, tracked):
 
 
 def test_generated_pages_are_not_tracked(tracked):
-    assert not [p for p in tracked if p.startswith(("results/", "book/_build/", "book/notebooks/", "book/generated/"))]
+    generated = ("results/", "book/_build/", "book/notebooks/", "book/generated/")
+    assert not [path for path in tracked if path.startswith(generated)]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -49,7 +49,8 @@ def test_notebook_has_one_parameters_cell_with_smoke_defaults(path):
 
 def repository_links(text):
     """Repositories, as owner/name, that launch links and badges in a text point at."""
-    return set(re.findall(r"(?:mybinder\.org/v2/gh|colab\.research\.google\.com/github)/([\w-]+/[\w.-]+)", text))
+    services = r"(?:mybinder\.org/v2/gh|colab\.research\.google\.com/github)"
+    return set(re.findall(services + r"/([\w-]+/[\w.-]+)", text))
 
 
 def test_the_repository_address_stands_in_one_place(config, tracked):
@@ -91,13 +92,13 @@ def test_readme_links_open_tracked_files(tracked):
 def test_every_citation_is_known_and_every_reference_can_be_looked_up(tracked):
     entries = re.split(r"^@", (ROOT / "book/references.bib").read_text(), flags=re.MULTILINE)[1:]
     known = {re.match(r"\w+\{([^,]+),", entry)[1]: entry for entry in entries}
-    assert not [key for key, entry in known.items() if not re.search(r"^\s*(doi|url)\s*=", entry, re.MULTILINE)]
+    findable = re.compile(r"^\s*(doi|url)\s*=", re.MULTILINE)
+    assert not [key for key, entry in known.items() if not findable.search(entry)]
 
     cited = set()
     for path in tracked:
         if path.startswith("notebooks/"):
-            text = "\n".join(cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
-                             for cell in json.loads((ROOT / path).read_text())["cells"])  # fmt: skip
+            text = "\n".join(cell.source for cell in nbformat.read(ROOT / path, as_version=4).cells)
         elif path.startswith("book/") and path.endswith(".md"):
             text = (ROOT / path).read_text()
         else:

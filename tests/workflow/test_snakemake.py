@@ -13,7 +13,12 @@ FIT_FILES = {"config.json", "metrics.json", "history.json", "weights.safetensors
 def planned(process):
     """Map each file that a `--summary` lists to the rule that makes it."""
     assert process.returncode == 0, process.stderr
-    return {row["output_file"]: row["rule"] for row in csv.DictReader(process.stdout.splitlines(), delimiter="\t")}
+    rows = csv.DictReader(process.stdout.splitlines(), delimiter="\t")
+    return {row["output_file"]: row["rule"] for row in rows}
+
+
+def made_by(rule, files):
+    return {file for file, maker in files.items() if maker == rule}
 
 
 def test_lint_finds_nothing(snakemake):
@@ -26,12 +31,13 @@ def test_plans_every_fit_notebook_and_page(snakemake, checkout, name):
     files = planned(snakemake("--summary", "--config", f"profile={name}"))
 
     profile = load_profile(name, structure="adk_open")
-    fits = {f"results/{profile.artifact_path(e).as_posix()}/{f}" for e in profile.experiments for f in FIT_FILES}
+    folders = [f"results/{profile.artifact_path(name).as_posix()}" for name in profile.experiments]
+    fits = {f"{folder}/{file}" for folder in folders for file in FIT_FILES}
     notebooks = {f"results/notebooks/{p.name}" for p in (checkout / "notebooks").glob("*.ipynb")}
 
-    assert {f for f, rule in files.items() if rule == "fit"} == fits
-    assert {f for f, rule in files.items() if rule == "notebook"} == notebooks
-    assert {f for f, rule in files.items() if rule not in ("fit", "notebook")} == {
+    assert made_by("fit", files) == fits
+    assert made_by("notebook", files) == notebooks
+    assert set(files) - fits - notebooks == {
         "results/metrics.json",
         "results/metrics_check.txt",
         "book/_build/html/index.html",
@@ -40,10 +46,11 @@ def test_plans_every_fit_notebook_and_page(snakemake, checkout, name):
 
 def test_structure_names_other_fits(snakemake):
     one, other = (
-        {f for f, rule in planned(snakemake("--summary", "--config", "profile=smoke", f"structure={s}")).items() if rule == "fit"}
-        for s in ("adk_open", "adk_closed")
+        made_by("fit", planned(snakemake("--summary", "--config", "profile=smoke", f"structure={structure}")))
+        for structure in ("adk_open", "adk_closed")
     )
-    assert one and other and not one & other
+    assert len(one) == len(other) > 0
+    assert not one & other
 
 
 @pytest.mark.parametrize(
@@ -51,7 +58,7 @@ def test_structure_names_other_fits(snakemake):
     [
         ("profile=laptpo", "unknown profile 'laptpo'; allowed: smoke, laptop, full, paper"),
         ("prfile=smoke", "unknown --config key 'prfile'; allowed: profile, structure"),
-        ("structure=", "structure is None; allowed: a name such as adk_open, a PDB ID, or a path"),
+        ("structure=", "structure is ''; allowed: a name such as adk_open, a PDB ID, or a path"),
     ],
 )
 def test_refuses_unknown_settings(snakemake, setting, message):

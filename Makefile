@@ -1,0 +1,76 @@
+# Two commands from a bare machine:   make book   and   make test
+# They need Python 3.11 or newer, a C compiler, make and a package index, and install the rest into .venv.
+
+PYTHON    ?= $(shell for p in python3.11 python3 python3.12 python3.13; do $$p -c '$(IS_NEW)' 2>/dev/null && echo $$p && break; done)
+PROFILE   ?= laptop
+STRUCTURE ?= adk_open
+CORES     ?= 4
+
+IS_NEW := import sys; sys.exit(sys.version_info < (3, 11))
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# The environment's own tools and kernel come first, whatever else the machine has installed.
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export JUPYTER_PREFER_ENV_PATH := 1
+export PYTHONNOUSERSITE := 1
+unexport JUPYTER_PATH PYTHONPATH PYTHONHOME
+
+REQUIREMENTS := pyproject.toml constraints.txt
+BOOK_READY   := .venv/.ready-book
+TEST_READY   := .venv/.ready-test
+
+.PHONY: help book test test-slow test-book lint format clean distclean
+
+help: ## Show this list
+	@echo "make <target> [PROFILE=smoke|laptop|full|paper] [STRUCTURE=adk_open|<PDB ID>|<file>] [CORES=4] [PYTHON=python3.11]"
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
+
+book: $(BOOK_READY) ## Compute every figure of PROFILE and build the book
+	snakemake --cores $(CORES) --config profile="$(PROFILE)" structure="$(STRUCTURE)"
+	@echo "The book: $(CURDIR)/book/_build/html/index.html"
+
+test: lint ## Run ruff, the test suite and the notebooks
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=2 pytest -p no:cacheprovider --nbval-lax --nbval-current-env notebooks
+
+test-slow: $(TEST_READY) ## Run the long statistical tests
+	OMP_NUM_THREADS=2 pytest -m slow
+
+test-book: $(TEST_READY) ## Run the tests that look at a built book
+	pytest tests/book
+
+lint: $(TEST_READY)
+	ruff check .
+	ruff format --check .
+
+format: $(TEST_READY) ## Let ruff put the code into shape
+	ruff check --fix .
+	ruff format .
+
+clean: ## Remove results, the book and caches; keep .venv
+	rm -rf results book/_build book/notebooks book/generated build dist *.egg-info
+	rm -rf .snakemake .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean ## Remove .venv too
+	rm -rf .venv
+
+# Redone only when the requirements change. The editable install makes edits of the library live.
+$(BIN)/python:
+	@$(or $(PYTHON),false) -c '$(IS_NEW)' \
+	    || { echo "Python 3.11 or newer is needed$(if $(PYTHON),; '$(PYTHON)' is not). Say where: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -m venv .venv \
+	    || { rm -rf .venv; echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu it needs the package python3-venv"; exit 1; }
+
+$(BOOK_READY): $(REQUIREMENTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book]'
+	@touch $@
+
+$(TEST_READY): $(REQUIREMENTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $(BOOK_READY) $@

@@ -1,0 +1,169 @@
+"""What a likelihood along the circle of poses offers to someone who climbs it.
+
+A profile is a log-likelihood on a uniform grid of poses that goes once round the circle. Its depth is the
+distance in nats from its median, where most poses are, to its maximum.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Complex, Float
+from torch import Tensor
+
+from cryoanm_lib.errors import ForwardModelError
+from cryoanm_lib.forward import ForwardModel, Latents
+from cryoanm_lib.fourier import crop_coefficients
+from cryoanm_lib.likelihood import log_likelihood
+
+#: A second peak closer than this to the half-turn counts as the pseudo-symmetric one; closer to the maximum
+#: than this it is a shoulder of the maximum.
+NEIGHBOURHOOD_DEGREES = 30.0
+
+
+def pose_profiles(
+    forward: ForwardModel,
+    observed: Complex[Tensor, "images kept"],
+    truth: Latents,
+    offsets: Float[Tensor, "poses"],
+    noise: float,
+    resolution: int,
+) -> Float[Tensor, "images poses"]:
+    """Log-likelihood of each image at its true latents, but turned away from its true pose by each offset.
+
+    Parameters
+    ----------
+    forward : ForwardModel
+        The model that predicts.
+    observed : Complex[Tensor, "images kept"]
+        Fourier coefficients of the images, at `resolution` or higher.
+    truth : Latents
+        What made the images, one entry for each.
+    offsets : Float[Tensor, "poses"]
+        Angles in radians from the true pose.
+    noise : float
+        σ_n a pixel of the uncropped image.
+    resolution : int
+        K.
+    """
+    turned = Latents.in_plane(offsets, offsets[:, None], offsets).rotations
+    rows = []
+    for image, coefficients in enumerate(crop_coefficients(observed, resolution)):
+        latents = Latents(
+            truth.amplitudes[image].expand(len(offsets), -1),
+            turned @ truth.rotations[image],
+            truth.defocus[image].expand(len(offsets)),
+            truth.shifts[image].expand(len(offsets), -1),
+        )
+        predicted = forward.coefficients(latents, resolution)
+        rows.append(log_likelihood(coefficients, predicted, noise, resolution, forward.box_size))
+    return torch.stack(rows)
+
+
+def relative_height(profile: Float[Tensor, "*batch poses"]) -> Float[Tensor, "*batch poses"]:
+    """Height above the median as a share of the depth: 0 at the median, 1 at the maximum.
+
+    Examples
+    --------
+    >>> relative_height(torch.tensor([-9.0, -8.0, 0.0, -4.0, -8.0])).tolist()
+    [-0.125, 0.0, 1.0, 0.5, 0.0]
+    """
+    median = profile.median(dim=-1, keepdim=True).values
+    return (profile - median) / (profile.amax(dim=-1, keepdim=True) - median)
+
+
+def is_local_maximum(profile: Float[Tensor, "*batch poses"]) -> Bool[Tensor, "*batch poses"]:
+    """Mark every pose that is more likely than both of its neighbours on the circle.
+
+    Examples
+    --------
+    >>> is_local_maximum(torch.tensor([5.0, 1.0, 3.0, 2.0, 4.0])).nonzero().flatten().tolist()
+    [0, 2]
+    """
+    return (profile > profile.roll(1, -1)) & (profile >= profile.roll(-1, -1))
+
+
+def half_width(profile: Float[Tensor, "*batch poses"]) -> Float[Tensor, "*batch"]:
+    """Half of the peak's full width at half depth, in degrees.
+
+    Examples
+    --------
+    >>> angles = torch.linspace(-math.pi, math.pi, 361)[:-1]
+    >>> print(f"{half_width(-(angles / 0.1).square().clamp(max=100)):.0f}")
+    40
+    """
+    below = relative_height(profile) < 0.5
+    n_poses = profile.shape[-1]
+    peak = profile.argmax(dim=-1, keepdim=True)
+    steps = torch.arange(n_poses, device=profile.device)
+    ahead = below.gather(-1, (peak + steps) % n_poses).float().argmax(dim=-1)
+    behind = below.gather(-1, (peak - steps) % n_poses).float().argmax(dim=-1)
+    return (ahead + behind) * 180.0 / n_poses
+
+
+def basin_of_attraction(profile: Float[Tensor, "*batch poses"]) -> Float[Tensor, "*batch"]:
+    """Share of all poses from which walking uphill, step by step, leads to the maximum.
+
+    Examples
+    --------
+    >>> angles = torch.linspace(-math.pi, math.pi, 361)[:-1]
+    >>> one_peak, two_peaks = angles.cos(), (2 * angles).cos() + 0.1 * angles.cos()
+    >>> [f"{share:.2f}" for share in basin_of_attraction(torch.stack([one_peak, two_peaks]))]
+    ['1.00', '0.51']
+    """
+    n_poses = profile.shape[-1]
+    steps = torch.arange(n_poses, device=profile.device)
+    neighbours = torch.stack([profile.roll(1, -1), profile, profile.roll(-1, -1)], dim=-1)
+    uphill = (steps + neighbours.argmax(dim=-1) - 1) % n_poses
+    # Following the pointer of a pointer doubles the length of the walk.
+    for _ in range(math.ceil(math.log2(n_poses))):
+        uphill = uphill.gather(-1, uphill)
+    return (uphill == profile.argmax(dim=-1, keepdim=True)).float().mean(dim=-1)
+
+
+def second_peak(
+    profile: Float[Tensor, "*batch poses"],
+) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+    """The highest local maximum more than 30° from the maximum.
+
+    Returns
+    -------
+    offset : Float[Tensor, "*batch"]
+        Its angle from the maximum in degrees, in [-180, 180].
+    gap : Float[Tensor, "*batch"]
+        How many nats it is below the maximum, so that its odds are exp(-gap).
+
+    Raises
+    ------
+    ForwardModelError
+        If there is none.
+
+    Examples
+    --------
+    >>> angles = torch.linspace(-math.pi, math.pi, 361)[:-1]
+    >>> offset, gap = second_peak(5 * (2 * angles).cos() + angles.cos())
+    >>> print(f"{offset:.0f} {gap:.1f}")
+    -180 2.0
+    """
+    n_poses = profile.shape[-1]
+    peak = profile.argmax(dim=-1, keepdim=True)
+    steps = torch.arange(n_poses, device=profile.device)
+    offset = (steps - peak + n_poses // 2) % n_poses - n_poses // 2
+    degrees = offset * 360.0 / n_poses
+    candidate = is_local_maximum(profile) & (degrees.abs() > NEIGHBOURHOOD_DEGREES)
+    if not candidate.any(dim=-1).all():
+        raise ForwardModelError(
+            f"a profile has no second peak more than {NEIGHBOURHOOD_DEGREES:.0f}° from its maximum"
+        )
+    height, index = profile.where(candidate, -math.inf).max(dim=-1)
+    return degrees.gather(-1, index[..., None])[..., 0], profile.amax(dim=-1) - height
+
+
+def is_half_turn(degrees: Float[Tensor, "*batch"]) -> Bool[Tensor, "*batch"]:
+    """Whether an angle in degrees is within 30° of the half-turn.
+
+    Examples
+    --------
+    >>> is_half_turn(torch.tensor([-170.0, 60.0, 200.0])).tolist()
+    [True, False, True]
+    """
+    return ((degrees.abs() - 180.0).abs() < NEIGHBOURHOOD_DEGREES)

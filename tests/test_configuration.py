@@ -1,0 +1,143 @@
+"""Profiles are read, checked and hashed."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cryoanm_lib.configuration import PROFILES, Profile, config_folder, load_profile
+from cryoanm_lib.errors import ConfigurationError
+
+MINIMAL = {"experiments": {"one": {"title": "One", "infer": ["pose"], "stages": [{"resolution": 16, "steps": 5}]}}}
+
+
+def write(tmp_path: Path, content: dict | str) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+def changed(*keys: str | int, to) -> dict:
+    """A copy of the minimal profile with one value put in, at a path of keys."""
+    content = yaml.safe_load(yaml.safe_dump(MINIMAL))
+    place = content
+    for key in keys[:-1]:
+        place = place.setdefault(key, {}) if isinstance(place, dict) else place[key]
+    place[keys[-1]] = to
+    return content
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_profiles_of_the_book_are_valid(name) -> None:
+    profile = load_profile(name)
+    assert profile.name == name
+    for experiment in profile.experiments:
+        assert profile.stages(experiment)
+        assert profile.program(experiment).inferred
+
+
+def test_all_profiles_define_what_the_notebooks_need() -> None:
+    needed = {"pose_marching", "pose_then_amplitude", "joint"}
+    for name in PROFILES:
+        assert needed <= set(load_profile(name).experiments)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("colour",), "red", r"colour: unknown key; allowed: .*seed.*structure"),
+        (("model", "pixelsize"), 1.0, r"model.pixelsize: unknown key; allowed: .*pixel_size"),
+        (("experiments", "one", "stages", 0, "k"), 16, r"stages.0.k: unknown key; allowed: .*resolution"),
+        (("experiments", "one", "guide"), {"depth": 3}, r"guide.depth: unknown key; allowed: channels"),
+        (("model", "noise"), -0.1, r"model.noise = -0.1: .*greater than 0"),
+        (("model", "noise"), float("nan"), r"model.noise = nan"),
+        (("model", "modes"), 0, r"model.modes = 0: .*greater than or equal to 1"),
+        (("model", "box_size"), "64", r"model.box_size = '64': .*integer"),
+        (("model", "projector"), "fast", r"model.projector = 'fast': .*'fourier', 'separable' or 'sparse'"),
+        (("device",), "gpu", r"device = 'gpu': .*'auto', 'cpu' or 'cuda'"),
+        (("seed",), 1.5, r"seed = 1.5: .*integer"),
+        (("experiments", "one", "infer"), ["angle"], r"infer.0 = 'angle': .*'pose', 'amplitude' or 'defocus'"),
+        (("experiments", "one", "infer"), [], r"infer = \[\]: .*at least 1"),
+        (("experiments", "one", "stages"), [], r"stages = \[\]: .*at least 1"),
+        (("experiments", "one", "stages", 0, "resolution"), 15, r"resolution = 15: .*multiple of 2"),
+        (("experiments", "one", "stages", 0, "resolution"), 128, r"= 128 is larger than model.box_size = 64"),
+        (("experiments", "one", "stages", 0, "steps"), 0, r"steps = 0: .*greater than or equal to 1"),
+        (("experiments", "one", "stages", 0, "train"), ["defocus"], r"stages\[0\].train names \['defocus'\]"),
+        (("experiments", "one", "stages", 0, "settle"), 2.0, r"settle = 2.0: .*less than 1"),
+        (("experiments", "one", "training_images"), 150, r"150 is no multiple of batch_size = 100"),
+        (("experiments", "one", "guide"), {"image_size": 20}, r"image_size = 20 must be a multiple of 8"),
+        (("experiments",), {}, r"experiments.*at least 1"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(tmp_path, keys, value, message) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        load_profile(write(tmp_path, changed(*keys, to=value)))
+
+
+def test_a_missing_key_is_named(tmp_path) -> None:
+    with pytest.raises(ConfigurationError, match=r"experiments.one.title: missing"):
+        load_profile(write(tmp_path, {"experiments": {"one": {"infer": ["pose"], "stages": []}}}))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [1", "not valid YAML"), ("- 1\n- 2", "holds list"), ("seed: 2020-01-01\nexperiments: {}", "date")],
+)
+def test_a_file_that_is_no_profile_is_refused(tmp_path, text, message) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        load_profile(write(tmp_path, text))
+
+
+def test_an_unknown_profile_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"'huge' does not exist: choose from .*'smoke'"):
+        load_profile("huge")
+
+
+def test_an_unknown_experiment_is_refused(tmp_path) -> None:
+    with pytest.raises(ConfigurationError, match="no experiment 'two'; it has one"):
+        load_profile(write(tmp_path, MINIMAL)).experiment("two")
+
+
+def test_the_hash_follows_what_matters_and_nothing_else(tmp_path) -> None:
+    def digest(content: dict, **options) -> str:
+        return load_profile(write(tmp_path, content), **options).config_hash("one")
+
+    base = digest(MINIMAL)
+    assert base == digest(MINIMAL)
+    assert base == digest(changed("device", to="cpu"))
+    assert base == digest(changed("experiments", "one", "title", to="Another title"))
+    different = [
+        digest(changed("seed", to=2)),
+        digest(changed("model", "noise", to=0.2)),
+        digest(changed("experiments", "one", "batch_size", to=50)),
+        digest(changed("experiments", "one", "stages", 0, "steps", to=6)),
+        digest(MINIMAL, structure="adk_closed"),
+    ]
+    assert len({base, *different}) == 1 + len(different)
+
+
+def test_the_hash_follows_the_content_of_a_structure_file(tmp_path) -> None:
+    structure = tmp_path / "x.pdb"
+    profile = load_profile(write(tmp_path, MINIMAL), structure=str(structure))
+    digests = []
+    for text in ("one", "two"):
+        structure.write_text(text)
+        digests.append(profile.config_hash("one"))
+    assert digests[0] != digests[1]
+
+
+def test_expected_ranges_name_metrics_of_their_profile() -> None:
+    expected = yaml.safe_load((config_folder() / "expected.yaml").read_text())
+    assert set(expected) <= set(PROFILES)
+    for profile, experiments in expected.items():
+        assert set(experiments) <= set(load_profile(profile).experiments)
+
+
+def test_every_key_is_described() -> None:
+    def sections(schema: dict):
+        yield schema
+        yield from schema.get("$defs", {}).values()
+
+    for section in sections(Profile.model_json_schema()):
+        for key, field in section.get("properties", {}).items():
+            assert "description" in field or "$ref" in field or "allOf" in field, key

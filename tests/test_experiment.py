@@ -1,0 +1,170 @@
+"""Artifacts: fitted once, loaded after, refused when they are another's."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cryoanm_lib import experiment as module
+from cryoanm_lib.__main__ import main
+from cryoanm_lib.configuration import load_profile
+from cryoanm_lib.errors import ArtifactError, ConfigurationError, StructureError
+from cryoanm_lib.experiment import check_metrics, find_results, fit, fit_or_load, load_fit, make_trainer, pick_device
+
+TINY = """
+test_images: 20
+window: 4
+experiments:
+  both:
+    title: Both
+    infer: [pose, amplitude]
+    guide: {image_size: 16, channels: [2, 4]}
+    batch_size: 10
+    stages:
+      - {resolution: 12, steps: 8}
+      - {resolution: 16, steps: 8, learning_rate: 0.002}
+    paper: {pose_residual_mean_deg: 33.0}
+  fixed:
+    title: A fixed set, by the paper's estimator
+    infer: [pose]
+    guide: {image_size: 16, channels: [2, 4], stratified: false}
+    training_images: 30
+    batch_size: 10
+    stages: [{resolution: 12, steps: 7}]
+"""
+
+
+@pytest.fixture
+def profile(tmp_path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+def test_fit_then_load(profile, tmp_path) -> None:
+    results = tmp_path / "results"
+    first = fit_or_load("both", profile, results=results)
+    assert first.metrics["pose_residual_mean_deg_paper"] == 33.0
+    assert first.metrics["pose_residual_mean_deg_limit"] > 0
+    assert first.metrics["steps"] == 16 and first.metrics["train_seconds"] > 0
+    assert first.metrics["device"] and first.metrics["config_hash"] == load_profile(profile).config_hash("both")
+    assert len(first.snapshots) == 2 and first.snapshots[0]["pose"].shape == (20, 2)
+    folder = results / load_profile(profile).artifact_path("both")
+    stamp = (folder / "weights.safetensors").stat().st_mtime_ns
+    second = fit_or_load("both", profile, results=results)
+    assert (folder / "weights.safetensors").stat().st_mtime_ns == stamp
+    assert second.metrics == first.metrics
+    images = second.program.simulate(3, 16)
+    torch.manual_seed(0)
+    one = first.program.sample_guide(images, 16)
+    torch.manual_seed(0)
+    assert torch.equal(one["pose"], second.program.sample_guide(images, 16)["pose"])
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "config.json",
+        "history.json",
+        "metrics.json",
+        "predictions.safetensors",
+        "weights.safetensors",
+    ]
+
+
+def test_an_interrupted_fit_resumes_and_ends_the_same(profile, tmp_path, monkeypatch) -> None:
+    settings = load_profile(profile)
+    fit(settings, "both", tmp_path / "a", show_progress=False)
+    monkeypatch.setattr(module, "CHECKPOINT_INTERVAL", -1.0)
+    original, saves = module.save_checkpoint, []
+
+    def save_and_stop(path, trainer, digest) -> None:
+        original(path, trainer, digest)
+        saves.append(trainer.progress.total_steps)
+        if len(saves) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "save_checkpoint", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        fit(settings, "both", tmp_path / "b", show_progress=False)
+    folder = settings.artifact_path("both")
+    assert [p.name for p in (tmp_path / "b" / folder).iterdir()] == ["checkpoint.safetensors"]
+    fit(settings, "both", tmp_path / "b", show_progress=False)
+    assert saves[3:] and saves[3] > saves[2]
+    first, second = (load_fit(settings, "both", tmp_path / x) for x in "ab")
+    timed = {"train_seconds"}
+    assert {k: v for k, v in first.metrics.items() if k not in timed} == {
+        k: v for k, v in second.metrics.items() if k not in timed
+    }
+
+
+def test_a_fixed_training_set_is_seen_whole_each_epoch(profile) -> None:
+    trainer = make_trainer(load_profile(profile), "fixed")
+    epochs = []
+    for epoch in range(2):
+        seen = []
+        for position in range(3):
+            trainer.progress.total_steps = 3 * epoch + position
+            seen += trainer.draw_batch(12).latents["defocus"].tolist()
+        assert len(set(seen)) == 30
+        epochs.append(seen)
+    assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[1])
+
+
+def test_the_paper_recipe_runs(profile, tmp_path) -> None:
+    fit(load_profile(profile), "fixed", tmp_path, show_progress=False)
+    history = load_fit(load_profile(profile), "fixed", tmp_path).history
+    assert [record["total_steps"] for record in history] == [4, 7]
+
+
+@pytest.mark.parametrize("file", ["metrics.json", "history.json", "weights.safetensors", "predictions.safetensors"])
+def test_a_damaged_artifact_is_refused(profile, tmp_path, file) -> None:
+    settings = load_profile(profile)
+    fit(settings, "fixed", tmp_path, show_progress=False)
+    path = tmp_path / settings.artifact_path("fixed") / file
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ArtifactError, match="damaged"):
+        load_fit(settings, "fixed", tmp_path)
+
+
+def test_an_artifact_of_another_configuration_is_refused(profile, tmp_path) -> None:
+    settings = load_profile(profile)
+    fit(settings, "fixed", tmp_path, show_progress=False)
+    path = tmp_path / settings.artifact_path("fixed") / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"config_hash": "00000000"}))
+    with pytest.raises(ArtifactError, match="holds configuration 00000000, not"):
+        load_fit(settings, "fixed", tmp_path)
+
+
+def test_a_missing_structure_leaves_nothing(profile, tmp_path, capsys) -> None:
+    results = tmp_path / "results"
+    with pytest.raises(StructureError):
+        fit_or_load("both", profile, structure=str(tmp_path / "none.pdb"), results=results)
+    assert not results.exists()
+    arguments = ["fit", "--profile", str(profile), "--structure", "nothing", "--results", str(results), "both"]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_cuda_without_a_device_is_an_error(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto").type == "cpu"
+    with pytest.raises(ConfigurationError, match="finds no CUDA device: choose 'auto' or 'cpu'"):
+        pick_device("cuda")
+
+
+def test_results_are_found_from_a_subfolder(tmp_path, monkeypatch) -> None:
+    (tmp_path / "Snakefile").touch()
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert find_results("results") == tmp_path / "results"
+    assert find_results(tmp_path / "elsewhere") == tmp_path / "elsewhere"
+
+
+def test_metrics_and_their_check(profile, tmp_path, capsys) -> None:
+    settings = load_profile(profile)
+    for name in settings.experiments:
+        fit(settings, name, tmp_path, show_progress=False)
+    assert main(["metrics", "--profile", str(profile), "--results", str(tmp_path)]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(metrics) == {"both", "fixed"}
+    assert check_metrics(metrics, {"both": {"pose_residual_mean_deg": [0, 180]}}) == []
+    complaints = check_metrics(metrics, {"both": {"steps": [0, 1]}, "three": {"x": [0, 1]}})
+    assert complaints == ["both.steps = 16 is outside 0 to 1", "three.x is missing; expected 0 to 1"]

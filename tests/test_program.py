@@ -1,0 +1,119 @@
+"""Model and guide as Pyro programs: sites, shapes, what is given and what is inferred."""
+
+import itertools
+import math
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+
+from cryoanm_lib.errors import ConfigurationError
+from cryoanm_lib.fourier import coefficients_to_image, crop_coefficients
+from cryoanm_lib.likelihood import log_likelihood
+from cryoanm_lib.program import LATENTS, Particles, Prior, to_forward, turn_back
+from cryoanm_lib.rotation import angle_to_unit_vector
+
+SUBSETS = [c for r in (1, 2, 3) for c in itertools.combinations(LATENTS, r)]
+
+
+@pytest.mark.parametrize("inferred", SUBSETS, ids="-".join)
+@pytest.mark.parametrize("stratified", [True, False])
+def test_model_and_guide_agree_on_what_is_inferred(tiny_program, inferred, stratified) -> None:
+    program = tiny_program(inferred=inferred, stratified=stratified).eval()
+    particles = program.simulate(4, 16)
+    guide = poutine.trace(program.guide).get_trace(particles, 16)
+    model = poutine.trace(poutine.replay(program.model, guide)).get_trace(particles, 16)
+    assert set(guide.stochastic_nodes) - {"images"} == set(inferred)
+    assert set(model.stochastic_nodes) - {"images"} == set(inferred)
+    assert "image" in model.observation_nodes
+    for name in set(LATENTS) - set(inferred):
+        torch.testing.assert_close(model.nodes[name]["value"], particles.latents[name])
+
+
+@pytest.mark.parametrize("resolution", [12, 16, 32])
+def test_model_scores_an_image_by_the_likelihood(tiny_program, resolution) -> None:
+    program = tiny_program()
+    particles = program.simulate(3, 32)
+    trace = poutine.trace(poutine.condition(program.model, particles.latents)).get_trace(particles, resolution)
+    trace.compute_log_prob()
+    forward = program.forward_model
+    predicted = forward.coefficients(to_forward(particles.latents), resolution)
+    observed = crop_coefficients(particles.coefficients, resolution)
+    expected = log_likelihood(observed, predicted, program.noise, resolution, forward.box_size)
+    torch.testing.assert_close(trace.nodes["image"]["log_prob"], expected, rtol=1e-4, atol=1e-2)
+
+
+def test_prior_is_what_it_says(tiny_program) -> None:
+    """Means and deviations of 20 000 draws, each within 5 standard errors (false alarm below 1e-5)."""
+    program = tiny_program(prior=Prior(amplitude_scale=2.0, defocus_mean=40.0, defocus_scale=1.5))
+    pyro.set_rng_seed(0)
+    with torch.no_grad(), pyro.plate("images", 20_000):
+        latents = program.draw_latents()
+    n = 20_000**0.5
+    assert abs(latents["amplitude"].mean()) < 5 * 2.0 / n
+    assert abs(latents["amplitude"].std() - 2.0) < 5 * 2.0 / (2**0.5 * n)
+    assert abs(latents["defocus"].mean() - 40.0) < 5 * 1.5 / n
+    assert latents["pose"].mean(0).norm() < 5 / n
+    torch.testing.assert_close(latents["pose"].norm(dim=-1), torch.ones(20_000))
+
+
+def test_pose_prior_can_point_somewhere(tiny_program) -> None:
+    program = tiny_program(prior=Prior(pose_concentration=(0.0, 5.0)))
+    pyro.set_rng_seed(0)
+    particles = program.simulate(500, 16)
+    assert particles.latents["pose"][:, 1].mean() > 0.9
+
+
+def test_turning_back_an_image_undoes_its_pose(tiny_program) -> None:
+    """The image of a molecule at θ, turned back by θ, is the one at 0, up to linear interpolation."""
+    program = tiny_program()
+    program.forward_model.atom_width = 2.0
+    angles = torch.tensor([0.3, 1.7, -2.9])
+    latents = {
+        "pose": angle_to_unit_vector(angles),
+        "amplitude": torch.full((3, 1), 2.0),
+        "defocus": torch.full((3,), 50.0),
+    }
+    upright = latents | {"pose": angle_to_unit_vector(torch.zeros(3))}
+    images, expected = (
+        coefficients_to_image(program.forward_model.coefficients(to_forward(x), 32), 128) for x in (latents, upright)
+    )
+    middle = slice(32, 96)  # the corners turn out of the box
+    error = (turn_back(images, latents["pose"]) - expected)[:, middle, middle]
+    assert error.abs().max() < 0.01 * expected.abs().max()
+
+
+def test_samples_of_a_stratified_guide_follow_the_mixture(tiny_program) -> None:
+    """Which component a draw comes from follows the weights: 5 σ of a binomial, false alarm below 1e-5."""
+    program = tiny_program(components=2)
+    head = program.encoders["pose"].head
+    with torch.no_grad():
+        head.weight.zero_()
+        # two logits, then the mean vectors (10, 0) and (-10, 0)
+        head.bias.copy_(torch.tensor([math.log(0.8), math.log(0.2), 10.0, 0.0, -10.0, 0.0]))
+    pyro.set_rng_seed(5)
+    draws = program.sample_guide(program.simulate(2000, 16), 16, batch_size=300)
+    right = (draws["pose"][:, 0] > 0).double().mean()
+    assert abs(right - 0.8) < 5 * (0.16 / 2000) ** 0.5
+
+
+def test_an_untrained_guide_is_nearly_the_prior(tiny_program) -> None:
+    program = tiny_program(inferred=("amplitude", "defocus")).eval()
+    pyro.set_rng_seed(6)
+    draws = program.sample_guide(program.simulate(400, 16), 16)
+    assert draws["amplitude"].std() == pytest.approx(3.0, rel=0.3)
+    assert draws["defocus"].mean() == pytest.approx(50.0, abs=1.5)
+
+
+def test_particles_are_indexed_together(tiny_program) -> None:
+    particles = tiny_program().simulate(7, 16)
+    part = particles[torch.tensor([1, 5])]
+    assert isinstance(part, Particles) and len(part) == 2
+    torch.testing.assert_close(part.latents["pose"][1], particles.latents["pose"][5])
+
+
+@pytest.mark.parametrize("inferred", [(), ("angle",), ("pose", "zoom")])
+def test_unknown_latents_are_refused(tiny_program, inferred) -> None:
+    with pytest.raises(ConfigurationError, match="name one or more of"):
+        tiny_program(inferred=inferred)

@@ -1,0 +1,195 @@
+"""Projection: three projectors against a plain double sum, and what projection must leave unchanged."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from cryoanm_lib.fourier import coefficients_to_image, crop, half_plane_frequencies, image_to_coefficients
+from cryoanm_lib.projection import PROJECTORS, separable_image, sparse_image
+from cryoanm_lib.rotation import rotation_z
+
+torch.set_num_threads(1)
+WIDTH = 0.8
+BOXES = [32, 33]
+SPARSE_ERROR = 5e-7  # of a peak, per atom: the tails beyond 5.5 widths that the sparse projector cuts off
+
+
+def atoms(*batch: int, n: int = 12, radius: float = 7.0, seed: int = 0) -> Tensor:
+    """Positions in pixels; at the default radius a box of 32 holds every Gaussian to 1e-19 of its peak."""
+    generator = torch.Generator().manual_seed(seed)
+    return radius * (2 * torch.rand(*batch, n, 2, generator=generator, dtype=torch.float64) - 1)
+
+
+def plain_image(positions: Tensor, box_size: int, width: float = WIDTH) -> Tensor:
+    """The definition, one atom and one pixel after the other."""
+    image = torch.zeros(box_size, box_size, dtype=torch.float64)
+    for x, y in positions.tolist():
+        for row in range(box_size):
+            for column in range(box_size):
+                squared = (column - box_size // 2 - x) ** 2 + (row - box_size // 2 - y) ** 2
+                image[row, column] += math.exp(-squared / (2 * width**2))
+    return image
+
+
+def project(name: str, positions: Tensor, box_size: int, width: float = WIDTH) -> Tensor:
+    """The image by one of the projectors, at the box's own resolution."""
+    coefficients = PROJECTORS[name](positions, box_size, width, box_size)
+    return coefficients_to_image(coefficients, box_size)
+
+
+every_projector = pytest.mark.parametrize("name", PROJECTORS)
+every_box = pytest.mark.parametrize("box_size", BOXES)
+
+
+@every_projector
+@pytest.mark.parametrize(("box_size", "resolution"), [(32, 32), (32, 16), (33, 33), (33, 15), (33, 8)])
+@pytest.mark.parametrize("width", [0.5, WIDTH, 1.3])
+def test_projectors_agree_with_the_plain_sum(name: str, box_size: int, resolution: int, width: float) -> None:
+    """Within 1e-12 of the largest coefficient, plus what the sparse projector cuts off."""
+    positions = atoms()
+    expected = image_to_coefficients(plain_image(positions, box_size, width), resolution)
+    coefficients = PROJECTORS[name](positions, box_size, width, resolution)
+    allowed = 1e-12 * expected.abs().max().item()
+    if name == "sparse":
+        allowed += SPARSE_ERROR * len(positions)
+    torch.testing.assert_close(coefficients, expected, rtol=0, atol=allowed)
+
+
+@pytest.mark.parametrize("image", [separable_image, sparse_image])
+@every_box
+def test_images_agree_with_the_plain_sum_across_the_edge(image, box_size: int) -> None:
+    positions = atoms(n=30, radius=22.0)
+    expected = plain_image(positions, box_size)
+    allowed = 1e-13 if image is separable_image else SPARSE_ERROR * len(positions)
+    assert (image(positions, box_size, WIDTH) - expected).abs().max() < allowed
+
+
+def test_the_sparse_projector_errs_by_less_than_it_says() -> None:
+    worst = 0.0
+    for x in torch.linspace(-0.5, 0.5, 21).tolist():
+        position = torch.tensor([[x, 0.37 - x]], dtype=torch.float64)
+        for width in (0.5, WIDTH, 1.0, 1.3):
+            error = sparse_image(position, 32, width) - separable_image(position, 32, width)
+            worst = max(worst, error.abs().max().item())
+    assert 0 < worst < SPARSE_ERROR
+
+
+def test_the_fourier_projector_wraps_around_the_edge() -> None:
+    """The sum over aliases is the image on a torus: the plain image of the atom and its periodic copies."""
+    positions, box_size = atoms(radius=16.0, n=5), 32
+    steps = box_size * torch.arange(-1, 2, dtype=torch.float64)
+    copies = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1).flatten(0, 1)
+    expected = plain_image((positions[:, None] + copies).flatten(0, 1), box_size)
+    torch.testing.assert_close(
+        PROJECTORS["fourier"](positions, box_size, WIDTH, 31),
+        image_to_coefficients(expected, 31),
+        rtol=0,
+        atol=1e-14,
+    )
+
+
+@every_projector
+@every_box
+def test_an_atom_at_the_origin_peaks_at_its_pixel(name: str, box_size: int) -> None:
+    image = project(name, torch.zeros(1, 2, dtype=torch.float64), box_size)
+    middle = box_size // 2
+    assert image.argmax().item() == middle * box_size + middle
+    # An even box loses its Nyquist frequency, which carries 2e-2 of so narrow a peak.
+    assert image[middle, middle].item() == pytest.approx(1.0, abs=1e-6 if box_size % 2 else 2e-2)
+
+
+@every_projector
+@every_box
+def test_x_is_the_column_and_y_the_row(name: str, box_size: int) -> None:
+    image = project(name, torch.tensor([[5.0, -3.0]], dtype=torch.float64), box_size)
+    row, column = divmod(image.argmax().item(), box_size)
+    assert (row, column) == (box_size // 2 - 3, box_size // 2 + 5)
+
+
+@every_projector
+@every_box
+def test_every_atom_adds_an_intensity_of_2πσ2(name: str, box_size: int) -> None:
+    """Poisson's sum, which the aliases miss by 8 exp(-2π² σ²) < 3e-5 at a width of 0.8 pixels."""
+    positions = atoms()
+    expected = len(positions) * 2 * math.pi * WIDTH**2
+    total = project(name, positions, box_size).sum().item()
+    assert total == pytest.approx(expected, rel=4 * 2 * math.exp(-2 * math.pi**2 * WIDTH**2))
+
+
+@every_projector
+@every_box
+def test_whole_pixel_shifts_are_phases(name: str, box_size: int) -> None:
+    """Shifted by whole pixels the sampled image is the same one: c(k) gains exp(-2πi k·t/N) to rounding."""
+    positions, resolution = atoms(radius=4.0), 15
+    frequencies = half_plane_frequencies(resolution).double() / box_size
+    for shift in torch.tensor([[3.0, 0.0], [0.0, -2.0], [-4.0, 1.0]], dtype=torch.float64):
+        phase = torch.exp(-2j * math.pi * (frequencies @ shift))
+        still = PROJECTORS[name](positions, box_size, WIDTH, resolution)
+        moved = PROJECTORS[name](positions + shift, box_size, WIDTH, resolution)
+        torch.testing.assert_close(moved, phase * still, rtol=0, atol=1e-14)
+
+
+@every_projector
+def test_shifts_of_any_size_are_phases_of_a_wide_atom(name: str) -> None:
+    """At a width of 2 pixels aliases have an amplitude of exp(-2π² σ² / 4) = 3e-9 at the Nyquist frequency."""
+    positions, box_size, resolution, width = atoms(radius=3.0), 48, 16, 2.0
+    shift = torch.tensor([0.37, -1.61], dtype=torch.float64)
+    phase = torch.exp(-2j * math.pi * (half_plane_frequencies(resolution).double() / box_size @ shift))
+    still = PROJECTORS[name](positions, box_size, width, resolution)
+    moved = PROJECTORS[name](positions + shift, box_size, width, resolution)
+    tolerance = SPARSE_ERROR * len(positions) if name == "sparse" else 3e-9
+    torch.testing.assert_close(moved, phase * still, rtol=0, atol=tolerance)
+
+
+@every_projector
+def test_turned_positions_give_a_turned_image(name: str) -> None:
+    """On an odd box a quarter turn maps pixels to pixels; x to y is from columns to rows."""
+    positions = atoms()
+    quarter = rotation_z(torch.tensor(math.pi / 2, dtype=torch.float64))[:2, :2]
+    image = project(name, positions, 33)
+    turned = project(name, positions @ quarter.T, 33)
+    tolerance = SPARSE_ERROR * len(positions) if name == "sparse" else 1e-12
+    torch.testing.assert_close(turned, torch.rot90(image, -1), rtol=0, atol=tolerance)
+
+
+@every_projector
+def test_batch_dimensions_come_first(name: str) -> None:
+    positions = atoms(2, 3)
+    batched = PROJECTORS[name](positions, 32, WIDTH, 16)
+    one_by_one = [[PROJECTORS[name](each, 32, WIDTH, 16) for each in row] for row in positions]
+    expected = torch.stack([torch.stack(row) for row in one_by_one])
+    torch.testing.assert_close(batched, expected, rtol=0, atol=1e-15)
+
+
+@every_projector
+@every_box
+def test_gradients_agree_with_finite_differences(name: str, box_size: int) -> None:
+    positions = atoms(2, n=3).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda p: torch.view_as_real(PROJECTORS[name](p, box_size, WIDTH, 6)), positions
+    )
+
+
+@every_projector
+def test_gradients_agree_between_projectors(name: str) -> None:
+    positions = atoms(n=30).requires_grad_()
+    weights = plain_image(atoms(seed=1), 32)
+
+    def gradient(image: Tensor) -> Tensor:
+        return torch.autograd.grad((image * weights).sum(), positions)[0]
+
+    expected = gradient(crop(separable_image(positions, 32, WIDTH), 32))
+    tolerance = 3e-6 if name == "sparse" else 1e-12
+    torch.testing.assert_close(gradient(project(name, positions, 32)), expected, rtol=0, atol=tolerance)
+
+
+@every_projector
+def test_single_precision_agrees_with_double(name: str) -> None:
+    """2e-6 of the peak a pixel and atom at 25 pixels from the origin, where float32 resolves 2e-6 pixels."""
+    positions = atoms(n=100, radius=25.0)
+    double = project(name, positions, 64)
+    single = project(name, positions.float(), 64)
+    assert single.dtype == torch.float32
+    assert (single - double).abs().max() < 2e-6 * double.abs().max()

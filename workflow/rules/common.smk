@@ -1,0 +1,130 @@
+# What is built, from what, and with how many threads. No rules here: these names serve all rule files.
+import json
+import os
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+PROFILES = ("smoke", "laptop", "full", "paper")
+DEFAULTS = {"profile": "laptop", "structure": "adk_open"}
+
+# What each notebook shows: fits by the name of their experiment, or the table of all metrics.
+# A notebook opens what it needs from results/; nothing else in the workflow depends on the pairing.
+METRICS = "results/metrics.json"
+NOTEBOOKS = {
+    "01_anm": [],
+    "02_projection": [],
+    "03_likelihood_landscape": [],
+    "04_frequency_marching": ["pose_marching"],
+    "05_joint_inference": ["pose_then_amplitude", "joint"],
+    "06_summary": [METRICS],
+}
+
+# An edit of the library retrains. Figures are drawn after training, so plots.py concerns the notebooks only.
+LIBRARY = sorted(str(p) for kind in ("*.py", "data/*.csv") for p in Path("cryoanm_lib").glob(kind))
+TRAINING_SOURCES = [p for p in LIBRARY if Path(p).name != "plots.py"]
+
+FIT_FILES = ("config.json", "metrics.json", "history.json", "weights.safetensors", "predictions.safetensors")
+BOOK = "book/_build/html/index.html"
+
+
+def as_typed(key, value):
+    """The text given on the command line: Snakemake turns 1e10, a PDB ID, into a number."""
+    typed = [arg for arg in workflow.config_settings.config_args or () if arg.startswith(f"{key}=")]
+    return typed[-1].partition("=")[2].strip("'\"") if typed else value
+
+
+def read_settings(given):
+    """The profile and the structure asked for, or an error that names what is allowed."""
+    for key in given:
+        if key not in DEFAULTS:
+            raise WorkflowError(f"unknown --config key '{key}'; allowed: {', '.join(DEFAULTS)}")
+    profile, structure = (as_typed(key, given.get(key, default)) for key, default in DEFAULTS.items())
+    if profile not in PROFILES:
+        raise WorkflowError(f"unknown profile '{profile}'; allowed: {', '.join(PROFILES)}")
+    if not isinstance(structure, str) or not structure:
+        raise WorkflowError(f"structure is {structure!r}; allowed: a name such as adk_open, a PDB ID, or a path")
+    return profile, structure
+
+
+def real_cores():
+    """Cores that this process may use, which can be fewer than --cores promises."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        return os.cpu_count() or 1
+
+
+def torch_threads(threads):
+    """Share of the real cores due to a job that was granted `threads` of --cores.
+
+    Every job that trains or runs a notebook asks for two threads, so --cores 4 on two real
+    cores runs two jobs of one torch thread each, and never four threads on two cores.
+    """
+    return max(1, threads * min(real_cores(), workflow.cores) // workflow.cores)
+
+
+def as_file(structure):
+    """The structure as an input file if it is a path, so that an edited file retrains; else nothing."""
+    return [structure] if Path(structure).is_file() else []
+
+
+def artifact_folders():
+    """Folder of each experiment's fit, below results/.
+
+    Every job reads this file again. It takes the folders from the run that started it, which spares
+    it the seconds that importing torch would cost.
+    """
+    handed_down = json.loads(os.environ.get("CRYOANM_ARTIFACTS", "{}"))
+    if handed_down.get("of") == [PROFILE, STRUCTURE]:
+        return handed_down["folders"]
+    sys.path.insert(0, os.getcwd())  # `snakemake` is a console script, which leaves this folder out
+    from cryoanm_lib.experiment import load_profile
+
+    setup = load_profile(PROFILE, structure=STRUCTURE)
+    folders = {name: setup.artifact_path(name).as_posix() for name in setup.experiments}
+    os.environ.update(CRYOANM_ARTIFACTS=json.dumps({"of": [PROFILE, STRUCTURE], "folders": folders}))
+    return folders
+
+
+def fit_files(*experiments):
+    """Everything that the fits of these experiments leave in results/fits/."""
+    return [f"results/{ARTIFACTS[name]}/{file}" for name in experiments for file in FIT_FILES]
+
+
+def discard_if_older(path, sources):
+    """Delete a fit's saved state that predates an edit of what made it; from any other, the fit resumes."""
+    state = Path(path)
+    if state.exists() and any(Path(s).stat().st_mtime > state.stat().st_mtime for s in sources):
+        state.unlink()
+
+
+def needs(notebook):
+    """Files that must exist before this notebook is run."""
+    fits = [need for need in NOTEBOOKS[notebook] if need != METRICS]
+    unknown = [name for name in fits if name not in EXPERIMENTS]
+    if unknown:
+        raise WorkflowError(
+            f"notebook {notebook} needs experiment '{unknown[0]}', which config/{PROFILE}.yaml does not "
+            f"define; it defines: {', '.join(EXPERIMENTS)}"
+        )
+    return fit_files(*fits) + [need for need in NOTEBOOKS[notebook] if need == METRICS]
+
+
+PROFILE, STRUCTURE = read_settings(config)
+
+# Jobs use this very interpreter, its tools and its kernel, whatever else the machine has installed.
+TOOLS = str(Path(sys.executable).parent)
+os.environ.update(
+    PATH=os.pathsep.join([TOOLS, os.environ.get("PATH", "")]),
+    JUPYTER_PREFER_ENV_PATH="1",
+    PYTHONNOUSERSITE="1",
+    NO_COLOR="1",
+)
+os.environ.pop("JUPYTER_PATH", None)
+if " " in sys.executable:  # Snakemake pastes it unquoted into the commands that start `run` rules
+    sys.executable = Path(sys.executable).name
+
+ARTIFACTS = artifact_folders()
+EXPERIMENTS = tuple(ARTIFACTS)

@@ -1,0 +1,39 @@
+rule metrics:
+    # Every headline number, one object an experiment, beside the paper's value.
+    input:
+        fit_files(*EXPERIMENTS),
+        f"config/{PROFILE}.yaml",
+    output:
+        METRICS,
+    log:
+        "results/logs/metrics.log",
+    params:
+        profile=PROFILE,
+        structure=STRUCTURE,
+    threads: 1
+    run:
+        shell(
+            "{sys.executable:q} -m cryoanm_lib metrics --profile {params.profile:q}"
+            " --structure {params.structure:q} --results results > {log:q} 2>&1"
+        )
+
+
+rule check_metrics:
+    # Last, so that a number out of range fails the run by name and the book that shows it is there to read.
+    input:
+        ancient(BOOK),
+        metrics=METRICS,
+        expected="config/expected.yaml",
+    output:
+        "results/metrics_check.txt",
+    log:
+        "results/logs/check_metrics.log",
+    params:
+        profile=PROFILE,
+        structure=STRUCTURE,
+    threads: 1
+    run:
+        shell(
+            "{sys.executable:q} -m cryoanm_lib check --profile {params.profile:q}"
+            " --structure {params.structure:q} {input.metrics:q} > {log:q} 2>&1 && cp {log:q} {output:q}"
+        )

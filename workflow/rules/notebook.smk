@@ -1,0 +1,29 @@
+rule notebook:
+    # Runs a notebook on the chosen profile and structure. A notebook that fails leaves what it
+    # had done, with the error marked in it, in results/failed/, and no target.
+    input:
+        LIBRARY,
+        as_file(STRUCTURE),
+        f"config/{PROFILE}.yaml",
+        lambda wildcards: needs(wildcards.notebook),
+        notebook="notebooks/{notebook}.ipynb",
+    output:
+        "results/notebooks/{notebook}.ipynb",
+    log:
+        "results/logs/notebook/{notebook}.log",
+    benchmark:
+        "results/benchmarks/notebook/{notebook}.tsv"
+    params:
+        profile=PROFILE,
+        structure=STRUCTURE,
+    threads: 2
+    resources:
+        mem_mb=1500,
+    run:
+        shell(
+            "OMP_NUM_THREADS={n} MKL_NUM_THREADS={n} {sys.executable:q} workflow/scripts/run_notebook.py"
+            " --profile {params.profile:q} --structure {params.structure:q} --results results"
+            " --partial results/failed/{wildcards.notebook}.ipynb"
+            " {input.notebook:q} {output:q} > {log:q} 2>&1",
+            n=torch_threads(threads),
+        )

@@ -1,0 +1,48 @@
+"""Run one notebook with papermill; a failed one leaves a partial report and no output."""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import papermill
+
+KERNEL = "python3"  # by name: the notebook's own metadata may name a kernel that only its author has
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--partial", type=Path, required=True, help="where the report of a failed run stays")
+    parser.add_argument("--profile", required=True)
+    parser.add_argument("--structure", required=True)
+    parser.add_argument("--results", required=True)
+    args = parser.parse_args()
+
+    args.partial.parent.mkdir(parents=True, exist_ok=True)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.unlink(missing_ok=True)
+    try:
+        papermill.execute_notebook(
+            args.source,
+            args.partial,
+            parameters={"profile": args.profile, "structure": args.structure, "results": args.results},
+            kernel_name=KERNEL,
+            progress_bar=False,
+            log_output=True,
+            request_save_on_cell_execute=True,
+        )
+    except papermill.exceptions.PapermillExecutionError as error:
+        print(
+            f"{error}\n{args.source} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
+            f"what it had done until then is in {args.partial}",
+            file=sys.stderr,
+        )
+        return 1
+    shutil.move(args.partial, args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
