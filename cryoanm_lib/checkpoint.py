@@ -1,4 +1,4 @@
-"""Checkpoints of a training run, without pickle: tensors in safetensors, everything else as JSON in its header."""
+"""Checkpoints of a training run, without pickle: tensors in safetensors, all else as JSON in its header."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from cryoanm_lib.training import Progress, Trainer
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write(temporary path)`, flush the file to disk, then rename it to `path`: all of it or nothing."""
+    """Call `write(temporary path)`, flush to disk, then rename to `path`: all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -46,11 +46,13 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path.name} in {path.parent} is missing or damaged ({error}): delete it and run again") from error
+        raise ArtifactError(
+            f"{path.name} in {path.parent} is missing or damaged ({error}): delete it and run again"
+        ) from error
 
 
 def save_checkpoint(path: Path, trainer: Trainer, config_hash: str) -> None:
-    """Write all that `trainer` needs to go on as if it had never stopped: weights, optimiser, random state, progress."""
+    """Write all that `trainer` needs to go on as if it had never stopped."""
     tensors = {f"encoders.{k}": v for k, v in trainer.program.encoders.state_dict().items()}
     optimizers = {}
     for name, state in trainer.optimizer.get_state().items():
@@ -95,8 +97,10 @@ def load_checkpoint(path: Path, trainer: Trainer, config_hash: str) -> None:
         torch.cuda.set_rng_state(tensors["random.cuda"])
 
 
-def _optimizer_state(tensors: dict[str, Tensor], optimizers: dict[str, dict], trainer: Trainer) -> dict[str, dict]:
-    """Pyro's state of one optimiser for each parameter, with the learning rate of the step that comes next."""
+def _optimizer_state(
+    tensors: dict[str, Tensor], optimizers: dict[str, dict], trainer: Trainer
+) -> dict[str, dict]:
+    """Pyro's state of one optimiser for each parameter, with the learning rate of the next step."""
     finished = trainer.progress.stage == len(trainer.stages)
     rate = {} if finished else {"lr": trainer.stage.learning_rate_at(trainer.progress.step)}
     states = {}
@@ -110,7 +114,9 @@ def _optimizer_state(tensors: dict[str, Tensor], optimizers: dict[str, dict], tr
 
 def flatten_snapshots(snapshots: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """One flat table of tensors, "snapshots.<stage>.<name>"."""
-    return {f"snapshots.{i}.{name}": v for i, snapshot in enumerate(snapshots) for name, v in snapshot.items()}
+    return {
+        f"snapshots.{i}.{name}": v for i, snapshot in enumerate(snapshots) for name, v in snapshot.items()
+    }
 
 
 def read_snapshots(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:

@@ -20,6 +20,9 @@ from cryoanm_lib.program import CryoProgram, Prior
 from cryoanm_lib.structure import Structure, load_structure
 from cryoanm_lib.training import Stage
 
+#: The protein of the book, embedded in the library; the expected ranges of metrics are for it.
+DEFAULT_STRUCTURE = "adk_open"
+
 PROFILES = ("smoke", "laptop", "full", "paper")
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -60,7 +63,9 @@ class GuideSection(Section):
     components: Count = Field(2, description="projected normals in the pose's mixture")
     stratified: bool = Field(True, description="sum over the mixture's components instead of sampling one")
     upright: bool = Field(True, description="the amplitude's network sees the image turned back by the pose")
-    image_size: Annotated[int, Field(ge=8)] = Field(32, description="pixels that the networks see along an edge")
+    image_size: Annotated[int, Field(ge=8)] = Field(
+        32, description="pixels that the networks see along an edge"
+    )
     channels: tuple[Count, ...] = Field(CHANNELS, description="widths of the double convolutions")
 
 
@@ -75,16 +80,22 @@ class StageSection(Section):
     settle: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="end the stage when the loss falls by less than this fraction over a window"
     )
-    train: tuple[LatentName, ...] | None = Field(None, description="latents whose networks learn; default all")
+    train: tuple[LatentName, ...] | None = Field(
+        None, description="latents whose networks learn; default all"
+    )
 
 
 class ExperimentSection(Section):
     """One experiment: which latents are inferred, by which guide, trained how."""
 
     title: str = Field(description="one line for tables and figures")
-    infer: Annotated[tuple[LatentName, ...], Field(min_length=1)] = Field(description="latents inferred; others given")
+    infer: Annotated[tuple[LatentName, ...], Field(min_length=1)] = Field(
+        description="latents inferred; others given"
+    )
     guide: GuideSection = GuideSection()
-    training_images: Count | None = Field(None, description="a fixed set of this size; default: fresh ones each step")
+    training_images: Count | None = Field(
+        None, description="a fixed set of this size; default: fresh ones each step"
+    )
     batch_size: Count = Field(100, description="images a step")
     stages: Annotated[tuple[StageSection, ...], Field(min_length=1)] = Field(description="the schedule")
     paper: dict[str, float] = Field({}, description="values the paper reports, by metric")
@@ -94,7 +105,9 @@ class ExperimentSection(Section):
         for index, stage in enumerate(self.stages):
             extra = set(stage.train or ()) - set(self.infer)
             if extra:
-                raise ValueError(f"stages[{index}].train names {sorted(extra)}, which infer = {self.infer} does not")
+                raise ValueError(
+                    f"stages[{index}].train names {sorted(extra)}, which infer = {self.infer} does not"
+                )
         if self.training_images is not None and self.training_images % self.batch_size:
             raise ValueError(
                 f"training_images = {self.training_images} is no multiple of batch_size = {self.batch_size}"
@@ -112,7 +125,7 @@ class Profile(Section):
     """Everything that a run of the book depends on."""
 
     name: str = Field(description="the profile's name, that of its file")
-    structure: str = Field("adk_open", description="embedded name, PDB ID, or path")
+    structure: str = Field(DEFAULT_STRUCTURE, description="embedded name, PDB ID, or path")
     chain: str | None = Field(None, description="author's chain; default the first with Cα")
     stride: Count = Field(2, description="every stride-th Cα is a pseudo-atom")
     seed: Annotated[int, Field(ge=0)] = Field(1, description="fixes the run")
@@ -130,7 +143,8 @@ class Profile(Section):
             for key, size in {**sizes, "guide.image_size": experiment.guide.image_size}.items():
                 if size > self.model.box_size:
                     raise ValueError(
-                        f"experiments.{name}.{key} = {size} is larger than model.box_size = {self.model.box_size}"
+                        f"experiments.{name}.{key} = {size} is larger than model.box_size = "
+                        f"{self.model.box_size}"
                     )
         return self
 
@@ -162,7 +176,11 @@ class Profile(Section):
         """Model and guide of an experiment, the guide untrained."""
         section = self.experiment(experiment)
         return CryoProgram(
-            self.forward_model(), self.prior_of_latents(), self.noise, section.infer, **section.guide.model_dump()
+            self.forward_model(),
+            self.prior_of_latents(),
+            self.noise,
+            section.infer,
+            **section.guide.model_dump(),
         )
 
     def stages(self, experiment: str) -> list[Stage]:
@@ -180,7 +198,9 @@ class Profile(Section):
     def config_hash(self, experiment: str) -> str:
         """Eight hexadecimal digits that change with anything that the result of an experiment depends on."""
         content = self.model_dump(mode="json", exclude={"name", "experiments", "device"})
-        content["experiment"] = self.experiment(experiment).model_dump(mode="json", exclude={"title", "paper"})
+        content["experiment"] = self.experiment(experiment).model_dump(
+            mode="json", exclude={"title", "paper"}
+        )
         if Path(self.structure).is_file():
             content["structure"] = hashlib.sha256(Path(self.structure).read_bytes()).hexdigest()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
@@ -207,7 +227,9 @@ def load_profile(profile: str | Path, structure: str | None = None) -> Profile:
     """
     path = config_folder() / f"{profile}.yaml" if str(profile) in PROFILES else Path(profile)
     if not path.is_file():
-        raise ConfigurationError(f"profile {str(profile)!r} does not exist: choose from {PROFILES}, or give a path")
+        raise ConfigurationError(
+            f"profile {str(profile)!r} does not exist: choose from {PROFILES}, or give a path"
+        )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -235,7 +257,7 @@ def config_folder() -> Path:
 def _explain(file_name: str, error: ValidationError) -> str:
     lines = [f"{file_name} is not usable:"]
     for problem in error.errors():
-        *parents, key = problem["loc"] or ("",)
+        *parents, _ = problem["loc"] or ("",)
         where = ".".join(str(part) for part in problem["loc"]) or "profile"
         if problem["type"] == "extra_forbidden":
             lines.append(f"  {where}: unknown key; allowed: {', '.join(_allowed_keys(parents))}")

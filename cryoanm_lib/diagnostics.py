@@ -60,7 +60,9 @@ def information_limit(
 
     directions = _unit_tangents(pose, amplitude, defocus, inferred)
     point = (pose, amplitude, defocus)
-    jacobian = torch.stack([torch.func.jvp(crop, point, tangent)[1] for _, tangent in directions], dim=1).double()
+    jacobian = torch.stack(
+        [torch.func.jvp(crop, point, tangent)[1] for _, tangent in directions], dim=1
+    ).double()
     precision = {"pose": 0.0, "amplitude": prior.amplitude_scale**-2, "defocus": prior.defocus_scale**-2}
     fisher = jacobian @ jacobian.transpose(1, 2)
     fisher = fisher + torch.diag(torch.tensor([precision[name] for name, _ in directions])).to(fisher)

@@ -1,6 +1,7 @@
 """Distributions of the in-plane pose on the circle: the projected normal and mixtures of it."""
 
 import math
+from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
@@ -66,7 +67,7 @@ class ProjectedNormal(dist.ProjectedNormal):
         across = mu[..., 0] * value[..., 1] - mu[..., 1] * value[..., 0]
         return log_ray_integral(along) - 0.5 * across.square() - math.log(2 * math.pi)
 
-    def expand(self, batch_shape: torch.Size, _instance: None = None) -> "ProjectedNormal":
+    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "ProjectedNormal":
         """The same distribution repeated over a larger batch."""
         batch_shape = torch.Size(batch_shape)
         return ProjectedNormal(self.concentration.expand(batch_shape + self.event_shape))
@@ -87,7 +88,7 @@ class ProjectedNormalMixture(TorchDistribution):
     Examples
     --------
     >>> either_way = ProjectedNormalMixture(torch.zeros(2), torch.tensor([[20.0, 0.0], [-20.0, 0.0]]))
-    >>> either_way.sample(torch.Size([1000])).shape
+    >>> either_way.sample((1000,)).shape
     torch.Size([1000, 2])
     >>> [f"{x:.3f}" for x in either_way.log_prob(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))]
     ['1.384', '1.384']
@@ -106,7 +107,7 @@ class ProjectedNormalMixture(TorchDistribution):
         self.logits, self.concentrations = logits, concentrations
         super().__init__(logits.shape[:-1], torch.Size([2]), validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: None = None) -> "ProjectedNormalMixture":
+    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "ProjectedNormalMixture":
         """The same mixture repeated over a larger batch."""
         logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
         return type(self)(logits, self.concentrations.expand(*logits.shape, 2))
@@ -121,7 +122,7 @@ class ProjectedNormalMixture(TorchDistribution):
         """The components as one batched distribution."""
         return ProjectedNormal(self.concentrations)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Float[Tensor, "*shape 2"]:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*shape 2"]:
         """Draw a component for each batch entry, then a direction from it."""
         with torch.no_grad():
             chosen = dist.Categorical(logits=self.logits).sample(sample_shape)
@@ -164,13 +165,18 @@ class StratifiedMixture(ProjectedNormalMixture):
         super().__init__(logits, concentrations)
         self._batch_shape = torch.Size([logits.shape[-1], *logits.shape[:-1]])
 
-    def expand(self, batch_shape: torch.Size, _instance: None = None) -> "StratifiedMixture":
+    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "StratifiedMixture":
         """The same mixture repeated over a larger batch, (components, *batch)."""
         return super().expand(batch_shape[1:])
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Float[Tensor, "... 2"]:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... 2"]:
         """One direction from each component."""
         return self.components.rsample(sample_shape).movedim(-2, len(sample_shape))
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... 2"]:
+        """One direction from each component, without a gradient."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
 
     @property
     def strata_weights(self) -> Float[Tensor, "components *batch"]:

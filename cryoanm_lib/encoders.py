@@ -1,5 +1,7 @@
 """The networks that read an image: the paper's CNN–MLP (Fig. A1)."""
 
+import itertools
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -40,7 +42,7 @@ class Encoder(nn.Module):
         widths = (1, *channels)
         stages = [
             nn.Sequential(DoubleConvolution(before, after), nn.MaxPool2d(2))
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
+            for before, after in itertools.pairwise(widths)
         ]
         self.image_size = image_size
         self.convolutions = nn.Sequential(*stages)

@@ -2,7 +2,7 @@
 
 
 class CryoANMError(ValueError):
-    """Base of all errors raised on purpose: the message names the value, what was allowed, and the remedy."""
+    """Base of all errors raised on purpose: each names the value, what was allowed, and the remedy."""
 
 
 class StructureError(CryoANMError):
@@ -10,7 +10,7 @@ class StructureError(CryoANMError):
 
 
 class NetworkModelError(CryoANMError):
-    """The anisotropic network of a structure is not usable: disconnected, or too small for the modes asked for."""
+    """The elastic network of a structure is not usable: disconnected, or too small for the modes asked for."""
 
 
 class ForwardModelError(CryoANMError):

@@ -184,7 +184,9 @@ def _fresh_batch(program: CryoProgram, batch_size: int, image_size: int, resolut
     return program.simulate(batch_size, max(resolution, image_size))
 
 
-def _fixed_batch(trainer: Trainer, fixed: Particles, batch_size: int, seed: int, resolution: int) -> Particles:
+def _fixed_batch(
+    trainer: Trainer, fixed: Particles, batch_size: int, seed: int, resolution: int
+) -> Particles:
     """The next batch of a fixed set, shuffled anew each epoch by a seed that depends on the epoch alone."""
     epoch, position = divmod(trainer.progress.total_steps, len(fixed) // batch_size)
     shuffle = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
@@ -211,7 +213,12 @@ def _headline(settings: Profile, name: str, trainer: Trainer) -> dict[str, float
     truth = trainer.test.latents
     found = residuals(trainer.progress.snapshots[-1], truth)
     limit = information_limit(
-        trainer.program.forward_model, truth, section.infer, trainer.program.prior, settings.noise, last.resolution
+        trainer.program.forward_model,
+        truth,
+        section.infer,
+        trainer.program.prior,
+        settings.noise,
+        last.resolution,
     )
     headline: dict[str, float] = {"resolution": last.resolution}
     for latent in section.infer:
@@ -242,7 +249,8 @@ def _circumstances(trainer: Trainer) -> dict:
 def gather_metrics(settings: Profile, results: Path) -> dict[str, dict]:
     """The metrics of every experiment of a profile, by name."""
     return {
-        name: load_json(results / settings.artifact_path(name) / "metrics.json") for name in settings.experiments
+        name: load_json(results / settings.artifact_path(name) / "metrics.json")
+        for name in settings.experiments
     }
 
 
@@ -276,7 +284,9 @@ def load_json(path: Path) -> dict | list:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is missing or damaged ({error}): delete its folder and run again") from error
+        raise ArtifactError(
+            f"{path} is missing or damaged ({error}): delete its folder and run again"
+        ) from error
 
 
 def remove_artifact(settings: Profile, name: str, results: Path) -> None:

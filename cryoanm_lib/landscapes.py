@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from cryoanm_lib.errors import ForwardModelError
 from cryoanm_lib.forward import ForwardModel, Latents
 from cryoanm_lib.fourier import crop_coefficients
 from cryoanm_lib.likelihood import log_likelihood
@@ -130,12 +129,8 @@ def second_peak(
     offset : Float[Tensor, "*batch"]
         Its angle from the maximum in degrees, in [-180, 180].
     gap : Float[Tensor, "*batch"]
-        How many nats it is below the maximum, so that its odds are exp(-gap).
-
-    Raises
-    ------
-    ForwardModelError
-        If there is none.
+        How many nats it is below the maximum, so that its odds are exp(-gap). Infinite, at an angle that is
+        not a number, if there is no second peak.
 
     Examples
     --------
@@ -150,12 +145,34 @@ def second_peak(
     offset = (steps - peak + n_poses // 2) % n_poses - n_poses // 2
     degrees = offset * 360.0 / n_poses
     candidate = is_local_maximum(profile) & (degrees.abs() > NEIGHBOURHOOD_DEGREES)
-    if not candidate.any(dim=-1).all():
-        raise ForwardModelError(
-            f"a profile has no second peak more than {NEIGHBOURHOOD_DEGREES:.0f}° from its maximum"
-        )
     height, index = profile.where(candidate, -math.inf).max(dim=-1)
-    return degrees.gather(-1, index[..., None])[..., 0], profile.amax(dim=-1) - height
+    angle = degrees.gather(-1, index[..., None])[..., 0]
+    return angle.where(height > -math.inf, math.nan), profile.amax(dim=-1) - height
+
+
+def blurred(profile: Float[Tensor, "*batch poses"], spread: float) -> Float[Tensor, "*batch poses"]:
+    """The profile as a guide of a given width sees it: its expectation under a pose spread about each pose.
+
+    The spread is a von Mises density exp(κ cos θ), κ = 1/s², nearly a normal of deviation s.
+
+    Parameters
+    ----------
+    profile : Float[Tensor, "*batch poses"]
+        Log-likelihood on a uniform grid round the circle.
+    spread : float
+        s in degrees.
+
+    Examples
+    --------
+    >>> angles = torch.linspace(-math.pi, math.pi, 361)[:-1]
+    >>> print(f"{blurred(angles.cos(), 30.0).max():.2f}")
+    0.87
+    """
+    n_poses = profile.shape[-1]
+    angles = torch.arange(n_poses, device=profile.device, dtype=profile.dtype) * (2 * math.pi / n_poses)
+    kernel = ((angles.cos() - 1) / math.radians(spread) ** 2).exp()
+    transfer = torch.fft.rfft(kernel / kernel.sum())
+    return torch.fft.irfft(torch.fft.rfft(profile) * transfer, n=n_poses)
 
 
 def is_half_turn(degrees: Float[Tensor, "*batch"]) -> Bool[Tensor, "*batch"]:
@@ -166,4 +183,4 @@ def is_half_turn(degrees: Float[Tensor, "*batch"]) -> Bool[Tensor, "*batch"]:
     >>> is_half_turn(torch.tensor([-170.0, 60.0, 200.0])).tolist()
     [True, False, True]
     """
-    return ((degrees.abs() - 180.0).abs() < NEIGHBOURHOOD_DEGREES)
+    return (degrees.abs() - 180.0).abs() < NEIGHBOURHOOD_DEGREES

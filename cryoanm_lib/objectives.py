@@ -26,7 +26,9 @@ class StratifiedELBO(ELBO):
         """Minus the ELBO of an average image, by one draw from every component."""
         p, q = self._get_trace(model, guide, args, kwargs)
         log_ratio = _log_joint(p) - _log_joint(q)
-        mixtures = [fn for _, site in q.iter_stochastic_nodes() if isinstance(fn := site["fn"], StratifiedMixture)]
+        mixtures = [
+            fn for _, site in q.iter_stochastic_nodes() if isinstance(fn := site["fn"], StratifiedMixture)
+        ]
         if mixtures:
             log_ratio = (mixtures[0].strata_weights * log_ratio).sum(0)
         return -log_ratio.mean()

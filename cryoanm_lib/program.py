@@ -90,7 +90,9 @@ class CryoProgram(nn.Module):
         super().__init__()
         unknown = [name for name in inferred if name not in LATENTS]
         if unknown or not inferred:
-            raise ConfigurationError(f"inferred = {list(inferred)} is not usable: name one or more of {LATENTS}")
+            raise ConfigurationError(
+                f"inferred = {list(inferred)} is not usable: name one or more of {LATENTS}"
+            )
         self.forward_model, self.prior, self.noise = forward_model, prior, noise
         self.inferred = tuple(name for name in LATENTS if name in inferred)
         self.components, self.stratified, self.upright = components, stratified, upright
@@ -141,16 +143,26 @@ class CryoProgram(nn.Module):
                 pose = pyro.sample("pose", self.pose_distribution(images))
             if "amplitude" in self.inferred:
                 # how it is bent: easier to see once the image is upright
-                upright = turn_back(images, pose.detach()) if self.upright else images
-                pyro.sample("amplitude", self.amplitude_distribution(upright))
+                seen = self.upright_images(particles, resolution, pose.detach()) if self.upright else images
+                pyro.sample("amplitude", self.amplitude_distribution(seen))
             if "defocus" in self.inferred:
                 # how far out of focus: the rings of the spectrum do not turn with the molecule
                 pyro.sample("defocus", self.defocus_distribution(images))
 
     def encoder_images(self, particles: Particles, resolution: int) -> Float[Tensor, "images size size"]:
         """What the networks see: the crop at K, on a grid of their own fixed size."""
-        visible = crop_coefficients(particles.coefficients, min(resolution, self.image_size))
-        return coefficients_to_image(visible, self.image_size)
+        return coefficients_to_image(self._visible(particles, resolution), self.image_size)
+
+    def upright_images(
+        self, particles: Particles, resolution: int, pose: Float[Tensor, "*batch images 2"]
+    ) -> Float[Tensor, "*batch images size size"]:
+        """What the networks see, turned back by a pose."""
+        # Twice the pixels, because linear interpolation between the networks' own would blur the detail.
+        fine = coefficients_to_image(self._visible(particles, resolution), 2 * self.image_size)
+        return turn_back(fine, pose, self.image_size)
+
+    def _visible(self, particles: Particles, resolution: int) -> Complex[Tensor, "images kept"]:
+        return crop_coefficients(particles.coefficients, min(resolution, self.image_size))
 
     def pose_distribution(self, images: Float[Tensor, "images size size"]) -> ProjectedNormalMixture:
         """Mixture of projected normals that the pose network proposes."""
@@ -226,14 +238,14 @@ def to_forward(latents: Mapping[str, Tensor]) -> Latents:
 
 
 def turn_back(
-    images: Float[Tensor, "images size size"], pose: Float[Tensor, "*batch images 2"]
+    images: Float[Tensor, "images fine fine"], pose: Float[Tensor, "*batch images 2"], size: int
 ) -> Float[Tensor, "*batch images size size"]:
-    """Images as they would look at pose zero: the pixel at r takes the value found at R(θ) r."""
-    size = images.shape[-1]
-    steps = torch.arange(size, device=images.device, dtype=images.dtype) - size // 2
+    """Images as they would look at pose zero, on a grid of `size` pixels: at r stands what was at R(θ) r."""
+    fine = images.shape[-1]
+    steps = (torch.arange(size, device=images.device, dtype=images.dtype) - size // 2) * (fine / size)
     pixels = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1)
     turned = pixels @ rotation_from_unit_vector(pose)[..., None, :2, :2].transpose(-2, -1)
-    where = 2 * (turned + size // 2) / (size - 1) - 1
-    stack = images.expand(*pose.shape[:-1], size, size).reshape(-1, 1, size, size)
+    where = 2 * (turned + fine // 2) / (fine - 1) - 1
+    stack = images.expand(*pose.shape[:-1], fine, fine).reshape(-1, 1, fine, fine)
     upright = nn.functional.grid_sample(stack, where.flatten(end_dim=-4), align_corners=True)
     return upright.view(*pose.shape[:-1], size, size)

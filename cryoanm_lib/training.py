@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pyro
-import torch
 from pyro.infer import ELBO, SVI, Trace_ELBO
 from pyro.optim import ClippedAdam
 from torch import Tensor
@@ -200,7 +199,7 @@ class Trainer:
         return before - after < self.stage.settle * abs(before)
 
     def noise_floor(self, resolution: int) -> float:
-        """Expected minus log-likelihood of an image given its own latents: what noise alone costs, in nats."""
+        """Expected minus log-likelihood of an image given its own latents: what noise costs, in nats."""
         dof = (2 * highest_frequency(resolution) + 1) ** 2
         sigma = cropped_noise(self.program.noise, resolution, self.program.forward_model.box_size)
         return 0.5 * dof * (1 + math.log(2 * math.pi * sigma**2))

@@ -8,7 +8,9 @@ import yaml
 from cryoanm_lib.configuration import PROFILES, Profile, config_folder, load_profile
 from cryoanm_lib.errors import ConfigurationError
 
-MINIMAL = {"experiments": {"one": {"title": "One", "infer": ["pose"], "stages": [{"resolution": 16, "steps": 5}]}}}
+MINIMAL = {
+    "experiments": {"one": {"title": "One", "infer": ["pose"], "stages": [{"resolution": 16, "steps": 5}]}}
+}
 
 
 def write(tmp_path: Path, content: dict | str) -> Path:
@@ -56,7 +58,11 @@ def test_all_profiles_define_what_the_notebooks_need() -> None:
         (("model", "projector"), "fast", r"model.projector = 'fast': .*'fourier', 'separable' or 'sparse'"),
         (("device",), "gpu", r"device = 'gpu': .*'auto', 'cpu' or 'cuda'"),
         (("seed",), 1.5, r"seed = 1.5: .*integer"),
-        (("experiments", "one", "infer"), ["angle"], r"infer.0 = 'angle': .*'pose', 'amplitude' or 'defocus'"),
+        (
+            ("experiments", "one", "infer"),
+            ["angle"],
+            r"infer.0 = 'angle': .*'pose', 'amplitude' or 'defocus'",
+        ),
         (("experiments", "one", "infer"), [], r"infer = \[\]: .*at least 1"),
         (("experiments", "one", "stages"), [], r"stages = \[\]: .*at least 1"),
         (("experiments", "one", "stages", 0, "resolution"), 15, r"resolution = 15: .*multiple of 2"),

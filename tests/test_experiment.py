@@ -10,7 +10,15 @@ from cryoanm_lib import experiment as module
 from cryoanm_lib.__main__ import main
 from cryoanm_lib.configuration import load_profile
 from cryoanm_lib.errors import ArtifactError, ConfigurationError, StructureError
-from cryoanm_lib.experiment import check_metrics, find_results, fit, fit_or_load, load_fit, make_trainer, pick_device
+from cryoanm_lib.experiment import (
+    check_metrics,
+    find_results,
+    fit,
+    fit_or_load,
+    load_fit,
+    make_trainer,
+    pick_device,
+)
 
 TINY = """
 test_images: 20
@@ -48,7 +56,9 @@ def test_fit_then_load(profile, tmp_path) -> None:
     assert first.metrics["pose_residual_mean_deg_paper"] == 33.0
     assert first.metrics["pose_residual_mean_deg_limit"] > 0
     assert first.metrics["steps"] == 16 and first.metrics["train_seconds"] > 0
-    assert first.metrics["device"] and first.metrics["config_hash"] == load_profile(profile).config_hash("both")
+    assert first.metrics["device"] and first.metrics["config_hash"] == load_profile(profile).config_hash(
+        "both"
+    )
     assert len(first.snapshots) == 2 and first.snapshots[0]["pose"].shape == (20, 2)
     folder = results / load_profile(profile).artifact_path("both")
     stamp = (folder / "weights.safetensors").stat().st_mtime_ns
@@ -114,7 +124,9 @@ def test_the_paper_recipe_runs(profile, tmp_path) -> None:
     assert [record["total_steps"] for record in history] == [4, 7]
 
 
-@pytest.mark.parametrize("file", ["metrics.json", "history.json", "weights.safetensors", "predictions.safetensors"])
+@pytest.mark.parametrize(
+    "file", ["metrics.json", "history.json", "weights.safetensors", "predictions.safetensors"]
+)
 def test_a_damaged_artifact_is_refused(profile, tmp_path, file) -> None:
     settings = load_profile(profile)
     fit(settings, "fixed", tmp_path, show_progress=False)
@@ -138,7 +150,16 @@ def test_a_missing_structure_leaves_nothing(profile, tmp_path, capsys) -> None:
     with pytest.raises(StructureError):
         fit_or_load("both", profile, structure=str(tmp_path / "none.pdb"), results=results)
     assert not results.exists()
-    arguments = ["fit", "--profile", str(profile), "--structure", "nothing", "--results", str(results), "both"]
+    arguments = [
+        "fit",
+        "--profile",
+        str(profile),
+        "--structure",
+        "nothing",
+        "--results",
+        str(results),
+        "both",
+    ]
     assert main(arguments) == 1
     assert capsys.readouterr().err.startswith("error: ")
 

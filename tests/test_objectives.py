@@ -10,7 +10,7 @@ from pyro.infer import Trace_ELBO
 
 from cryoanm_lib.distributions import StratifiedMixture
 from cryoanm_lib.objectives import ForwardKL, StratifiedELBO
-from cryoanm_lib.program import CryoProgram, turn_back
+from cryoanm_lib.program import CryoProgram
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_forward_kl_is_the_density_of_the_truth(tiny_program) -> None:
     particles = program.simulate(5, 16)
     images = program.encoder_images(particles, 16)
     pose = program.pose_distribution(images).log_prob(particles.latents["pose"])
-    upright = turn_back(images, particles.latents["pose"])
+    upright = program.upright_images(particles, 16, particles.latents["pose"])
     amplitude = program.amplitude_distribution(upright).log_prob(particles.latents["amplitude"])
     expected = -(pose + amplitude).mean().item()
     assert ForwardKL().loss(program.model, program.guide, particles, 16) == pytest.approx(expected, rel=1e-5)

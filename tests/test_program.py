@@ -35,7 +35,9 @@ def test_model_and_guide_agree_on_what_is_inferred(tiny_program, inferred, strat
 def test_model_scores_an_image_by_the_likelihood(tiny_program, resolution) -> None:
     program = tiny_program()
     particles = program.simulate(3, 32)
-    trace = poutine.trace(poutine.condition(program.model, particles.latents)).get_trace(particles, resolution)
+    trace = poutine.trace(poutine.condition(program.model, particles.latents)).get_trace(
+        particles, resolution
+    )
     trace.compute_log_prob()
     forward = program.forward_model
     predicted = forward.coefficients(to_forward(particles.latents), resolution)
@@ -77,10 +79,11 @@ def test_turning_back_an_image_undoes_its_pose(tiny_program) -> None:
     }
     upright = latents | {"pose": angle_to_unit_vector(torch.zeros(3))}
     images, expected = (
-        coefficients_to_image(program.forward_model.coefficients(to_forward(x), 32), 128) for x in (latents, upright)
+        coefficients_to_image(program.forward_model.coefficients(to_forward(x), 32), 128)
+        for x in (latents, upright)
     )
     middle = slice(32, 96)  # the corners turn out of the box
-    error = (turn_back(images, latents["pose"]) - expected)[:, middle, middle]
+    error = (turn_back(images, latents["pose"], 128) - expected)[:, middle, middle]
     assert error.abs().max() < 0.01 * expected.abs().max()
 
 

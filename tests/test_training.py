@@ -7,11 +7,21 @@ import pyro
 import pytest
 import torch
 
-from cryoanm_lib.checkpoint import load_checkpoint, load_tensors, save_checkpoint, save_tensors, write_atomically
+from cryoanm_lib.checkpoint import (
+    load_checkpoint,
+    load_tensors,
+    save_checkpoint,
+    save_tensors,
+    write_atomically,
+)
 from cryoanm_lib.errors import ArtifactError
 from cryoanm_lib.training import Stage, Trainer, TrainingError
 
-STAGES = [Stage(12, 6), Stage(16, 6, learning_rate=2e-3, final_learning_rate=2e-4), Stage(16, 4, objective="forward_kl")]
+STAGES = [
+    Stage(12, 6),
+    Stage(16, 6, learning_rate=2e-3, final_learning_rate=2e-4),
+    Stage(16, 4, objective="forward_kl"),
+]
 
 
 def make_trainer(tiny_program, stages=STAGES, window=3, seed=0, **options) -> Trainer:
@@ -85,7 +95,11 @@ def test_a_frozen_network_does_not_move(tiny_program) -> None:
     trainer = make_trainer(tiny_program, [Stage(16, 6, train=("amplitude",))])
     before = weights(trainer)
     trainer.run()
-    moved = {name.split(".")[0] for name, tensor in weights(trainer).items() if not torch.equal(tensor, before[name])}
+    moved = {
+        name.split(".")[0]
+        for name, tensor in weights(trainer).items()
+        if not torch.equal(tensor, before[name])
+    }
     assert moved == {"amplitude"}
 
 
@@ -142,7 +156,9 @@ def test_a_damaged_checkpoint_is_refused(tiny_program, tmp_path, damage) -> None
     path, trainer = tmp_path / "c.safetensors", make_trainer(tiny_program)
     save_checkpoint(path, trainer, "abc")
     content = path.read_bytes()
-    path.write_bytes({"truncate": content[: len(content) // 2], "garbage": b"\0" * 100, "missing": b""}[damage])
+    path.write_bytes(
+        {"truncate": content[: len(content) // 2], "garbage": b"\0" * 100, "missing": b""}[damage]
+    )
     if damage == "missing":
         path.unlink()
     with pytest.raises(ArtifactError, match="missing or damaged"):

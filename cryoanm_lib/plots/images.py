@@ -86,7 +86,7 @@ def plot_conformations(
     """
     n_atoms, size = len(forward.reference), forward.box_size * forward.pixel_size
     amplitudes = (-amplitude, 0.0, amplitude)
-    figure, axes = new_figure(len(amplitudes), 4, height=5.3)
+    figure, axes = new_figure(len(amplitudes), 4, height=5.0)
     bent = [_with_first_amplitude(latents, value, forward.n_modes) for value in amplitudes]
     steps = [_steps(forward, each, noise, seed) for each in bent]
     images = {name: [coefficients_to_image(s[name], forward.box_size) for s in steps] for name in steps[0]}
@@ -144,22 +144,24 @@ def plot_projection_steps(forward: ForwardModel, latents: Latents, noise: float,
         ax.set_title(name if name == "projection" else f"+ {name}")
     for ax in axes[:2].flat:
         ax.set(xlabel=AXIS_NAMES[0], ylabel=AXIS_NAMES[1])
-    _draw_transfer(axes[2, 0], latents.defocus, forward.pixel_size)
+    _draw_transfer(axes[2, 0], latents.defocus)
     _draw_spectra(axes[2, 1], steps, noise, forward.box_size)
     return figure
 
 
-def _draw_transfer(ax: Axes, defocus: Float[Tensor, ""], pixel_size: float) -> None:
+def _draw_transfer(ax: Axes, defocus: Float[Tensor, ""]) -> None:
     """The contrast transfer along a line from the centre to the corner of Fourier space."""
     frequency = torch.linspace(0, 0.5**0.5, 300)
     transfer = ctf(defocus, torch.stack([frequency, torch.zeros_like(frequency)], dim=-1))
-    ax.axhline(0, color=GREY_LINE, linewidth=0.8)
-    ax.axvline(0.5, color=GREY_LINE, linewidth=0.8, linestyle=":")
-    ax.plot(frequency / pixel_size, transfer, color=COLOURS[0])
-    ax.set(xlabel="frequency (1/Å)", ylabel="contrast transfer", title=f"z = {defocus.item():.3g} px²")
+    ax.axhline(0, color="0.75", linewidth=0.8)
+    ax.axvline(0.5, color="0.75", linewidth=0.8, linestyle=":")
+    ax.plot(frequency, transfer, color=COLOURS[0])
+    ax.set(xlabel="frequency (1/px)", ylabel="contrast transfer", title=f"z = {defocus.item():.3g} px²")
 
 
-def _draw_spectra(ax: Axes, steps: Mapping[str, Complex[Tensor, "kept"]], noise: float, box_size: int) -> None:
+def _draw_spectra(
+    ax: Axes, steps: Mapping[str, Complex[Tensor, "kept"]], noise: float, box_size: int
+) -> None:
     """Mean square of the coefficients on rings of one integer frequency."""
     rings = half_plane_frequencies(box_size).norm(dim=-1).round().long()
     counts = rings.bincount()
@@ -170,9 +172,6 @@ def _draw_spectra(ax: Axes, steps: Mapping[str, Complex[Tensor, "kept"]], noise:
     ax.set(xlabel="frequency (1/px)", ylabel="power", title="power spectrum")
     ax.set_ylim(bottom=0.01 * (noise / box_size) ** 2)
     ax.legend(fontsize=8, loc="upper right", handlelength=1.2)
-
-
-GREY_LINE = "0.75"
 
 
 def plot_projector_agreement(deviations: Mapping[str, Mapping[str, float]]) -> Figure:
@@ -186,11 +185,11 @@ def plot_projector_agreement(deviations: Mapping[str, Mapping[str, float]]) -> F
     figure, ((ax,),) = new_figure(height=2.8)
     names = list(next(iter(deviations.values())))
     for colour, marker, (dtype, each) in zip(COLOURS, "os", deviations.items(), strict=False):
-        ax.plot(
-            list(each.values()), range(len(each)), marker, color=colour, markersize=9, label=dtype
-        )
+        ax.plot(list(each.values()), range(len(each)), marker, color=colour, markersize=9, label=dtype)
         for place, value in enumerate(each.values()):
-            ax.annotate(f"{value:.1e}", (value, place), (0, 9), textcoords="offset points", ha="center", fontsize=9)
+            ax.annotate(
+                f"{value:.1e}", (value, place), (0, 9), textcoords="offset points", ha="center", fontsize=9
+            )
     ax.set(xscale="log", yticks=range(len(names)), yticklabels=names, ylim=(-0.5, len(names) - 0.3))
     ax.set_xlabel("largest deviation from the dense sum (peak of an atom = 1)")
     ax.margins(x=0.15)
@@ -252,16 +251,20 @@ def plot_crop_levels(
     box_size = forward.box_size
     clean = forward.coefficients(latents, box_size)
     noisy = add_noise(clean, noise, box_size, torch.Generator().manual_seed(seed))
-    figure, axes = new_figure(-(-len(resolutions) // 3), 3, height=2.55 * -(-len(resolutions) // 3), sharey=True)
+    rows = -(-len(resolutions) // 3)
+    figure, axes = new_figure(rows, 3, height=0.4 + 2.45 * rows)
     for ax, resolution in zip(axes.flat, resolutions, strict=False):
         image = coefficients_to_image(crop_coefficients(noisy, resolution), resolution)
         draw_image(ax, image, box_size * forward.pixel_size, **_limits(image))
         measured = to_real(crop_coefficients(noisy - clean, resolution), resolution).std().item()
         predicted = cropped_noise(noise, resolution, box_size)
-        ax.set_title(f"K = {resolution}\nσ = {measured:.4f}\n(σₙK/N = {predicted:.4f})", fontsize=10)
-        ax.set_xlabel(AXIS_NAMES[0])
+        ax.set_title(f"K = {resolution}\n{measured:.4f} ({predicted:.4f})", fontsize=10)
+        ax.set(xticks=[-20, 0, 20], yticks=[-20, 0, 20])
     for ax in axes[:, 0]:
         ax.set_ylabel(AXIS_NAMES[1])
+    for ax in axes[-1]:
+        ax.set_xlabel(AXIS_NAMES[0])
+    figure.suptitle("noise in the crop: measured (predicted)")
     for ax in axes.flat[len(resolutions) :]:
         ax.set_axis_off()
     return figure

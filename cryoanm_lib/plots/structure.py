@@ -33,6 +33,7 @@ def _draw_arrows(
     displacement: Float[Tensor, "atoms 3"],
     view: tuple[int, int, str],
     colour: str,
+    width: float = 0.012,
 ) -> None:
     right, up, _ = view
     ends = start + displacement
@@ -43,7 +44,7 @@ def _draw_arrows(
         angles="xy",
         scale_units="xy",
         scale=1,
-        width=0.012,
+        width=width,
         headwidth=3.5,
         headlength=4,
         color=colour,
@@ -64,7 +65,7 @@ def plot_modes(structure: Structure, modes: NormalModes, amplitude: float = 30.0
         Length of the displacement in Å over all coordinates, exaggerated so that it can be seen.
     """
     shown = modes.vectors[:3]
-    figure, axes = new_figure(len(VIEWS), len(shown), height=5.2, sharey=True, sharex="row")
+    figure, axes = new_figure(len(VIEWS), len(shown), height=6.3, sharey=True, sharex="row")
     for row, view in zip(axes, VIEWS, strict=True):
         for mode, (ax, vector) in enumerate(zip(row, shown, strict=True)):
             draw_trace(ax, structure.coordinates, view)
@@ -73,7 +74,9 @@ def plot_modes(structure: Structure, modes: NormalModes, amplitude: float = 30.0
         row[0].set_ylabel(f"seen {view[2]}\n{AXIS_NAMES[view[1]]}")
     for mode, ax in enumerate(axes[0]):
         ax.set_title(f"mode {mode + 1}\nλ = {modes.eigenvalues[mode].item():.3g} γ")
-    figure.suptitle("arrows: " + amplitude_label(amplitude, len(structure)).replace("\n", ", "))
+    figure.suptitle(
+        "arrows: " + amplitude_label(amplitude, len(structure)).replace("+", "").replace("\n", ", ")
+    )
     return figure
 
 
@@ -96,7 +99,6 @@ def plot_spectrum(eigenvalues: Float64[Tensor, "dof"], n_zero: int) -> Figure:
     ax.loglog(number[internal], magnitude[internal], ".", color=COLOURS[0], label="internal modes")
     ax.set(xlabel="eigenvalue, in ascending order", ylabel="|λ| (γ)")
     ax.legend(loc="center right")
-    ax.figure.align_labels()
     return figure
 
 
@@ -148,7 +150,7 @@ def plot_fluctuations(structure: Structure, modes: NormalModes) -> Figure:
         ax.fill_between(structure.residue_numbers, 100 * share.numpy(), color=COLOURS[mode], alpha=0.35)
         ax.plot(structure.residue_numbers, 100 * share.numpy(), color=COLOURS[mode], label=f"mode {mode + 1}")
         ax.legend(loc="upper right", handlelength=1)
-        ax.set_ylim(0, None)
+    axes[0, 0].set_ylim(0, 102 * shares.max().item())
     axes[-1, 0].set_xlabel("residue number")
     figure.supylabel("share of the squared displacement (%)", fontsize=11)
     return figure
@@ -166,17 +168,17 @@ def plot_transition(
     overlaps : sequence of float
         Overlap of each mode of `opened` with the displacement, softest mode first.
     """
-    figure, ((left, right),) = new_figure(1, 2, height=3.7, width_ratios=(1, 1.15))
+    figure, ((left, right),) = new_figure(1, 2, height=3.5, width_ratios=(1.2, 1))
     view = VIEWS[1]
     draw_trace(left, opened, view, label="open")
     draw_trace(left, closed, view, color=COLOURS[0], label="closed")
-    _draw_arrows(left, opened, closed - opened, view, COLOURS[1])
+    _draw_arrows(left, opened, closed - opened, view, COLOURS[1], width=0.005)
     left.set(xlabel=AXIS_NAMES[view[0]], ylabel=AXIS_NAMES[view[1]])
-    figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2)
+    left.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, columnspacing=1, handlelength=1.5)
     numbers = list(range(1, len(overlaps) + 1))
     together = torch.tensor(overlaps).square().cumsum(0).sqrt()
     right.bar(numbers, overlaps, color=COLOURS[1], label="one mode")
     right.plot(numbers, together, "o-", color="black", markersize=4, label="all modes up to it")
     right.set(xlabel="mode", ylabel="overlap with the motion", ylim=(0, 1.05), xticks=numbers)
-    right.legend(loc="upper right", bbox_to_anchor=(1, 0.72))
+    right.legend(loc="upper right", bbox_to_anchor=(1, 0.74), handlelength=1.2)
     return figure

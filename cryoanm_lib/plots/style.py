@@ -76,4 +76,5 @@ def rmsd_axis(axes: Axes, n_atoms: int, along: str, label: bool = True) -> None:
 
 def amplitude_label(amplitude: float, n_atoms: int) -> str:
     """An amplitude in Å with the RMSD that it means."""
-    return f"α = {amplitude:+.3g} Å\nRMSD {abs(amplitude) / n_atoms**0.5:.2f} Å"
+    signed = f"{amplitude:+.3g}".replace("-", "−") if amplitude else "0"
+    return f"α = {signed} Å\nRMSD {abs(amplitude) / n_atoms**0.5:.2f} Å"

@@ -42,6 +42,12 @@ def test_every_requirement_is_pinned_and_admitted():
         assert requirement.specifier.contains(pin.removeprefix("==")), f"{requirement} excludes its pin {pin}"
 
 
+def test_every_package_is_installed():
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "cryoanm_lib").rglob("*.py")}
+    assert {folder.replace("/", ".") for folder in found} <= listed
+
+
 def test_binder_installs_the_pinned_versions():
     conda, pip = environment()
     pins = constraints()

@@ -1,0 +1,65 @@
+"""Every figure of the book, one function each, returning the Figure."""
+
+from cryoanm_lib.plots.images import (
+    plot_conformations,
+    plot_crop_levels,
+    plot_projection_steps,
+    plot_projector_agreement,
+    projector_deviations,
+)
+from cryoanm_lib.plots.landscape import (
+    plot_blurred_profiles,
+    plot_difficulty,
+    plot_landscapes,
+    plot_planes,
+    plot_pose_profiles,
+)
+from cryoanm_lib.plots.posterior import (
+    plot_components,
+    plot_headline,
+    plot_joint,
+    plot_pose_stages,
+    plot_projected_normal,
+    plot_residual_distributions,
+    plot_residuals,
+)
+from cryoanm_lib.plots.program import encoder_layers, guide_graph, model_graph, plot_encoder, plot_graph
+from cryoanm_lib.plots.structure import (
+    plot_fluctuations,
+    plot_modes,
+    plot_spectrum,
+    plot_spring_energy,
+    plot_transition,
+)
+from cryoanm_lib.plots.style import set_style
+
+__all__ = [
+    "encoder_layers",
+    "guide_graph",
+    "model_graph",
+    "plot_components",
+    "plot_blurred_profiles",
+    "plot_conformations",
+    "plot_crop_levels",
+    "plot_difficulty",
+    "plot_encoder",
+    "plot_fluctuations",
+    "plot_graph",
+    "plot_headline",
+    "plot_joint",
+    "plot_landscapes",
+    "plot_modes",
+    "plot_planes",
+    "plot_pose_profiles",
+    "plot_pose_stages",
+    "plot_projected_normal",
+    "plot_projection_steps",
+    "plot_projector_agreement",
+    "plot_residual_distributions",
+    "plot_residuals",
+    "plot_spectrum",
+    "plot_spring_energy",
+    "plot_transition",
+    "projector_deviations",
+    "set_style",
+]
