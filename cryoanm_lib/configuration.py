@@ -98,6 +98,7 @@ class ExperimentSection(Section):
     )
     batch_size: Count = Field(100, description="images a step")
     stages: Annotated[tuple[StageSection, ...], Field(min_length=1)] = Field(description="the schedule")
+    seed: Annotated[int, Field(ge=0)] | None = Field(None, description="in place of the profile's seed")
     paper: dict[str, float] = Field({}, description="values the paper reports, by metric")
 
     @model_validator(mode="after")
@@ -194,6 +195,11 @@ class Profile(Section):
                 f"profile {self.name!r} has no experiment {name!r}; it has {', '.join(self.experiments)}"
             )
         return self.experiments[name]
+
+    def seed_of(self, experiment: str) -> int:
+        """The seed that fixes an experiment."""
+        own = self.experiment(experiment).seed
+        return self.seed if own is None else own
 
     def config_hash(self, experiment: str) -> str:
         """Eight hexadecimal digits that change with anything that the result of an experiment depends on."""

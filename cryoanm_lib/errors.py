@@ -10,7 +10,7 @@ class StructureError(CryoANMError):
 
 
 class NetworkModelError(CryoANMError):
-    """The elastic network of a structure is not usable: disconnected, or too small for the modes asked for."""
+    """The elastic network of a structure is not usable: disconnected, or too small for its modes."""
 
 
 class ForwardModelError(CryoANMError):

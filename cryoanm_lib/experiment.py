@@ -114,7 +114,7 @@ def fit(settings: Profile, name: str, results: Path, show_progress: bool = True)
         "profile": settings.name,
         "structure": settings.structure,
         "config_hash": digest,
-        "seed": settings.seed,
+        "seed": settings.seed_of(name),
         **_headline(settings, name, trainer),
         **_circumstances(trainer),
     }
@@ -159,7 +159,7 @@ def load_fit(settings: Profile, name: str, results: Path) -> Fit:
 
 def make_trainer(settings: Profile, name: str, show_progress: bool = False) -> Trainer:
     """A trainer at its first step: seeded, with test images drawn and networks initialised."""
-    pyro.set_rng_seed(settings.seed)
+    pyro.set_rng_seed(settings.seed_of(name))
     device = pick_device(settings.device)
     program, section = settings.program(name).to(device), settings.experiment(name)
     highest = max(max(stage.resolution for stage in section.stages), section.guide.image_size)
@@ -168,7 +168,7 @@ def make_trainer(settings: Profile, name: str, show_progress: bool = False) -> T
     trainer = Trainer(program, settings.stages(name), draw, test, settings.window, show_progress)
     if section.training_images is not None:
         fixed = program.simulate(section.training_images, highest)
-        trainer.draw_batch = partial(_fixed_batch, trainer, fixed, section.batch_size, settings.seed)
+        trainer.draw_batch = partial(_fixed_batch, trainer, fixed, section.batch_size, settings.seed_of(name))
     return trainer
 
 

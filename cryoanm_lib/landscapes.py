@@ -87,8 +87,8 @@ def half_width(profile: Float[Tensor, "*batch poses"]) -> Float[Tensor, "*batch"
     Examples
     --------
     >>> angles = torch.linspace(-math.pi, math.pi, 361)[:-1]
-    >>> print(f"{half_width(-(angles / 0.1).square().clamp(max=100)):.0f}")
-    40
+    >>> print(f"{half_width((1 - 3 * angles.abs()).clamp(min=0)):.0f}")
+    10
     """
     below = relative_height(profile) < 0.5
     n_poses = profile.shape[-1]
@@ -166,7 +166,7 @@ def blurred(profile: Float[Tensor, "*batch poses"], spread: float) -> Float[Tens
     --------
     >>> angles = torch.linspace(-math.pi, math.pi, 361)[:-1]
     >>> print(f"{blurred(angles.cos(), 30.0).max():.2f}")
-    0.87
+    0.85
     """
     n_poses = profile.shape[-1]
     angles = torch.arange(n_poses, device=profile.device, dtype=profile.dtype) * (2 * math.pi / n_poses)

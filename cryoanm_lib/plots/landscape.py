@@ -52,8 +52,8 @@ def plot_landscapes(
 ) -> Figure:
     """Log-likelihood of one image over amplitude and pose, at several resolutions.
 
-    Counterpart of the paper's Fig. A3. Colour is the height between the median (0) and the maximum (1) of each
-    panel, whose distance in nats stands above it; a ring marks the truth.
+    Counterpart of the paper's Fig. A3. Colour is the height between the median (0) and the maximum (1) of
+    each panel, whose distance in nats stands above it; a ring marks the truth.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ def plot_pose_profiles(
 def plot_blurred_profiles(
     offsets: Float[Tensor, "poses"], profiles: Mapping[int, Float[Tensor, "images poses"]], spread: float
 ) -> Figure:
-    """What a guide that is unsure of the pose sees of each peak: the mean profile, blurred by the guide's width.
+    """What a guide that is unsure of the pose sees: the mean profile, blurred by the guide's width.
 
     Heights are shares of the depth of the profile before it was blurred.
 
@@ -198,7 +198,7 @@ def plot_difficulty(measures: Mapping[str, Mapping[int, float]], limit: Mapping[
     Parameters
     ----------
     measures : mapping of str to mapping of int to float
-        By K: "half_width" and "basin" in degrees and per cent of the circle, "maxima" a number, "gap" in nats.
+        By K: "half_width" in degrees, "basin" in per cent of the circle, "maxima" a number, "gap" in nats.
     limit : mapping of int to float
         By K, the residual in degrees that the exact posterior would leave.
     """

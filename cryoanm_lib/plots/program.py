@@ -121,11 +121,8 @@ def _beside(
         return (0.0, 0.45), {"ha": "center", "va": "bottom"}
     if not any(site in upstream for upstream in parents.values()):
         return (0.0, -0.45), {"ha": "center", "va": "top"}
-    return (
-        ((-0.45, 0.0), {"ha": "right", "va": "center"})
-        if x < 0
-        else ((0.45, 0.0), {"ha": "left", "va": "center"})
-    )
+    side = "right" if x < 0 else "left"
+    return (math.copysign(0.45, x), 0.0), {"ha": side, "va": "center"}
 
 
 def plot_graph(graph: Graph) -> Figure:

@@ -1,4 +1,4 @@
-"""One look for all figures: sizes that stay readable on a phone, colours that a colour-blind reader can tell."""
+"""One look for all figures: readable on a phone, in colours that a colour-blind reader can tell apart."""
 
 import matplotlib.pyplot as plt
 import seaborn as sns
