@@ -205,8 +205,9 @@ class Profile(Section):
         """Eight hexadecimal digits that change with anything that the result of an experiment depends on."""
         content = self.model_dump(mode="json", exclude={"name", "experiments", "device"})
         content["experiment"] = self.experiment(experiment).model_dump(
-            mode="json", exclude={"title", "paper"}
+            mode="json", exclude={"title", "paper", "seed"}
         )
+        content["seed"] = self.seed_of(experiment)
         if Path(self.structure).is_file():
             content["structure"] = hashlib.sha256(Path(self.structure).read_bytes()).hexdigest()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
