@@ -33,10 +33,14 @@ class Encoder(nn.Module):
     def __init__(self, image_size: int, n_outputs: int, channels: tuple[int, ...] = CHANNELS) -> None:
         """Build a network for square images.
 
-        Args:
-            image_size: pixels along an edge; a multiple of 2 for each double convolution.
-            n_outputs: length of the parameter vector that the head returns.
-            channels: output channels of each double convolution.
+        Parameters
+        ----------
+        image_size : int
+            Pixels along an edge; it is halved by each double convolution.
+        n_outputs : int
+            Length of the parameter vector that the head returns.
+        channels : tuple of int
+            Output channels of each double convolution.
         """
         super().__init__()
         widths = (1, *channels)

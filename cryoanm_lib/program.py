@@ -26,11 +26,14 @@ LATENTS = ("pose", "amplitude", "defocus")
 class Prior:
     """What is known before an image is seen.
 
-    Attributes:
-        amplitude_scale: σ_α, the deviation of each mode's amplitude.
-        pose_concentration: μ_s of the projected normal; (0, 0) is the uniform prior.
-        defocus_mean: in natural units (px²).
-        defocus_scale: deviation of the defocus, same unit.
+    Attributes
+    ----------
+    amplitude_scale : float
+        σ_α, the deviation of each mode's amplitude, in Å over all atoms.
+    pose_concentration : tuple of float
+        μ_s of the projected normal; (0, 0) is the uniform prior.
+    defocus_mean, defocus_scale : float
+        Mean and deviation of the defocus, in natural units (px²).
     """
 
     amplitude_scale: float = 3.0
@@ -43,9 +46,12 @@ class Prior:
 class Particles:
     """Images as Fourier coefficients at the highest resolution in use, with the latents that made them.
 
-    Attributes:
-        coefficients: the half plane of each image.
-        latents: by name: "pose" a unit vector (B, 2), "amplitude" (B, M), "defocus" (B,).
+    Attributes
+    ----------
+    coefficients : Complex[Tensor, "images kept"]
+        The half plane of each image.
+    latents : mapping of str to Tensor
+        "pose" (B, 2), a unit vector; "amplitude" (B, M); "defocus" (B,).
     """
 
     coefficients: Complex[Tensor, "images kept"]
@@ -75,17 +81,32 @@ class CryoProgram(nn.Module):
     ) -> None:
         """Set up the program.
 
-        Args:
-            forward_model: draws the image from its latents.
-            prior: of every latent.
-            noise: σ_n of a pixel of the uncropped image.
-            inferred: names of the latents that the guide infers; the others are given with each image.
-            components: projected normals in the pose's mixture.
-            stratified: draw the pose once from every component (a pathwise gradient) instead of once from
-                the mixture, as in the paper (a score-function gradient).
-            upright: let the amplitude's network see the image turned back by the pose.
-            image_size: pixels along an edge of the image that the networks see.
-            channels: widths of the three double convolutions.
+        Parameters
+        ----------
+        forward_model : ForwardModel
+            Draws the image from its latents.
+        prior : Prior
+            Of every latent.
+        noise : float
+            σ_n of a pixel of the uncropped image.
+        inferred : tuple of str
+            Latents that the guide infers, of `LATENTS`; the others are given with each image.
+        components : int
+            Projected normals in the pose's mixture.
+        stratified : bool
+            Draw the pose once from every component, with a pathwise gradient, instead of once from the
+            mixture, as in the paper, with a score-function gradient.
+        upright : bool
+            Let the amplitude's network see the image turned back by the pose.
+        image_size : int
+            Pixels along an edge of the image that the networks see.
+        channels : tuple of int
+            Widths of the double convolutions.
+
+        Raises
+        ------
+        ConfigurationError
+            For a latent that does not exist, or none at all.
         """
         super().__init__()
         unknown = [name for name in inferred if name not in LATENTS]

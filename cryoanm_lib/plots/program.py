@@ -25,7 +25,7 @@ FILLS = {"inferred": "white", "given": "#f5d9a8", "observed": "0.72"}
 
 #: Distances between nodes, in the units of daft.
 LAYER_GAP, NODE_GAP = 2.1, 2.3
-LABEL_WIDTH = 1.4
+LABEL_WIDTH = 1.8
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def plot_graph(graph: Graph) -> Figure:
     for name, sites in graph.plates.items():
         x, y = zip(*(places[site] for site in sites), strict=True)
         left, right = min(x) - LABEL_WIDTH, max(x) + LABEL_WIDTH
-        box = [left, min(y) - 1.3, right - left, max(y) - min(y) + 2.4]
+        box = [left, min(y) - 1.4, right - left, max(y) - min(y) + 2.9]
         pgm.add_plate(box, label=name, fontsize=11)
     axes = pgm.render()
     roles = [role for role in FILLS if role in graph.roles.values()]
@@ -278,7 +278,7 @@ def plot_encoder(encoder: Encoder) -> Figure:
         The network.
     """
     layers = encoder_layers(encoder)
-    figure, ((ax,),) = new_figure(height=3.6)
+    figure, ((ax,),) = new_figure(height=3.2)
     x = 0.0
     for layer in layers:
         x += _draw_layer(ax, layer, x, encoder.image_size) + 0.5
