@@ -73,7 +73,7 @@ def plot_landscapes(
         image = _draw_plane(ax, height, along, truth, vmin=0, vmax=1, cmap="viridis")
         depth = (values.max() - values.median()).item()
         ax.set_title(f"K = {resolution}, depth {depth:,.0f} nats", fontsize=10)
-        ax.set_xticks([-180, -90, 0, 90, 180])
+        ax.set_xticks([-90, 0, 90])
     for row in axes:
         row[0].set_ylabel(LABELS["amplitude"])
         rmsd_axis(row[-1], n_atoms, along="y")
@@ -154,7 +154,7 @@ def plot_pose_profiles(
         ax.plot(degrees, height.T, color="0.6", linewidth=0.5, alpha=0.5)
         ax.plot(degrees, height.mean(dim=0), color=COLOURS[0], linewidth=1.6)
         ax.set_title(f"K = {resolution}", fontsize=10)
-        ax.set(xlim=(-180, 180), ylim=(-0.65, 1.05), xticks=[-180, -90, 0, 90, 180])
+        ax.set(xlim=(-180, 180), ylim=(-0.65, 1.05), xticks=[-90, 0, 90])
     for ax in axes[-1]:
         ax.set_xlabel("angle from the true pose (°)")
     figure.supylabel("log-likelihood, from median (0) to maximum (1)", fontsize=11)

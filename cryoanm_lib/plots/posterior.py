@@ -22,6 +22,9 @@ from cryoanm_lib.rotation import angle_to_unit_vector, unit_vector_to_angle
 # Contours enclose these proportions of the density.
 PROPORTIONS = (0.2, 0.5, 0.8, 0.95)
 
+# A component lighter than this says little about where the guide looks.
+NOTICEABLE_WEIGHT = 0.05
+
 LABELS = {"pose": "pose θ (°)", "amplitude": "amplitude α (Å)", "defocus": "defocus z (px²)"}
 UNITS = {"pose": "°", "amplitude": " Å", "defocus": " px²"}
 RESIDUAL_LABELS = {"pose": "pose (°)", "amplitude": "amplitude (Å)", "defocus": "defocus (px²)"}
@@ -182,10 +185,14 @@ def plot_components(fit: Fit) -> Figure:
         [label.replace(", ", "\n").removeprefix("K = ") for label in labels], fontsize=8
     )
     for index, (snapshot, label) in enumerate(zip(fit.snapshots, labels, strict=True)):
-        between = torch.rad2deg(_angle_between_leaders(snapshot))
+        between = torch.rad2deg(_angle_between_leaders(snapshot))[weights[index] > NOTICEABLE_WEIGHT]
         shade = plt.get_cmap("viridis")(index / max(1, len(labels) - 1))
         axes[0, 1].hist(
-            between.numpy(), bins=np.linspace(0, 180, 19), histtype="step", color=shade, label=label
+            between.numpy(),
+            bins=np.linspace(0, 180, 19),
+            histtype="step",
+            color=shade,
+            label=f"{label} ({len(between)})",
         )
     axes[0, 1].set(xlabel="angle between the two means (°)", ylabel="images", xticks=[0, 45, 90, 135, 180])
     axes[0, 1].legend(fontsize=8)

@@ -138,13 +138,13 @@ def plot_graph(graph: Graph) -> Figure:
     """
     places = _layout(graph)
     pgm = daft.PGM(
-        grid_unit=2.0, node_unit=1.5, line_width=1.3, directed=True, dpi=plt.rcParams["figure.dpi"]
+        grid_unit=1.8, node_unit=1.5, line_width=1.3, directed=True, dpi=plt.rcParams["figure.dpi"]
     )
     for site, (x, y) in places.items():
         fill = {"facecolor": FILLS[graph.roles[site]]}
         pgm.add_node(site, SYMBOLS.get(site, site), x, y, plot_params=fill, fontsize=17)
         # A node without a circle, to hold the text beside the one with.
-        words = {"fontsize": 11, "plot_params": {"ec": "none", "fc": "none"}}
+        words = {"fontsize": 12, "plot_params": {"ec": "none", "fc": "none"}}
         (dx, dy), text = _beside(site, graph.parents, x)
         pgm.add_node(f"{site}:", graph.labels[site], x + dx, y + dy, scale=0.01, label_params=text, **words)
     for site, parents in graph.parents.items():
@@ -154,7 +154,7 @@ def plot_graph(graph: Graph) -> Figure:
         x, y = zip(*(places[site] for site in sites), strict=True)
         left, right = min(x) - LABEL_WIDTH, max(x) + LABEL_WIDTH
         box = [left, min(y) - 1.4, right - left, max(y) - min(y) + 2.9]
-        pgm.add_plate(box, label=name, fontsize=11)
+        pgm.add_plate(box, label=name, fontsize=12)
     axes = pgm.render()
     roles = [role for role in FILLS if role in graph.roles.values()]
     handles = [
@@ -310,7 +310,7 @@ def _draw_layer(ax: Axes, layer: Layer, x: float, image_size: int) -> float:
         width = 0.09 * math.log2(2 * channels[0]) if channels else 0.04
         _draw_box(ax, x, height, width, 0.22 * height, colour)
         label = " × ".join(map(str, layer.shape))
-    ax.text(x + width / 2, -1.75, label, rotation=90, ha="center", va="top", fontsize=8.5)
+    ax.text(x + width / 2, -1.75, label, rotation=90, ha="center", va="top", fontsize=9.5)
     return width + (0.22 * height if len(layer.shape) > 1 else 0)
 
 
