@@ -90,13 +90,19 @@ def half_width(profile: Float[Tensor, "*batch poses"]) -> Float[Tensor, "*batch"
     >>> print(f"{half_width((1 - 3 * angles.abs()).clamp(min=0)):.0f}")
     10
     """
-    below = relative_height(profile) < 0.5
     n_poses = profile.shape[-1]
     peak = profile.argmax(dim=-1, keepdim=True)
     steps = torch.arange(n_poses, device=profile.device)
-    ahead = below.gather(-1, (peak + steps) % n_poses).float().argmax(dim=-1)
-    behind = below.gather(-1, (peak - steps) % n_poses).float().argmax(dim=-1)
-    return (ahead + behind) * 180.0 / n_poses
+    height = relative_height(profile)
+    ahead, behind = (height.gather(-1, (peak + way * steps) % n_poses) for way in (1, -1))
+    return (_steps_to_half(ahead) + _steps_to_half(behind)) * 180.0 / n_poses
+
+
+def _steps_to_half(height: Float[Tensor, "*batch poses"]) -> Float[Tensor, "*batch"]:
+    """Steps from the start, where the height is 1, to where it falls through 1/2, between two grid points."""
+    after = (height < 0.5).float().argmax(dim=-1, keepdim=True)
+    low, high = height.gather(-1, after), height.gather(-1, (after - 1).clamp(min=0))
+    return (after - (0.5 - low) / (high - low))[..., 0]
 
 
 def basin_of_attraction(profile: Float[Tensor, "*batch poses"]) -> Float[Tensor, "*batch"]:
@@ -173,6 +179,28 @@ def blurred(profile: Float[Tensor, "*batch poses"], spread: float) -> Float[Tens
     kernel = ((angles.cos() - 1) / math.radians(spread) ** 2).exp()
     transfer = torch.fft.rfft(kernel / kernel.sum())
     return torch.fft.irfft(torch.fft.rfft(profile) * transfer, n=n_poses)
+
+
+def peak_correlation(log_density: Float[Tensor, "rows columns"]) -> float:
+    """Correlation of two latents under the Gaussian that fits the maximum of a landscape on a uniform grid.
+
+    With f the second differences of the log-density there, ρ = f_ab / √(f_aa f_bb): 0 for an upright ellipse.
+
+    Examples
+    --------
+    >>> a, b = torch.meshgrid(torch.linspace(-1, 1, 9), torch.linspace(-2, 2, 9), indexing="ij")
+    >>> print(f"{peak_correlation(-(a**2 - a * b + b**2)):.2f}")
+    0.50
+    """
+    n_rows, n_columns = log_density.shape
+    row, column = divmod(int(log_density.argmax()), n_columns)
+    # A maximum on the edge of the grid has no neighbours on one side: take those of the next point.
+    row, column = min(max(row, 1), n_rows - 2), min(max(column, 1), n_columns - 2)
+    f = log_density[row - 1 : row + 2, column - 1 : column + 2].double()
+    along_rows = f[0, 1] - 2 * f[1, 1] + f[2, 1]
+    along_columns = f[1, 0] - 2 * f[1, 1] + f[1, 2]
+    mixed = (f[0, 0] + f[2, 2] - f[0, 2] - f[2, 0]) / 4
+    return (mixed / (along_rows * along_columns).sqrt()).item()
 
 
 def is_half_turn(degrees: Float[Tensor, "*batch"]) -> Bool[Tensor, "*batch"]:

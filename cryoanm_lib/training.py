@@ -9,7 +9,7 @@ import pyro
 from pyro.infer import ELBO, SVI, Trace_ELBO
 from pyro.optim import ClippedAdam
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from cryoanm_lib.diagnostics import residuals
 from cryoanm_lib.errors import CryoANMError

@@ -189,3 +189,12 @@ def test_metrics_and_their_check(profile, tmp_path, capsys) -> None:
     assert check_metrics(metrics, {"both": {"pose_residual_mean_deg": [0, 180]}}) == []
     complaints = check_metrics(metrics, {"both": {"steps": [0, 1]}, "three": {"x": [0, 1]}})
     assert complaints == ["both.steps = 16 is outside 0 to 1", "three.x is missing; expected 0 to 1"]
+
+
+def test_ranges_are_those_of_the_default_protein(tmp_path, capsys) -> None:
+    (tmp_path / "metrics.json").write_text("{}")
+    arguments = ["check", "--profile", "smoke", str(tmp_path / "metrics.json")]
+    assert main(arguments) == 1
+    assert "pose_marching.steps is missing; expected 60 to 60" in capsys.readouterr().out
+    assert main([*arguments, "--structure", "adk_closed"]) == 0
+    assert "no ranges are known for adk_closed" in capsys.readouterr().out

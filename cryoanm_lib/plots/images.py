@@ -140,7 +140,8 @@ def plot_projection_steps(forward: ForwardModel, latents: Latents, noise: float,
     for ax, (name, coefficients) in zip(axes.flat[1:4], steps.items(), strict=True):
         image = coefficients_to_image(coefficients, forward.box_size)
         draw_image(ax, image, size, **_limits(image))
-        figure.colorbar(ax.images[0], ax=ax, shrink=0.8, pad=0.02)
+        # Inset, so that the bar is as high as the image whatever the layout does.
+        figure.colorbar(ax.images[0], cax=ax.inset_axes((1.03, 0, 0.05, 1)))
         ax.set_title(name if name == "projection" else f"+ {name}")
     for ax in axes[:2].flat:
         ax.set(xlabel=AXIS_NAMES[0], ylabel=AXIS_NAMES[1])

@@ -189,7 +189,7 @@ def plot_blurred_profiles(
 
 def _shades(count: int) -> list[tuple[float, float, float]]:
     """Colours from light to dark for an ordered quantity."""
-    return sns.color_palette("viridis_r", count + 1)[1:]
+    return sns.color_palette("plasma_r", count + 1)[1:]
 
 
 def plot_difficulty(measures: Mapping[str, Mapping[int, float]], limit: Mapping[int, float]) -> Figure:

@@ -25,7 +25,7 @@ FILLS = {"inferred": "white", "given": "#f5d9a8", "observed": "0.72"}
 
 #: Distances between nodes, in the units of daft.
 LAYER_GAP, NODE_GAP = 2.1, 2.3
-LABEL_WIDTH = 1.8
+LABEL_WIDTH = 2.0
 
 
 @dataclass(frozen=True)

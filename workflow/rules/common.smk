@@ -23,7 +23,7 @@ NOTEBOOKS = {
 
 # An edit of the library retrains. What is drawn and tabulated after training concerns the notebooks only.
 LIBRARY = sorted(str(p) for kind in ("*.py", "plots/*.py", "data/*.csv") for p in Path("cryoanm_lib").glob(kind))
-TRAINING_SOURCES = [p for p in LIBRARY if not p.startswith(("cryoanm_lib/plots/", "cryoanm_lib/tables"))]
+TRAINING_SOURCES = [p for p in LIBRARY if not p.startswith(("cryoanm_lib/plots/", "cryoanm_lib/tables", "cryoanm_lib/landscapes"))]
 
 FIT_FILES = ("config.json", "metrics.json", "history.json", "weights.safetensors", "predictions.safetensors")
 BOOK = "book/_build/html/index.html"
