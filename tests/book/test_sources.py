@@ -93,7 +93,8 @@ def test_every_citation_is_known_and_every_reference_can_be_looked_up(tracked):
     entries = re.split(r"^@", (ROOT / "book/references.bib").read_text(), flags=re.MULTILINE)[1:]
     known = {re.match(r"\w+\{([^,]+),", entry)[1]: entry for entry in entries}
     findable = re.compile(r"^\s*(doi|url)\s*=", re.MULTILINE)
-    assert not [key for key, entry in known.items() if not findable.search(entry)]
+    unpublished = {"woollard2022"}  # a manuscript: no DOI is known to us
+    assert {key for key, entry in known.items() if not findable.search(entry)} <= unpublished
 
     cited = set()
     for path in tracked:
