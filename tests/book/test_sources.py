@@ -98,7 +98,7 @@ def test_every_citation_is_known_and_every_reference_can_be_looked_up(tracked):
 
     cited = set()
     for path in tracked:
-        if path.startswith("notebooks/"):
+        if path.endswith(".ipynb"):
             text = "\n".join(cell.source for cell in nbformat.read(ROOT / path, as_version=4).cells)
         elif path.startswith("book/") and path.endswith(".md"):
             text = (ROOT / path).read_text()
