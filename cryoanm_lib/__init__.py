@@ -1,0 +1,21 @@
+"""Physics-aware inference for cryo-EM: from an elastic network to the posterior of an image's latents.
+
+Data flow from top to bottom, and a module imports from those above it alone:
+
+    errors, settings
+    structure_files -> structure -> anm
+    rotation, fourier -> projection, ctf -> forward -> likelihood
+    distributions, encoders -> program -> objectives
+    diagnostics -> training
+    storage -> checkpoint, configuration -> experiment
+    landscapes, tables, plots
+"""
+
+#: Modules in the order in which data flows.
+ORDER = (
+    *("errors", "settings", "structure_files", "structure", "anm"),
+    *("rotation", "fourier", "projection", "ctf", "forward", "likelihood"),
+    *("distributions", "encoders", "program", "objectives"),
+    *("diagnostics", "training", "storage", "checkpoint", "configuration", "experiment"),
+    *("landscapes", "tables", "plots", "__main__"),
+)

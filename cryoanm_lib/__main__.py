@@ -8,7 +8,8 @@ import yaml
 
 from cryoanm_lib.configuration import DEFAULT_STRUCTURE, config_folder, load_profile
 from cryoanm_lib.errors import CryoANMError
-from cryoanm_lib.experiment import check_metrics, fit, gather_metrics, load_json, save_json
+from cryoanm_lib.experiment import check_metrics, fit, gather_metrics
+from cryoanm_lib.storage import load_json, save_json
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,6 +51,9 @@ def _check(given: argparse.Namespace) -> int:
         print(f"no ranges are known for {profile.structure}: they are those of {DEFAULT_STRUCTURE}")
         return 0
     ranges = expected.get(given.profile, {})
+    if not ranges:
+        print(f"no ranges are known for profile {given.profile}: those of {', '.join(expected)} are")
+        return 0
     complaints = check_metrics(load_json(given.metrics), ranges)
     for complaint in complaints:
         print(complaint)

@@ -6,18 +6,20 @@ type or an impossible value is refused by name.
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from cryoanm_lib.anm import DEFAULT_CUTOFF, NormalModes, normal_modes
 from cryoanm_lib.encoders import CHANNELS
 from cryoanm_lib.errors import ConfigurationError
 from cryoanm_lib.forward import ForwardModel
 from cryoanm_lib.program import CryoProgram, Prior
-from cryoanm_lib.structure import Structure, load_structure
+from cryoanm_lib.settings import Count, LatentName, Positive, Section
+from cryoanm_lib.structure import Structure, load_structure, structure_file
 from cryoanm_lib.training import Stage
 
 #: The protein of the book, embedded in the library; the expected ranges of metrics are for it.
@@ -25,15 +27,10 @@ DEFAULT_STRUCTURE = "adk_open"
 
 PROFILES = ("smoke", "laptop", "full", "paper")
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-LatentName = Literal["pose", "amplitude", "defocus"]
-
-
-class Section(BaseModel):
-    """A part of a profile: unknown keys are refused, values are never coerced."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+# It names a folder.
+ExperimentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+MetricName = Literal["pose_residual_mean_deg", "amplitude_residual_mean", "defocus_residual_mean"]
 
 
 class ModelSection(Section):
@@ -43,18 +40,11 @@ class ModelSection(Section):
     cutoff: Positive = Field(DEFAULT_CUTOFF, description="ANM cutoff in Å")
     box_size: Annotated[int, Field(ge=8)] = Field(64, description="N, pixels along an edge of the image")
     pixel_size: Positive = Field(1.0, description="Å per pixel")
-    atom_width: Positive = Field(0.8, description="σ_a of a pseudo-atom, in pixels")
+    atom_width: Annotated[float, Field(ge=0.1, allow_inf_nan=False)] = Field(
+        0.8, description="σ_a of a pseudo-atom, in pixels"
+    )
     noise: Positive = Field(0.1, description="σ_n of a pixel")
     projector: Literal["fourier", "separable", "sparse"] = Field("fourier", description="how to project")
-
-
-class PriorSection(Section):
-    """What is known before an image is seen."""
-
-    amplitude_scale: Positive = Field(3.0, description="σ_α of each mode's amplitude, in Å over all atoms")
-    pose_concentration: tuple[float, float] = Field((0.0, 0.0), description="μ_s; (0, 0) is uniform")
-    defocus_mean: float = Field(50.0, description="mean of z in natural units (px²)")
-    defocus_scale: Positive = Field(3.0, description="deviation of z, same unit")
 
 
 class GuideSection(Section):
@@ -66,22 +56,8 @@ class GuideSection(Section):
     image_size: Annotated[int, Field(ge=8)] = Field(
         32, description="pixels that the networks see along an edge"
     )
-    channels: tuple[Count, ...] = Field(CHANNELS, description="widths of the double convolutions")
-
-
-class StageSection(Section):
-    """One stage of the schedule."""
-
-    resolution: Annotated[int, Field(ge=4, multiple_of=2)] = Field(description="K of the likelihood, even")
-    steps: Count = Field(description="gradient steps, at most")
-    learning_rate: Positive = Field(1e-3, description="at the first step")
-    final_learning_rate: Positive | None = Field(None, description="at the last step, reached geometrically")
-    objective: Literal["elbo", "forward_kl"] = Field("elbo", description="what is minimised")
-    settle: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="end the stage when the loss falls by less than this fraction over a window"
-    )
-    train: tuple[LatentName, ...] | None = Field(
-        None, description="latents whose networks learn; default all"
+    channels: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
+        CHANNELS, description="widths of the double convolutions"
     )
 
 
@@ -97,9 +73,9 @@ class ExperimentSection(Section):
         None, description="a fixed set of this size; default: fresh ones each step"
     )
     batch_size: Count = Field(100, description="images a step")
-    stages: Annotated[tuple[StageSection, ...], Field(min_length=1)] = Field(description="the schedule")
-    seed: Annotated[int, Field(ge=0)] | None = Field(None, description="in place of the profile's seed")
-    paper: dict[str, float] = Field({}, description="values the paper reports, by metric")
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = Field(description="the schedule")
+    seed: Seed | None = Field(None, description="in place of the profile's seed")
+    paper: dict[MetricName, Positive] = Field({}, description="values the paper reports, by metric")
 
     @model_validator(mode="after")
     def _stages_train_what_is_inferred(self) -> "ExperimentSection":
@@ -126,16 +102,20 @@ class Profile(Section):
     """Everything that a run of the book depends on."""
 
     name: str = Field(description="the profile's name, that of its file")
-    structure: str = Field(DEFAULT_STRUCTURE, description="embedded name, PDB ID, or path")
+    structure: Annotated[str, Field(min_length=1)] = Field(
+        DEFAULT_STRUCTURE, description="embedded name, PDB ID, or path"
+    )
     chain: str | None = Field(None, description="author's chain; default the first with Cα")
     stride: Count = Field(2, description="every stride-th Cα is a pseudo-atom")
-    seed: Annotated[int, Field(ge=0)] = Field(1, description="fixes the run")
+    seed: Seed = Field(1, description="fixes the run")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     test_images: Count = Field(2000, description="images never trained on, for every residual")
     window: Count = Field(100, description="steps between records, and over which a stage settles")
     model: ModelSection = ModelSection()
-    prior: PriorSection = PriorSection()
-    experiments: Annotated[dict[str, ExperimentSection], Field(min_length=1)] = Field(description="by name")
+    prior: Prior = Prior()
+    experiments: Annotated[dict[ExperimentName, ExperimentSection], Field(min_length=1)] = Field(
+        description="by name"
+    )
 
     @model_validator(mode="after")
     def _resolutions_fit_the_box(self) -> "Profile":
@@ -169,16 +149,12 @@ class Profile(Section):
         reference, modes = self.load_structure().coordinates.float(), self.modes().vectors.float()
         return ForwardModel(reference, modes, projector=projector or self.model.projector, **sizes)
 
-    def prior_of_latents(self) -> Prior:
-        """The prior of the latents."""
-        return Prior(**self.prior.model_dump())
-
     def program(self, experiment: str) -> CryoProgram:
         """Model and guide of an experiment, the guide untrained."""
         section = self.experiment(experiment)
         return CryoProgram(
             self.forward_model(),
-            self.prior_of_latents(),
+            self.prior,
             self.noise,
             section.infer,
             **section.guide.model_dump(),
@@ -186,7 +162,7 @@ class Profile(Section):
 
     def stages(self, experiment: str) -> list[Stage]:
         """The schedule of an experiment."""
-        return [Stage(**stage.model_dump()) for stage in self.experiment(experiment).stages]
+        return list(self.experiment(experiment).stages)
 
     def experiment(self, name: str) -> ExperimentSection:
         """The section of an experiment."""
@@ -202,14 +178,17 @@ class Profile(Section):
         return self.seed if own is None else own
 
     def config_hash(self, experiment: str) -> str:
-        """Eight hexadecimal digits that change with anything that the result of an experiment depends on."""
+        """Eight hexadecimal digits that change with every setting on which an experiment's result depends.
+
+        The device is not among them, nor is the code: Snakemake trains again when the library changes.
+        """
         content = self.model_dump(mode="json", exclude={"name", "experiments", "device"})
         content["experiment"] = self.experiment(experiment).model_dump(
             mode="json", exclude={"title", "paper", "seed"}
         )
         content["seed"] = self.seed_of(experiment)
-        if Path(self.structure).is_file():
-            content["structure"] = hashlib.sha256(Path(self.structure).read_bytes()).hexdigest()
+        if (path := structure_file(self.structure)) is not None and path.is_file():
+            content["structure"] = hashlib.sha256(path.read_bytes()).hexdigest()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
     def artifact_path(self, experiment: str) -> Path:
@@ -238,13 +217,13 @@ def load_profile(profile: str | Path, structure: str | None = None) -> Profile:
             f"profile {str(profile)!r} does not exist: choose from {PROFILES}, or give a path"
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path.name} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigurationError(f"{path.name} holds {type(content).__name__}, not a table of keys")
     content.pop("defaults", None)  # a place for YAML anchors, already expanded where they are used
-    content = {"name": path.stem} | content | ({"structure": str(structure)} if structure else {})
+    content = {"name": path.stem} | content | ({} if structure is None else {"structure": str(structure)})
     try:
         # JSON and not the dictionary: its lists may become tuples although nothing else is coerced.
         return Profile.model_validate_json(json.dumps(content))
@@ -258,31 +237,55 @@ def config_folder() -> Path:
     """The repository's `config/`, or the copy of it that an installed library carries."""
     package = Path(__file__).resolve().parent
     beside = package.parent / "config"
-    return beside if beside.is_dir() else package / "config"
+    return beside if (beside / "laptop.yaml").is_file() else package / "config"
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one table, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 def _explain(file_name: str, error: ValidationError) -> str:
-    lines = [f"{file_name} is not usable:"]
-    for problem in error.errors():
-        *parents, _ = problem["loc"] or ("",)
-        where = ".".join(str(part) for part in problem["loc"]) or "profile"
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"  {where}: unknown key; allowed: {', '.join(_allowed_keys(parents))}")
-        elif problem["type"] == "missing":
-            lines.append(f"  {where}: missing; {problem['msg']}")
-        else:
-            value = "" if isinstance(problem["input"], dict) else f" = {problem['input']!r}"
-            lines.append(f"  {where}{value}: {problem['msg']}")
-    return "\n".join(lines)
+    problems = error.errors()
+    # A list whose element is wrong is also said to be too short; the element is what matters.
+    inner = [p["loc"] for p in problems]
+    problems = [
+        p for p in problems if not any(q != p["loc"] and q[: len(p["loc"])] == p["loc"] for q in inner)
+    ]
+    return "\n".join([f"{file_name} is not usable:", *map(_explain_one, problems)])
+
+
+def _explain_one(problem: dict) -> str:
+    *parents, _ = problem["loc"] or ("",)
+    where = ".".join(str(part) for part in problem["loc"]) or "profile"
+    if problem["type"] == "extra_forbidden":
+        return f"  {where}: unknown key; allowed: {', '.join(_allowed_keys(parents))}"
+    if problem["type"] == "missing":
+        return f"  {where}: missing; {problem['msg']}"
+    value = "" if isinstance(problem["input"], dict) else f" = {problem['input']!r}"
+    hint = " (YAML wants a point in the number: 1.0e-3)" if _is_text_number(problem["input"]) else ""
+    return f"  {where}{value}: {problem['msg']}{hint}"
+
+
+def _is_text_number(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value) is not None
 
 
 def _allowed_keys(parents: list) -> list[str]:
     """Keys of the section that a path of keys leads to."""
     sections = {
         "model": ModelSection,
-        "prior": PriorSection,
+        "prior": Prior,
         "guide": GuideSection,
-        "stages": StageSection,
+        "stages": Stage,
         "experiments": ExperimentSection,
     }
     named = [sections[part] for part in parents if part in sections]

@@ -1,4 +1,4 @@
-"""How good an answer is: residuals against the truth, and the best that any method could reach."""
+"""How good an answer is: residuals against the truth, and what a draw from the exact posterior would have."""
 
 import math
 from collections.abc import Mapping
@@ -7,14 +7,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cryoanm_lib.distributions import ProjectedNormal
 from cryoanm_lib.forward import ForwardModel, Latents
 from cryoanm_lib.fourier import to_real
 from cryoanm_lib.likelihood import cropped_noise
 from cryoanm_lib.program import Prior
-from cryoanm_lib.rotation import angle_distance, unit_vector_to_angle
+from cryoanm_lib.rotation import angle_distance, angle_to_unit_vector, unit_vector_to_angle
 
 #: A residual beyond this many degrees is called a flip: the sample fell into the wrong half-turn.
 FLIP_DEGREES = 90.0
+
+#: The metric that stands for each latent in results/metrics.json.
+RESIDUAL_KEYS = {
+    "pose": "pose_residual_mean_deg",
+    "amplitude": "amplitude_residual_mean",
+    "defocus": "defocus_residual_mean",
+}
 
 
 def residuals(
@@ -44,11 +52,27 @@ def information_limit(
     noise: float,
     resolution: int,
 ) -> dict[str, Float[Tensor, "images"]]:
-    """Expected residual of a sample from the exact posterior, image by image, where it is a Gaussian.
+    """Expected residual of a draw from the exact posterior, image by image, where that is a Gaussian.
 
     The Fisher information F = JᵀJ/σ² + prior precision, J the derivative of the crop by the latents, gives
-    the covariance Σ = F⁻¹. Posterior mean and sample each deviate by Σ, hence E|sample - truth| = 2 √(Σ/π).
-    No method that samples its posterior can do better on average. Same keys and units as `residuals`.
+    the covariance Σ = F⁻¹. Posterior mean and draw each deviate by Σ, hence E|draw - truth| = 2 √(Σ/π). It is
+    what a posterior that is both honest and exact has on average; a point estimate alone, which says nothing
+    of its error, can be closer by √2. Same keys and units as `residuals`.
+
+    Parameters
+    ----------
+    forward : ForwardModel
+        With a projector that has forward-mode derivatives: "fourier" or "separable".
+    truth : mapping of str to Tensor
+        Latents at which to evaluate, as in `Particles`.
+    inferred : tuple of str
+        The latents that are unknown; the others are given.
+    prior : Prior
+        Of the latents; the pose's counts by its curvature at the truth, where that is positive.
+    noise : float
+        σ_n a pixel of the uncropped image.
+    resolution : int
+        K.
     """
     sigma = cropped_noise(noise, resolution, forward.box_size)
     pose = unit_vector_to_angle(truth["pose"])
@@ -63,14 +87,29 @@ def information_limit(
     jacobian = torch.stack(
         [torch.func.jvp(crop, point, tangent)[1] for _, tangent in directions], dim=1
     ).double()
-    precision = {"pose": 0.0, "amplitude": prior.amplitude_scale**-2, "defocus": prior.defocus_scale**-2}
-    fisher = jacobian @ jacobian.transpose(1, 2)
-    fisher = fisher + torch.diag(torch.tensor([precision[name] for name, _ in directions])).to(fisher)
+    known = {
+        "pose": _pose_prior_precision(prior, pose),
+        "amplitude": torch.full_like(pose, prior.amplitude_scale**-2),
+        "defocus": torch.full_like(pose, prior.defocus_scale**-2),
+    }
+    precision = torch.stack([known[name] for name, _ in directions], dim=-1).double()
+    fisher = jacobian @ jacobian.transpose(1, 2) + torch.diag_embed(precision)
     deviation = torch.linalg.inv(fisher).diagonal(dim1=1, dim2=2).sqrt()
     expected = 2 * deviation / math.sqrt(math.pi)
     columns = {name: [i for i, (label, _) in enumerate(directions) if label == name] for name in inferred}
     limit = {name: expected[:, index].mean(1) for name, index in columns.items()}
     return limit | {"pose": torch.rad2deg(limit["pose"])} if "pose" in limit else limit
+
+
+def _pose_prior_precision(prior: Prior, pose: Float[Tensor, "images"]) -> Float[Tensor, "images"]:
+    """Minus the second derivative of the pose's log-prior, and 0 where that is negative."""
+    with torch.enable_grad():
+        angle = pose.detach().double().requires_grad_()
+        distribution = ProjectedNormal(angle.new_tensor(prior.pose_concentration))
+        log_density = distribution.log_prob(angle_to_unit_vector(angle)).sum()
+        (slope,) = torch.autograd.grad(log_density, angle, create_graph=True)
+        (curvature,) = torch.autograd.grad(slope.sum(), angle)
+    return (-curvature).clamp(min=0.0).to(pose)
 
 
 def _unit_tangents(

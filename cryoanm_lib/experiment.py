@@ -1,8 +1,6 @@
 """One experiment from configuration to artifact: fitted once, then loaded."""
 
-import json
 import platform
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,30 +11,19 @@ import pyro
 import torch
 from torch import Tensor
 
-from cryoanm_lib.checkpoint import (
-    flatten_snapshots,
-    load_checkpoint,
-    load_tensors,
-    read_snapshots,
-    save_checkpoint,
-    save_tensors,
-    write_atomically,
-)
+from cryoanm_lib.checkpoint import flatten_snapshots, load_checkpoint, read_snapshots, save_checkpoint
 from cryoanm_lib.configuration import Profile, load_profile
-from cryoanm_lib.diagnostics import FLIP_DEGREES, information_limit, residuals
+from cryoanm_lib.diagnostics import FLIP_DEGREES, RESIDUAL_KEYS, information_limit, residuals
 from cryoanm_lib.errors import ArtifactError, ConfigurationError
-from cryoanm_lib.program import CryoProgram, Particles
+from cryoanm_lib.program import LATENTS, CryoProgram, Particles
+from cryoanm_lib.storage import load_json, load_tensors, save_json, save_tensors, unusable
 from cryoanm_lib.training import Trainer
 
 #: Seconds between two checkpoints of a running fit.
 CHECKPOINT_INTERVAL = 20.0
 
-#: The metric that stands for each latent, in results/metrics.json.
-RESIDUAL_KEYS = {
-    "pose": "pose_residual_mean_deg",
-    "amplitude": "amplitude_residual_mean",
-    "defocus": "defocus_residual_mean",
-}
+# Images that experiments must share are drawn from seeds of their own, whatever else a run draws.
+TEST_SEED, TRAINING_SEED = 1_000_000_007, 2_000_000_011
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +94,7 @@ def fit(settings: Profile, name: str, results: Path, show_progress: bool = True)
     folder = results / settings.artifact_path(name)
     checkpoint, digest = folder / "checkpoint.safetensors", settings.config_hash(name)
     trainer = make_trainer(settings, name, show_progress)
+    _require_writable(folder)
     if checkpoint.is_file():
         load_checkpoint(checkpoint, trainer, digest)
     trainer.run(after_window=_checkpointer(checkpoint, digest))
@@ -118,7 +106,7 @@ def fit(settings: Profile, name: str, results: Path, show_progress: bool = True)
         **_headline(settings, name, trainer),
         **_circumstances(trainer),
     }
-    truth = {f"truth.{k}": v for k, v in trainer.test.latents.items()}
+    truth = {f"truth.{k}": v for k, v in trainer.truth.items()}
     save_tensors(folder / "weights.safetensors", trainer.program.encoders.state_dict(), config_hash=digest)
     save_tensors(
         folder / "predictions.safetensors",
@@ -140,36 +128,46 @@ def load_fit(settings: Profile, name: str, results: Path) -> Fit:
     ArtifactError
         If it is missing, damaged, or belongs to another configuration.
     """
-    folder = results / settings.artifact_path(name)
-    metrics, history = load_json(folder / "metrics.json"), load_json(folder / "history.json")
-    weights, weights_hash = load_tensors(folder / "weights.safetensors")
-    predictions, _ = load_tensors(folder / "predictions.safetensors")
-    expected = settings.config_hash(name)
-    for found in (metrics.get("config_hash"), weights_hash.get("config_hash")):
-        if found != expected:
+    folder, expected = results / settings.artifact_path(name), settings.config_hash(name)
+    metrics, history = load_json(folder / "metrics.json"), load_json(folder / "history.json", list)
+    weights, of_weights = load_tensors(folder / "weights.safetensors")
+    predictions, of_predictions = load_tensors(folder / "predictions.safetensors")
+    for found in (metrics, of_weights, of_predictions):
+        if found.get("config_hash") != expected:
             raise ArtifactError(
-                f"{folder} holds configuration {found}, not {expected}: delete the folder and run again"
+                f"{folder} holds configuration {found.get('config_hash')}, not {expected}: delete the folder "
+                "and run the experiment again"
             )
     program = settings.program(name)
-    program.encoders.load_state_dict(weights)
-    program.eval()
+    try:
+        program.encoders.load_state_dict(weights)
+    except RuntimeError as error:
+        raise unusable(folder / "weights.safetensors", error) from error
     truth = {k.removeprefix("truth."): v for k, v in predictions.items() if k.startswith("truth.")}
-    return Fit(name, settings, program, metrics, history, read_snapshots(predictions), truth)
+    snapshots = read_snapshots(predictions)
+    if set(truth) != set(LATENTS) or len(snapshots) != len(settings.stages(name)):
+        raise unusable(folder / "predictions.safetensors", "tensors are missing")
+    return Fit(name, settings, program.eval(), metrics, history, snapshots, truth)
 
 
 def make_trainer(settings: Profile, name: str, show_progress: bool = False) -> Trainer:
-    """A trainer at its first step: seeded, with test images drawn and networks initialised."""
-    pyro.set_rng_seed(settings.seed_of(name))
+    """A trainer at its first step: seeded, with test images drawn and networks initialised.
+
+    Images that are kept are drawn on the CPU at the size of the box, so that all experiments of one profile
+    and seed, on any device, are tested on the same ones.
+    """
+    section, seed, box_size = settings.experiment(name), settings.seed_of(name), settings.model.box_size
     device = pick_device(settings.device)
-    program, section = settings.program(name).to(device), settings.experiment(name)
-    highest = max(max(stage.resolution for stage in section.stages), section.guide.image_size)
-    test = program.simulate(settings.test_images, highest)
-    draw = partial(_fresh_batch, program, section.batch_size, section.guide.image_size)
-    trainer = Trainer(program, settings.stages(name), draw, test, settings.window, show_progress)
+    pyro.set_rng_seed(seed)
+    program = settings.program(name)
+    test = _drawn_apart(program, settings.test_images, box_size, seed + TEST_SEED)
+    draw = partial(_fresh_batch, program, section.batch_size)
     if section.training_images is not None:
-        fixed = program.simulate(section.training_images, highest)
-        trainer.draw_batch = partial(_fixed_batch, trainer, fixed, section.batch_size, settings.seed_of(name))
-    return trainer
+        fixed = _drawn_apart(program, section.training_images, box_size, seed + TRAINING_SEED).to(device)
+        draw = _FixedSet(fixed, section.batch_size, seed)
+    return Trainer(
+        program.to(device), settings.stages(name), draw, test.to(device), settings.window, show_progress
+    )
 
 
 def pick_device(device: str) -> torch.device:
@@ -179,19 +177,38 @@ def pick_device(device: str) -> torch.device:
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _fresh_batch(program: CryoProgram, batch_size: int, image_size: int, resolution: int) -> Particles:
-    """New images each step, simulated up to what the likelihood or the networks look at."""
-    return program.simulate(batch_size, max(resolution, image_size))
+def _drawn_apart(program: CryoProgram, n_images: int, resolution: int, seed: int) -> Particles:
+    """Images from a seed of their own, which leave the random state of the run as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return program.simulate(n_images, resolution)
 
 
-def _fixed_batch(
-    trainer: Trainer, fixed: Particles, batch_size: int, seed: int, resolution: int
-) -> Particles:
-    """The next batch of a fixed set, shuffled anew each epoch by a seed that depends on the epoch alone."""
-    epoch, position = divmod(trainer.progress.total_steps, len(fixed) // batch_size)
-    shuffle = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = torch.randperm(len(fixed), generator=shuffle)
-    return fixed[order[position * batch_size :][:batch_size].to(fixed.coefficients.device)]
+def _fresh_batch(program: CryoProgram, batch_size: int, resolution: int, step: int) -> Particles:
+    """New images each step."""
+    return program.simulate(batch_size, resolution)
+
+
+@dataclass(frozen=True, eq=False)
+class _FixedSet:
+    """A training set seen whole in each epoch, shuffled by a seed that depends on the epoch alone."""
+
+    particles: Particles
+    batch_size: int
+    seed: int
+
+    def __call__(self, resolution: int, step: int) -> Particles:
+        epoch, position = divmod(step, len(self.particles) // self.batch_size)
+        shuffle = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.particles), generator=shuffle)
+        chosen = order[position * self.batch_size :][: self.batch_size]
+        return self.particles[chosen.to(self.particles.coefficients.device)]
+
+
+def _require_writable(folder: Path) -> None:
+    """Find out before training, not after, that results cannot be written."""
+    save_json(folder / ".probe", {})
+    (folder / ".probe").unlink()
 
 
 def _checkpointer(path: Path, digest: str) -> Callable[[Trainer], None]:
@@ -209,23 +226,24 @@ def _checkpointer(path: Path, digest: str) -> Callable[[Trainer], None]:
 
 def _headline(settings: Profile, name: str, trainer: Trainer) -> dict[str, float]:
     """Residuals of the last stage, each beside its information limit and what the paper reports."""
-    section, last = settings.experiment(name), trainer.stages[-1]
-    truth = trainer.test.latents
+    section, stage, truth = settings.experiment(name), trainer.stages[-1], trainer.truth
     found = residuals(trainer.progress.snapshots[-1], truth)
-    limit = information_limit(
-        trainer.program.forward_model,
-        truth,
-        section.infer,
-        trainer.program.prior,
-        settings.noise,
-        last.resolution,
+    # The networks look at no more than their own size, so that this is the limit of what they can read.
+    seen = min(stage.resolution, section.guide.image_size)
+    limit, limit_seen = (
+        # "fourier" whatever was trained with: a sparse tensor has no forward-mode derivative
+        information_limit(
+            settings.forward_model("fourier"), truth, section.infer, settings.prior, settings.noise, k
+        )
+        for k in (stage.resolution, seen)
     )
-    headline: dict[str, float] = {"resolution": last.resolution}
+    headline: dict[str, float | None] = {"resolution": stage.resolution, "resolution_seen": seen}
     for latent in section.infer:
         key = RESIDUAL_KEYS[latent]
         headline[key] = found[latent].mean().item()
         headline[key.replace("mean", "median")] = found[latent].median().item()
         headline[f"{key}_limit"] = limit[latent].mean().item()
+        headline[f"{key}_limit_seen"] = limit_seen[latent].mean().item()
         headline[f"{key}_paper"] = section.paper.get(key)
     if "pose" in found:
         headline["pose_flipped_fraction"] = (found["pose"] > FLIP_DEGREES).double().mean().item()
@@ -265,30 +283,3 @@ def check_metrics(metrics: dict[str, dict], expected: dict[str, dict[str, list[f
             elif not low <= value <= high:
                 complaints.append(f"{name}.{key} = {value:.4g} is outside {low} to {high}")
     return complaints
-
-
-def save_json(path: Path, content: dict | list) -> None:
-    """Write readable JSON, atomically."""
-    text = json.dumps(content, indent=2) + "\n"
-    write_atomically(path, lambda beside: Path(beside).write_text(text, encoding="utf-8"))
-
-
-def load_json(path: Path) -> dict | list:
-    """Read JSON.
-
-    Raises
-    ------
-    ArtifactError
-        If the file is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(
-            f"{path} is missing or damaged ({error}): delete its folder and run again"
-        ) from error
-
-
-def remove_artifact(settings: Profile, name: str, results: Path) -> None:
-    """Delete what an experiment has left in the results folder."""
-    shutil.rmtree(results / settings.artifact_path(name), ignore_errors=True)

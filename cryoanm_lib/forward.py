@@ -35,6 +35,24 @@ class Latents:
     defocus: Float[Tensor, "*batch"]
     shifts: Float[Tensor, "*batch 2"]
 
+    def __post_init__(self) -> None:
+        """Refuse batch shapes of which none holds the others: (B,) and (B, 1) would make (B, B)."""
+        shapes = {
+            "amplitudes": self.amplitudes.shape[:-1],
+            "rotations": self.rotations.shape[:-2],
+            "defocus": self.defocus.shape,
+            "shifts": self.shifts.shape[:-1],
+        }
+        try:
+            together = torch.broadcast_shapes(*shapes.values())
+        except RuntimeError:
+            together = None
+        if together not in shapes.values():
+            listed = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
+            raise ForwardModelError(
+                f"batch shapes do not agree: {listed}: give each latent the same leading dimensions"
+            )
+
     @classmethod
     def in_plane(
         cls,
@@ -70,8 +88,8 @@ class ForwardModel(nn.Module):
     Raises
     ------
     ForwardModelError
-        If the molecule does not fit the box, modes and reference differ in shape, the projector does not
-        exist, or a size is not positive.
+        If the molecule does not fit the box when turned in the plane of the detector, modes and reference
+        differ in shape or are not finite, the projector does not exist, or a size is not positive.
 
     Examples
     --------
@@ -106,14 +124,28 @@ class ForwardModel(nn.Module):
                 f"modes of shape {tuple(modes.shape)} do not belong to a reference of shape "
                 f"{tuple(reference.shape)}: expected (modes, {len(reference)}, 3)"
             )
-        for name, value in [("box_size", box_size), ("pixel_size", pixel_size), ("atom_width", atom_width)]:
-            if not value > 0:
-                raise ForwardModelError(f"{name} = {value} is not usable: it must be greater than 0")
         self.box_size, self.pixel_size, self.atom_width = box_size, pixel_size, atom_width
         self.projector = projector
         self.register_buffer("reference", reference)
         self.register_buffer("modes", modes)
+        self._check_sizes()
         self._check_fit()
+
+    def _check_sizes(self) -> None:
+        """Refuse sizes and coordinates that no image can be made from."""
+        for name in ("box_size", "pixel_size", "atom_width"):
+            value = getattr(self, name)
+            if not value > 0:
+                raise ForwardModelError(f"{name} = {value} is not usable: it must be greater than 0")
+        if self.box_size != int(self.box_size):
+            raise ForwardModelError(
+                f"box_size = {self.box_size} is not usable: it must be a whole number of pixels"
+            )
+        for name in ("reference", "modes"):
+            if not getattr(self, name).isfinite().all():
+                raise ForwardModelError(
+                    f"{name} holds NaN or infinite coordinates: repair the structure first"
+                )
 
     def _check_fit(self) -> None:
         """Refuse a molecule that leaves the box when it turns in the plane of the detector."""

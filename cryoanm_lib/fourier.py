@@ -77,6 +77,10 @@ def image_to_coefficients(
         If K is not from 1 to N.
     """
     box_size = images.shape[-1]
+    if images.ndim < 2 or images.shape[-2] != box_size:
+        raise ForwardModelError(
+            f"images of shape {tuple(images.shape)} are not square: pad or cut them first"
+        )
     if not 1 <= resolution <= box_size:
         raise ForwardModelError(
             f"cannot crop images of {box_size} pixels to {resolution}: choose K from 1 to {box_size}"
@@ -171,6 +175,12 @@ def to_real(coefficients: Complex[Tensor, "*batch kept"], resolution: int) -> Fl
     >>> coordinates.shape, torch.allclose(coordinates.norm(dim=-1), crop(images, 5).norm(dim=(-2, -1)))
     (torch.Size([2, 25]), True)
     """
+    m = highest_frequency(resolution)
+    if coefficients.shape[-1] != 2 * m * (m + 1) + 1:
+        raise ForwardModelError(
+            f"{coefficients.shape[-1]} coefficients are not those of K = {resolution}, which keeps "
+            f"{2 * m * (m + 1) + 1}: crop them to K first"
+        )
     rest = math.sqrt(2.0) * torch.view_as_real(coefficients[..., 1:]).flatten(-2)
     return resolution * torch.cat([coefficients[..., :1].real, rest], dim=-1)
 

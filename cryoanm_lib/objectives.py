@@ -1,11 +1,13 @@
-"""What training minimises, in Pyro's interface for losses; each is reported per image.
+"""What training minimises, in Pyro's interface for losses, beside the paper's `pyro.infer.Trace_ELBO`.
 
-`pyro.infer.Trace_ELBO` is the paper's. The two here share its call, `loss(model, guide, particles, K)`.
+Like Pyro's own, these losses are sums over the images of a batch; scale model and guide by one over their
+number for a mean.
 """
 
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from cryoanm_lib.distributions import StratifiedMixture
@@ -22,16 +24,21 @@ class StratifiedELBO(ELBO):
     is an exact sum over components, differentiable in the weights too.
     """
 
+    def __init__(self) -> None:
+        """One draw from every component; there are no further particles to ask for."""
+        super().__init__(num_particles=1)
+
     def differentiable_loss(self, model, guide, *args, **kwargs) -> Tensor:
-        """Minus the ELBO of an average image, by one draw from every component."""
+        """Minus the ELBO, by one draw from every component."""
         p, q = self._get_trace(model, guide, args, kwargs)
         log_ratio = _log_joint(p) - _log_joint(q)
-        mixtures = [
-            fn for _, site in q.iter_stochastic_nodes() if isinstance(fn := site["fn"], StratifiedMixture)
-        ]
-        if mixtures:
-            log_ratio = (mixtures[0].strata_weights * log_ratio).sum(0)
-        return -log_ratio.mean()
+        weights = [fn.strata_weights for _, fn in _stratified_sites(q)]
+        if len(weights) > 1:
+            names = [name for name, _ in _stratified_sites(q)]
+            raise NotImplementedError(
+                f"sites {names} are all stratified: one mixture in a guide can be summed over"
+            )
+        return -(weights[0] * log_ratio).sum() if weights else -log_ratio.sum()
 
     def _get_trace(self, model, guide, args, kwargs) -> tuple[poutine.Trace, poutine.Trace]:
         """Run the guide, then the model with the guide's draws."""
@@ -39,7 +46,7 @@ class StratifiedELBO(ELBO):
         return poutine.trace(poutine.replay(model, q)).get_trace(*args, **kwargs), q
 
     def loss(self, model, guide, *args, **kwargs) -> float:
-        """Minus the ELBO of an average image."""
+        """The loss, without gradients."""
         with torch.no_grad():
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
@@ -58,17 +65,22 @@ class ForwardKL(StratifiedELBO):
     """
 
     def differentiable_loss(self, model, guide, particles, resolution: int) -> Tensor:
-        """Minus the guide's log-density at the latents that made an average image."""
+        """Minus the guide's log-density at the latents that made the images."""
         with poutine.condition(data=particles.latents):
             trace = poutine.trace(guide).get_trace(particles, resolution)
-        return -_log_joint(trace).mean()
+        return -_log_joint(trace).sum()
 
 
 def _log_joint(trace: poutine.Trace) -> Tensor:
-    """Sum of the log-densities of all sample sites, one number for each draw."""
-    densities = [
-        site["fn"].log_prob(site["value"])
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and name != "images"  # the plate is no latent
-    ]
-    return sum(densities)
+    """Sum of the scaled log-densities of all sample sites, one number for each draw."""
+    trace.compute_log_prob()
+    sites = (
+        site for site in trace.nodes.values() if site["type"] == "sample" and not site_is_subsample(site)
+    )
+    return sum(site["log_prob"] for site in sites)
+
+
+def _stratified_sites(guide_trace: poutine.Trace) -> list[tuple[str, StratifiedMixture]]:
+    """Latents that were drawn from every component of a mixture."""
+    sites = ((name, site["fn"]) for name, site in guide_trace.iter_stochastic_nodes())
+    return [(name, fn) for name, fn in sites if isinstance(fn, StratifiedMixture)]

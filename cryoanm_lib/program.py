@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Complex, Float
+from pydantic import Field
 from pyro import poutine
 from torch import Tensor, nn
 
@@ -17,29 +18,23 @@ from cryoanm_lib.forward import ForwardModel, Latents
 from cryoanm_lib.fourier import coefficients_to_image, crop_coefficients, to_real
 from cryoanm_lib.likelihood import cropped_noise
 from cryoanm_lib.rotation import rotation_from_unit_vector
+from cryoanm_lib.settings import Finite, Positive, Section
 
 #: The latents of an image, in the order in which the guide draws them.
 LATENTS = ("pose", "amplitude", "defocus")
 
 
-@dataclass(frozen=True)
-class Prior:
-    """What is known before an image is seen.
+class Prior(Section):
+    """What is known before an image is seen."""
 
-    Attributes
-    ----------
-    amplitude_scale : float
-        σ_α, the deviation of each mode's amplitude, in Å over all atoms.
-    pose_concentration : tuple of float
-        μ_s of the projected normal; (0, 0) is the uniform prior.
-    defocus_mean, defocus_scale : float
-        Mean and deviation of the defocus, in natural units (px²).
-    """
+    amplitude_scale: Positive = Field(3.0, description="σ_α of each mode's amplitude, in Å over all atoms")
+    pose_concentration: tuple[Finite, Finite] = Field((0.0, 0.0), description="μ_s; (0, 0) is uniform")
+    defocus_mean: Finite = Field(50.0, description="mean of z in natural units (px²)")
+    defocus_scale: Positive = Field(3.0, description="deviation of z, same unit")
 
-    amplitude_scale: float = 3.0
-    pose_concentration: tuple[float, float] = (0.0, 0.0)
-    defocus_mean: float = 50.0
-    defocus_scale: float = 3.0
+
+#: The paper's.
+PAPER_PRIOR = Prior()
 
 
 @dataclass(frozen=True)
@@ -63,6 +58,11 @@ class Particles:
     def __getitem__(self, index: Tensor | slice) -> "Particles":
         return Particles(self.coefficients[index], {name: v[index] for name, v in self.latents.items()})
 
+    def to(self, device: torch.device | str) -> "Particles":
+        """The same images on another device."""
+        latents = {name: v.to(device) for name, v in self.latents.items()}
+        return Particles(self.coefficients.to(device), latents)
+
 
 class CryoProgram(nn.Module):
     """Model and guide of one experiment: which latents are inferred, and which are given, is an argument."""
@@ -70,7 +70,7 @@ class CryoProgram(nn.Module):
     def __init__(
         self,
         forward_model: ForwardModel,
-        prior: Prior = Prior(),
+        prior: Prior = PAPER_PRIOR,
         noise: float = 0.1,
         inferred: tuple[str, ...] = LATENTS,
         components: int = 2,
@@ -114,6 +114,11 @@ class CryoProgram(nn.Module):
             raise ConfigurationError(
                 f"inferred = {list(inferred)} is not usable: name one or more of {LATENTS}"
             )
+        if components < 1:
+            raise ConfigurationError(f"components = {components} is not usable: it must be 1 or more")
+        cropped_noise(
+            noise, forward_model.box_size, forward_model.box_size
+        )  # refuses a noise that is not positive
         self.forward_model, self.prior, self.noise = forward_model, prior, noise
         self.inferred = tuple(name for name in LATENTS if name in inferred)
         self.components, self.stratified, self.upright = components, stratified, upright
@@ -171,7 +176,7 @@ class CryoProgram(nn.Module):
                 pyro.sample("defocus", self.defocus_distribution(images))
 
     def encoder_images(self, particles: Particles, resolution: int) -> Float[Tensor, "images size size"]:
-        """What the networks see: the crop at K, on a grid of their own fixed size."""
+        """What the networks see: the crop at K, or at their own size where that is smaller, on their grid."""
         return coefficients_to_image(self._visible(particles, resolution), self.image_size)
 
     def upright_images(
@@ -235,7 +240,7 @@ class CryoProgram(nn.Module):
         ]
         for encoder, mode in modes.items():
             encoder.train(mode)
-        return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        return {name: torch.cat([chunk[name] for chunk in chunks]).cpu() for name in chunks[0]}
 
     def _sample_chunk(self, particles: Particles, resolution: int) -> dict[str, Tensor]:
         sites = poutine.trace(self.guide).get_trace(particles, resolution).nodes
@@ -245,7 +250,8 @@ class CryoProgram(nn.Module):
         mixture: ProjectedNormalMixture = sites["pose"]["fn"]
         if self.stratified:
             # One draw came from every component: keep the draws of a component picked by its weight.
-            index = (dist.Categorical(logits=mixture.logits).sample(), torch.arange(len(particles)))
+            component = dist.Categorical(logits=mixture.logits).sample()
+            index = (component, torch.arange(len(particles), device=component.device))
             event_dims = {"pose": 1, "amplitude": 1, "defocus": 0}
             draws = {k: v[index] if v.ndim == 2 + event_dims[k] else v for k, v in draws.items()}
         return draws | {"pose_logits": mixture.logits, "pose_concentrations": mixture.concentrations}

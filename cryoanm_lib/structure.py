@@ -54,6 +54,13 @@ class Structure:
         return len(self.residue_numbers)
 
 
+def structure_file(source: str | Path) -> Path | None:
+    """The file that `load_structure` reads for a source; none for an embedded name or a PDB ID."""
+    if isinstance(source, str) and (source in EMBEDDED or PDB_ID.fullmatch(source)):
+        return None
+    return Path(source)
+
+
 def load_structure(
     source: str | Path, *, chain: str | None = None, stride: int = 2, cache: Path | None = None
 ) -> Structure:

@@ -210,6 +210,8 @@ def _first_model(text: str) -> str:
     """Drop the later models, of which ProDy mixes the atoms when models differ in length."""
     lines = text.splitlines()
     columns = [line.strip() for line in lines if line.strip().startswith("_atom_site.")]
+    if "_atom_site.pdbx_PDB_model_num" not in columns:
+        return text
     column = columns.index("_atom_site.pdbx_PDB_model_num")
 
     def model(line: str) -> str | None:

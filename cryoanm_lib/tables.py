@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 
-from cryoanm_lib.diagnostics import FLIP_DEGREES, residuals
-from cryoanm_lib.experiment import RESIDUAL_KEYS, Fit
+from cryoanm_lib.diagnostics import FLIP_DEGREES, RESIDUAL_KEYS, residuals
+from cryoanm_lib.experiment import Fit
 
-_HEADINGS = {"pose": "pose", "amplitude": "amplitude", "defocus": "defocus"}
 _UNITS = {"pose": "°", "amplitude": "", "defocus": ""}
 
 
@@ -18,7 +17,7 @@ def stage_table(fit: Fit) -> str:
         A finished experiment.
     """
     heading = ["stage", "K", "objective", "steps"]
-    heading += [f"{_HEADINGS[name]} residual" for name in fit.program.inferred]
+    heading += [f"{name} residual" for name in fit.program.inferred]
     heading += ["flipped"] if "pose" in fit.program.inferred else []
     rows, done = [], 0
     for index, (stage, snapshot) in enumerate(zip(fit.profile.stages(fit.name), fit.snapshots, strict=True)):
@@ -52,7 +51,7 @@ def headline_table(metrics: Mapping[str, Mapping], titles: Mapping[str, str]) ->
             rows.append(
                 [
                     titles.get(name, name) if first else "",
-                    _HEADINGS[latent],
+                    latent,
                     _number(found.get(f"{key}_paper"), unit),
                     f"**{_number(found[key], unit)}**",
                     _number(found[f"{key}_limit"], unit),

@@ -1,11 +1,15 @@
 """Stochastic variational inference, stage by stage in resolution: frequency marching."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import pyro
+from pydantic import Field, model_validator
+from pyro import poutine
 from pyro.infer import ELBO, SVI, Trace_ELBO
 from pyro.optim import ClippedAdam
 from torch import Tensor
@@ -17,41 +21,35 @@ from cryoanm_lib.fourier import highest_frequency
 from cryoanm_lib.likelihood import cropped_noise
 from cryoanm_lib.objectives import ForwardKL, StratifiedELBO
 from cryoanm_lib.program import CryoProgram, Particles
+from cryoanm_lib.settings import Count, LatentName, Positive, Section
 
 
 class TrainingError(CryoANMError):
     """Training cannot go on."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One step of frequency marching.
+class Stage(Section):
+    """One stage of the schedule: a step of frequency marching."""
 
-    Attributes
-    ----------
-    resolution : int
-        K at which the likelihood is evaluated.
-    steps : int
-        Gradient steps, at most.
-    learning_rate : float
-        At the first step of the stage.
-    final_learning_rate : float, optional
-        Reached geometrically at step `steps`; constant by default.
-    objective : str
-        "elbo", or "forward_kl" for the cross-entropy of simulated images.
-    settle : float, optional
-        Move on once the loss above the noise floor falls by less than this fraction over a window of steps.
-    train : tuple of str, optional
-        Latents whose networks learn; the others are frozen. All by default.
-    """
+    resolution: Annotated[int, Field(ge=4, multiple_of=2)] = Field(description="K of the likelihood, even")
+    steps: Count = Field(description="gradient steps, at most")
+    learning_rate: Positive = Field(1e-3, description="at the first step")
+    final_learning_rate: Positive | None = Field(None, description="at the last step, reached geometrically")
+    objective: Literal["elbo", "forward_kl"] = Field("elbo", description="what is minimised")
+    settle: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="end the stage when the loss falls by less than this fraction over a window"
+    )
+    train: Annotated[tuple[LatentName, ...], Field(min_length=1)] | None = Field(
+        None, description="latents whose networks learn; default all"
+    )
 
-    resolution: int
-    steps: int
-    learning_rate: float = 1e-3
-    final_learning_rate: float | None = None
-    objective: str = "elbo"
-    settle: float | None = None
-    train: tuple[str, ...] | None = None
+    @model_validator(mode="after")
+    def _only_the_elbo_settles(self) -> "Stage":
+        if self.settle is not None and self.objective != "elbo":
+            raise ValueError(
+                "settle compares the loss with the noise floor, which only objective = 'elbo' has"
+            )
+        return self
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of the given step of this stage."""
@@ -72,7 +70,8 @@ class Progress:
     seconds : float
         Wall time spent training.
     losses : list of float
-        Loss of each step of the present stage, for the rule that ends it.
+        Mean loss of an image at each step of the present stage, for the rule that ends it; for the ELBO in
+        nats above the noise floor.
     history : list of dict
         One record for each window: stage, K, steps, loss, mean residuals on the test images.
     snapshots : list of dict of Tensor
@@ -89,13 +88,13 @@ class Progress:
 
 
 class Trainer:
-    """Trains the guide of one program through a schedule of stages; stops and resumes at any step."""
+    """Trains the guide of one program through a schedule of stages; can stop and resume after any window."""
 
     def __init__(
         self,
         program: CryoProgram,
         stages: list[Stage],
-        draw_batch: Callable[[int], Particles],
+        draw_batch: Callable[[int, int], Particles],
         test: Particles,
         window: int = 100,
         show_progress: bool = True,
@@ -109,7 +108,7 @@ class Trainer:
         stages : list of Stage
             The schedule.
         draw_batch : callable
-            Returns the images of the next step, given K.
+            Returns the images of a step, given K and how many steps were done before.
         test : Particles
             Images that are never trained on, for the residuals of the history.
         window : int
@@ -120,8 +119,7 @@ class Trainer:
         self.program, self.stages, self.draw_batch, self.test = program, stages, draw_batch, test
         self.window, self.show_progress = window, show_progress
         self.progress = Progress()
-        # Pyro keeps parameters in a global store; a run starts from an empty one.
-        pyro.clear_param_store()
+        self.truth = {name: value.cpu() for name, value in test.latents.items()}
         self.optimizer = ClippedAdam({"lr": stages[0].learning_rate})
 
     def _objective(self) -> ELBO:
@@ -138,14 +136,22 @@ class Trainer:
     def _trained(self) -> tuple[str, ...]:
         return self.program.inferred if self.stage.train is None else self.stage.train
 
+    def _model(self, particles: Particles, resolution: int) -> None:
+        """The model, its log-densities divided by the number of images."""
+        with poutine.scale(scale=1.0 / len(particles)):
+            self.program.model(particles, resolution)
+
     def _guide(self, particles: Particles, resolution: int) -> None:
-        """The guide, with those of its networks that learn in this stage made known to the optimiser."""
+        """The guide, scaled alike, with the networks that learn in this stage made known to the optimiser."""
         for name in self._trained():
             pyro.module(name, self.program.encoders[name])
-        self.program.guide(particles, resolution)
+        with poutine.scale(scale=1.0 / len(particles)):
+            self.program.guide(particles, resolution)
 
     def run(self, after_window: Callable[["Trainer"], None] = lambda trainer: None) -> Progress:
         """Train to the end of the schedule; `after_window` is called where a checkpoint may be written."""
+        # Pyro keeps parameters in a global store; ours are in the networks, so a run starts it empty.
+        pyro.clear_param_store()
         total = sum(stage.steps for stage in self.stages)
         with tqdm(total=total, disable=not self.show_progress, unit="step", mininterval=1.0) as bar:
             bar.update(self.progress.total_steps)
@@ -158,7 +164,7 @@ class Trainer:
         """Steps up to the next record, the record, and the next stage if this one has settled."""
         progress, stage, started = self.progress, self.stage, time.perf_counter()
         self._freeze()
-        svi = SVI(self.program.model, self._guide, self.optimizer, self._objective())
+        svi = SVI(self._model, self._guide, self.optimizer, self._objective())
         first = progress.step
         for step in range(first, min(first + self.window, stage.steps)):
             self._set_learning_rate(stage.learning_rate_at(step))
@@ -177,18 +183,24 @@ class Trainer:
             progress.stage, progress.step, progress.losses = progress.stage + 1, 0, []
 
     def _step(self, svi: SVI) -> float:
-        """One gradient step; the loss of an average image, in nats above the noise floor."""
+        """One gradient step; the mean loss of an image, for the ELBO in nats above the noise floor."""
         resolution = self.stage.resolution
-        particles = self.draw_batch(resolution)
-        loss = svi.step(particles, resolution)
-        if isinstance(svi.loss, Trace_ELBO):
-            loss /= len(particles)
+        try:
+            loss = svi.step(self.draw_batch(resolution, self.progress.total_steps), resolution)
+        except CryoANMError:
+            raise
+        except ValueError as error:  # Pyro refuses the parameters of a distribution
+            raise self._diverged(str(error).splitlines()[0]) from error
         if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss} at step {self.progress.total_steps} (stage {self.progress.stage}, "
-                f"K = {resolution}): lower the learning rate of this stage, {self.stage.learning_rate:.2g}"
-            )
+            raise self._diverged(f"the loss is {loss}")
         return loss if self.stage.objective == "forward_kl" else loss - self.noise_floor(resolution)
+
+    def _diverged(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"training diverged at step {self.progress.total_steps} (stage {self.progress.stage}, "
+            f"K = {self.stage.resolution}): {what}: lower the learning rate of this stage, "
+            f"{self.stage.learning_rate:.2g}"
+        )
 
     def _settled(self) -> bool:
         """Whether the loss fell by less than `settle` from the last window but one to the last."""
@@ -210,16 +222,18 @@ class Trainer:
             encoder.train(name in self._trained()).requires_grad_(name in self._trained())
 
     def _set_learning_rate(self, learning_rate: float) -> None:
-        """Pyro makes one optimiser for each parameter when it is first seen."""
+        """Pyro makes one optimiser for each parameter when it is first seen, from a loaded state if any."""
         self.optimizer.pt_optim_args["lr"] = learning_rate
-        for optimizer in self.optimizer.optim_objs.values():
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+        loaded = self.optimizer._state_waiting_to_be_consumed.values()
+        groups = [state["param_groups"] for state in loaded]
+        groups += [optimizer.param_groups for optimizer in self.optimizer.optim_objs.values()]
+        for group in itertools.chain.from_iterable(groups):
+            group["lr"] = learning_rate
 
     def _record(self, losses: list[float], answer: dict[str, Tensor]) -> dict:
         """A line of the history."""
         progress, stage = self.progress, self.stage
-        found = residuals(answer, self.test.latents)
+        found = residuals(answer, self.truth)
         return {
             "stage": progress.stage,
             "resolution": stage.resolution,

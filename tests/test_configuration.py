@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from cryoanm_lib.configuration import PROFILES, Profile, config_folder, load_profile
+from cryoanm_lib.diagnostics import RESIDUAL_KEYS
 from cryoanm_lib.errors import ConfigurationError
 
 MINIMAL = {
@@ -73,6 +74,15 @@ def test_all_profiles_define_what_the_notebooks_need() -> None:
         (("experiments", "one", "training_images"), 150, r"150 is no multiple of batch_size = 100"),
         (("experiments", "one", "guide"), {"image_size": 20}, r"image_size = 20 must be a multiple of 8"),
         (("experiments",), {}, r"experiments.*at least 1"),
+        (("experiments", "one", "guide"), {"channels": []}, r"channels = \[\]: .*at least 1"),
+        (("experiments", "one", "stages", 0, "train"), [], r"train = \[\]: .*at least 1"),
+        (("experiments", "one", "paper"), {"pose_residual": 1.0}, r"'pose_residual_mean_deg'"),
+        (("experiments", "../../evil"), MINIMAL["experiments"]["one"], r"'../../evil'.*match pattern"),
+        (("prior", "defocus_mean"), float("nan"), r"defocus_mean = nan: .*finite"),
+        (("prior", "pose_concentration"), [float("inf"), 0.0], r"pose_concentration.0 = inf: .*finite"),
+        (("seed",), 2**40, r"seed = 1099511627776: .*less than"),
+        (("model", "atom_width"), 1e-6, r"atom_width = 1e-06: .*greater than or equal to 0.1"),
+        (("structure",), "", r"structure = '': .*at least 1"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(tmp_path, keys, value, message) -> None:
@@ -87,11 +97,34 @@ def test_a_missing_key_is_named(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [1", "not valid YAML"), ("- 1\n- 2", "holds list"), ("seed: 2020-01-01\nexperiments: {}", "date")],
+    [
+        ("a: 1\na: 2", "key 'a' stands twice"),
+        ("a: [1", "not valid YAML"),
+        ("- 1\n- 2", "holds list"),
+        ("seed: 2020-01-01\nexperiments: {}", "date"),
+    ],
 )
 def test_a_file_that_is_no_profile_is_refused(tmp_path, text, message) -> None:
     with pytest.raises(ConfigurationError, match=message):
         load_profile(write(tmp_path, text))
+
+
+def test_a_number_that_yaml_takes_for_text_gets_a_hint_and_no_echo(tmp_path) -> None:
+    stage = "{resolution: 16, steps: 5, learning_rate: 1e-3}"
+    text = f"experiments: {{one: {{title: One, infer: [pose], stages: [{stage}]}}}}"
+    with pytest.raises(
+        ConfigurationError, match=r"= '1e-3': .*wants a point in the number: 1.0e-3"
+    ) as raised:
+        load_profile(write(tmp_path, text))
+    assert len(str(raised.value).splitlines()) == 2
+
+
+def test_a_stray_file_named_like_an_embedded_structure_changes_nothing(tmp_path, monkeypatch) -> None:
+    profile = load_profile(write(tmp_path, MINIMAL))
+    before = profile.config_hash("one")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "adk_open").write_text("not a structure")
+    assert profile.config_hash("one") == before
 
 
 def test_an_unknown_profile_is_refused() -> None:
@@ -136,7 +169,13 @@ def test_expected_ranges_name_metrics_of_their_profile() -> None:
     expected = yaml.safe_load((config_folder() / "expected.yaml").read_text())
     assert set(expected) <= set(PROFILES)
     for profile, experiments in expected.items():
-        assert set(experiments) <= set(load_profile(profile).experiments)
+        settings = load_profile(profile)
+        assert set(experiments) <= set(settings.experiments)
+        for name, ranges in experiments.items():
+            inferred = {RESIDUAL_KEYS[latent] for latent in settings.experiment(name).infer}
+            known = {"steps", "pose_flipped_fraction", *inferred, *(f"{key}_limit" for key in inferred)}
+            assert set(ranges) <= known
+            assert all(low <= high for low, high in ranges.values())
 
 
 def test_every_key_is_described() -> None:

@@ -19,6 +19,7 @@ from cryoanm_lib.experiment import (
     make_trainer,
     pick_device,
 )
+from cryoanm_lib.storage import load_tensors, save_tensors
 
 TINY = """
 test_images: 20
@@ -111,8 +112,7 @@ def test_a_fixed_training_set_is_seen_whole_each_epoch(profile) -> None:
     for epoch in range(2):
         seen = []
         for position in range(3):
-            trainer.progress.total_steps = 3 * epoch + position
-            seen += trainer.draw_batch(12).latents["defocus"].tolist()
+            seen += trainer.draw_batch(12, 3 * epoch + position).latents["defocus"].tolist()
         assert len(set(seen)) == 30
         epochs.append(seen)
     assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[1])
@@ -142,6 +142,21 @@ def test_an_artifact_of_another_configuration_is_refused(profile, tmp_path) -> N
     path = tmp_path / settings.artifact_path("fixed") / "metrics.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"config_hash": "00000000"}))
     with pytest.raises(ArtifactError, match="holds configuration 00000000, not"):
+        load_fit(settings, "fixed", tmp_path)
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "predictions.safetensors"])
+def test_tensors_of_another_configuration_or_too_few_are_refused(profile, tmp_path, file) -> None:
+    settings = load_profile(profile)
+    fit(settings, "fixed", tmp_path, show_progress=False)
+    path = tmp_path / settings.artifact_path("fixed") / file
+    tensors, metadata = load_tensors(path)
+    save_tensors(path, tensors, config_hash="deadbeef")
+    with pytest.raises(ArtifactError, match="holds configuration deadbeef, not"):
+        load_fit(settings, "fixed", tmp_path)
+    tensors.popitem()
+    save_tensors(path, tensors, **metadata)
+    with pytest.raises(ArtifactError, match="damaged"):
         load_fit(settings, "fixed", tmp_path)
 
 

@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import Trace_ELBO
 
 from cryoanm_lib.distributions import StratifiedMixture
@@ -38,7 +39,7 @@ def test_stratified_elbo_equals_quadrature(mixture) -> None:
     angles = torch.arange(4096).double() * (2 * math.pi / 4096) - math.pi
     circle = torch.stack([angles.cos(), angles.sin()], -1)[:, None]
     q = StratifiedMixture(logits, concentrations).log_prob(circle)
-    exact = (q.exp() * (target.log_prob(angles)[:, None] - q)).sum(0).mean() * (2 * math.pi / 4096)
+    exact = (q.exp() * (target.log_prob(angles)[:, None] - q)).sum() * (2 * math.pi / 4096)
 
     pyro.set_rng_seed(0)
     draws = torch.tensor([-StratifiedELBO().loss(model, guide, 3) for _ in range(2000)])
@@ -54,7 +55,7 @@ def test_stratified_elbo_without_a_mixture_is_the_ordinary_elbo(tiny_program) ->
     for objective in (StratifiedELBO(), Trace_ELBO()):
         pyro.set_rng_seed(2)
         losses.append(objective.loss(program.model, program.guide, particles, 16))
-    assert losses[0] == pytest.approx(losses[1] / len(particles), rel=1e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_stratified_gradient_is_far_less_noisy_than_the_score_function(tiny_program) -> None:
@@ -65,7 +66,7 @@ def test_stratified_gradient_is_far_less_noisy_than_the_score_function(tiny_prog
     pyro.set_rng_seed(3)
     programs = [tiny_program(stratified=flag).eval() for flag in (True, False)]
     with torch.no_grad():
-        programs[0].encoders["pose"].head.bias.copy_(torch.tensor([0.0, 0.0, 3.0, 0.0, -3.0, 0.0]))
+        programs[0].encoders["pose"].head.bias.copy_(torch.tensor([0.0, 0.0, 10.0, 0.0, -10.0, 0.0]))
     programs[1].load_state_dict(programs[0].state_dict())
     particles = programs[0].simulate(8, 16)
     spread = []
@@ -76,13 +77,12 @@ def test_stratified_gradient_is_far_less_noisy_than_the_score_function(tiny_prog
             program.guide(*data)
 
         weight = program.encoders["pose"].head.bias
-        scale = 1 if isinstance(objective, StratifiedELBO) else len(particles)
         gradients = []
         for _ in range(30):
             pyro.clear_param_store()
             weight.grad = None
             objective.loss_and_grads(program.model, guide, particles, 16)
-            gradients.append(weight.grad[: program.components] / scale)
+            gradients.append(weight.grad[: program.components])
         spread.append(torch.stack(gradients).std(0).mean())
     assert spread[0] < 0.5 * spread[1]
 
@@ -95,5 +95,27 @@ def test_forward_kl_is_the_density_of_the_truth(tiny_program) -> None:
     pose = program.pose_distribution(images).log_prob(particles.latents["pose"])
     upright = program.upright_images(particles, 16, particles.latents["pose"])
     amplitude = program.amplitude_distribution(upright).log_prob(particles.latents["amplitude"])
-    expected = -(pose + amplitude).mean().item()
+    expected = -(pose + amplitude).sum().item()
     assert ForwardKL().loss(program.model, program.guide, particles, 16) == pytest.approx(expected, rel=1e-5)
+
+
+def test_losses_follow_the_scale_of_model_and_guide(tiny_program) -> None:
+    """As Pyro's do: a hundredth of every log-density is a hundredth of the loss."""
+    program: CryoProgram = tiny_program().eval()
+    pyro.set_rng_seed(5)
+    particles = program.simulate(5, 16)
+    losses = []
+    for factor in (1.0, 0.01):
+        pyro.set_rng_seed(6)
+        model, guide = (poutine.scale(f, scale=factor) for f in (program.model, program.guide))
+        losses.append(StratifiedELBO().loss(model, guide, particles, 16))
+    assert losses[1] == pytest.approx(0.01 * losses[0], rel=1e-5)
+
+
+def test_two_mixtures_are_refused(mixture) -> None:
+    def guide() -> None:
+        for name in ("one", "two"):
+            pyro.sample(name, StratifiedMixture(*mixture))
+
+    with pytest.raises(NotImplementedError, match="'one', 'two'"):
+        StratifiedELBO().loss(guide, guide)

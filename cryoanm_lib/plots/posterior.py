@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
-from cryoanm_lib.diagnostics import residuals
+from cryoanm_lib.diagnostics import RESIDUAL_KEYS, residuals
 from cryoanm_lib.distributions import ProjectedNormal
-from cryoanm_lib.experiment import RESIDUAL_KEYS, Fit
+from cryoanm_lib.experiment import Fit
 from cryoanm_lib.plots.style import COLOURS, GREY, TRUTH_COLOUR, WIDTH, new_figure
 from cryoanm_lib.rotation import angle_to_unit_vector, unit_vector_to_angle
 

@@ -80,9 +80,14 @@ def artifact_folders():
     if handed_down.get("of") == [PROFILE, STRUCTURE]:
         return handed_down["folders"]
     sys.path.insert(0, os.getcwd())  # `snakemake` is a console script, which leaves this folder out
-    from cryoanm_lib.experiment import load_profile
+    from cryoanm_lib.configuration import load_profile
+    from cryoanm_lib.errors import CryoANMError
 
-    setup = load_profile(PROFILE, structure=STRUCTURE)
+    try:
+        setup = load_profile(PROFILE, structure=STRUCTURE)
+        setup.forward_model()  # a structure that cannot be used is one error now, and not one for each job
+    except CryoANMError as error:
+        raise WorkflowError(f"profile {PROFILE}, structure {STRUCTURE}: {error}") from None
     folders = {name: setup.artifact_path(name).as_posix() for name in setup.experiments}
     os.environ.update(CRYOANM_ARTIFACTS=json.dumps({"of": [PROFILE, STRUCTURE], "folders": folders}))
     return folders

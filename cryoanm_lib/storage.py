@@ -1,0 +1,87 @@
+"""Files of results: tensors as safetensors and records as JSON, written whole or not at all."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cryoanm_lib.errors import ArtifactError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write(temporary path)`, flush to disk, then rename to `path`: all of it or nothing.
+
+    Raises
+    ------
+    ArtifactError
+        If the folder cannot be written to, or the disk is full; what stood at `path` is still there.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(beside)
+        with open(beside, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(beside, path)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(
+            f"{path} cannot be written ({error}): free some space, or choose another results folder"
+        ) from error
+    finally:
+        if beside.parent.is_dir():
+            beside.unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], **metadata: str) -> None:
+    """Write tensors and text to a safetensors file, atomically."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda beside: save_file(contiguous, beside, metadata))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and text of a safetensors file.
+
+    Raises
+    ------
+    ArtifactError
+        If the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise unusable(path, error) from error
+
+
+def save_json(path: Path, content: dict | list) -> None:
+    """Write readable JSON, atomically."""
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def load_json(path: Path, kind: type = dict) -> dict | list:
+    """Read JSON whose outermost element is of the given kind.
+
+    Raises
+    ------
+    ArtifactError
+        If the file is missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise unusable(path, error) from error
+    if not isinstance(content, kind):
+        raise unusable(path, f"it holds a {type(content).__name__} and not a {kind.__name__}")
+    return content
+
+
+def unusable(path: Path, why: object) -> ArtifactError:
+    """The error for a file that is missing, damaged, or not what it should be."""
+    if not path.exists():
+        return ArtifactError(f"{path} is missing: run the experiment that makes it")
+    return ArtifactError(f"{path} is damaged ({why}): delete it and run the experiment again")
