@@ -80,3 +80,18 @@ def test_without_information_the_limit_is_the_prior(tiny_forward) -> None:
     limit = information_limit(tiny_forward, truth, ("amplitude", "defocus"), Prior(), 1e4, 16)
     torch.testing.assert_close(limit["amplitude"], torch.full((3,), 2 * 3.0 / math.sqrt(math.pi)).double())
     torch.testing.assert_close(limit["defocus"], torch.full((3,), 2 * 3.0 / math.sqrt(math.pi)).double())
+
+
+def test_an_informative_prior_of_the_pose_counts(tiny_forward) -> None:
+    """A concentrated prior bounds the limit by its own width, and a uniform one changes nothing."""
+    angle = 0.4
+    truth = {
+        "pose": angle_to_unit_vector(torch.full((4,), angle)),
+        "amplitude": torch.zeros(4, 1),
+        "defocus": torch.full((4,), 50.0),
+    }
+    concentration = 200.0
+    direction = (concentration * math.cos(angle), concentration * math.sin(angle))
+    limit = information_limit(tiny_forward, truth, ("pose",), Prior(pose_concentration=direction), 1e6, 16)
+    expected = math.degrees(2 / concentration / math.sqrt(math.pi))
+    torch.testing.assert_close(limit["pose"], torch.full((4,), expected).double(), rtol=1e-3, atol=0)

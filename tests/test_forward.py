@@ -312,3 +312,24 @@ def test_noise_that_is_no_standard_deviation(noise: float) -> None:
         adk().simulate(random_latents(), noise, 16)
     with pytest.raises(ForwardModelError, match="must be 0 or greater"):
         add_noise(torch.zeros(5, dtype=torch.complex64), noise, 64)
+
+
+def test_batch_shapes_that_would_make_a_larger_one_are_refused() -> None:
+    pose, amplitude = torch.zeros(4), torch.zeros(4, 1)
+    with pytest.raises(ForwardModelError, match=r"batch shapes do not agree: .*defocus \(4, 1\)"):
+        Latents.in_plane(pose, amplitude, torch.full((4, 1), 50.0))
+    with pytest.raises(ForwardModelError, match=r"rotations \(4,\), defocus \(3,\)"):
+        Latents.in_plane(pose, amplitude, torch.full((3,), 50.0))
+    stacked = Latents.in_plane(torch.zeros(2, 4), amplitude, torch.full((4,), 50.0))
+    assert stacked.rotations.shape == (2, 4, 3, 3)
+
+
+@pytest.mark.parametrize(("box_size", "message"), [(64.5, "whole number of pixels"), (0, "greater than 0")])
+def test_an_impossible_box_is_refused(box_size, message) -> None:
+    with pytest.raises(ForwardModelError, match=message):
+        ForwardModel(torch.zeros(3, 3), torch.zeros(1, 3, 3), box_size=box_size)
+
+
+def test_coordinates_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ForwardModelError, match="reference holds NaN"):
+        ForwardModel(torch.full((3, 3), math.nan), torch.zeros(1, 3, 3))

@@ -235,3 +235,14 @@ def test_a_resolution_is_even_and_fits_the_box(resolution: int, box_size: int) -
 @pytest.mark.parametrize(("resolution", "box_size"), [(4, 16), (16, 16), (14, 15), (15, 15)])
 def test_a_usable_resolution_passes(resolution: int, box_size: int) -> None:
     check_resolution(resolution, box_size)
+
+
+def test_images_that_are_not_square_are_refused() -> None:
+    with pytest.raises(ForwardModelError, match=r"\(2, 20, 16\) are not square"):
+        image_to_coefficients(torch.zeros(2, 20, 16), 8)
+
+
+def test_coefficients_of_another_resolution_are_refused() -> None:
+    coefficients = image_to_coefficients(torch.zeros(32, 32), 32)
+    with pytest.raises(ForwardModelError, match="481 coefficients are not those of K = 16, which keeps 113"):
+        to_real(coefficients, 16)
