@@ -75,6 +75,21 @@ rule nothing:
 """
 
 
+@pytest.mark.parametrize(
+    ("structure", "message"),
+    [
+        ("nowhere/model.pdb", "'nowhere/model.pdb' is neither a file nor a name"),
+        ("Snakefile", "Snakefile"),
+    ],
+)
+def test_refuses_a_structure_that_cannot_be_used_before_any_job(snakemake, checkout, structure, message):
+    found = snakemake("--config", "profile=smoke", f"structure={structure}")
+    assert found.returncode != 0
+    assert f"profile smoke, structure {structure}" in found.stderr and message in found.stderr
+    assert "Traceback" not in found.stderr and "rule fit" not in found.stderr
+    assert not (checkout / "results").exists()
+
+
 @pytest.fixture
 def probe(snakemake, checkout):
     """Print what the workflow makes of its settings, on a machine of so many cores."""
