@@ -213,3 +213,16 @@ def test_ranges_are_those_of_the_default_protein(tmp_path, capsys) -> None:
     assert "pose_marching.steps is missing; expected 60 to 60" in capsys.readouterr().out
     assert main([*arguments, "--structure", "adk_closed"]) == 0
     assert "no ranges are known for adk_closed" in capsys.readouterr().out
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["both", "fixed"])
+def test_an_experiment_runs_on_cuda_by_the_same_code(profile, tmp_path, name) -> None:
+    profile.write_text(TINY + "device: cuda\n")
+    settings = load_profile(profile)
+    fit(settings, name, tmp_path / "cuda", show_progress=False)
+    found = load_fit(settings, name, tmp_path / "cuda")
+    assert "CPU" not in found.metrics["device"]
+    on_cpu = make_trainer(load_profile(profile).model_copy(update={"device": "cpu"}), name)
+    assert all(torch.equal(found.truth[k], v) for k, v in on_cpu.truth.items())
