@@ -24,6 +24,11 @@ from cryoanm_lib.program import CryoProgram, Particles
 from cryoanm_lib.settings import Count, LatentName, Positive, Section
 
 
+#: Images count as explained when the loss is above the noise floor by less than this many nats for each of
+#: their independent values: a quarter of a nat is a residual with 1.5 times the variance of the noise.
+EXPLAINED = 0.25
+
+
 class TrainingError(CryoANMError):
     """Training cannot go on."""
 
@@ -37,7 +42,9 @@ class Stage(Section):
     final_learning_rate: Positive | None = Field(None, description="at the last step, reached geometrically")
     objective: Literal["elbo", "forward_kl"] = Field("elbo", description="what is minimised")
     settle: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="end the stage when the loss falls by less than this fraction over a window"
+        None,
+        description="end the stage when the images are explained to 1.5 times the variance of the noise, and "
+        "the loss falls by less than this fraction over a window",
     )
     train: Annotated[tuple[LatentName, ...], Field(min_length=1)] | None = Field(
         None, description="latents whose networks learn; default all"
@@ -203,16 +210,25 @@ class Trainer:
         )
 
     def _settled(self) -> bool:
-        """Whether the loss fell by less than `settle` from the last window but one to the last."""
+        """Whether the images are explained, and the loss has stopped falling from one window to the next.
+
+        A network that has found no pose also stops falling: a plateau at a high loss is not the end of a
+        stage but the place where it must go on.
+        """
         losses, window = self.progress.losses, self.window
         if self.stage.settle is None or len(losses) < 2 * window:
             return False
-        before, after = sum(losses[-2 * window : -window]), sum(losses[-window:])
-        return before - after < self.stage.settle * abs(before)
+        before, after = sum(losses[-2 * window : -window]) / window, sum(losses[-window:]) / window
+        explained = after < EXPLAINED * self.degrees_of_freedom(self.stage.resolution)
+        return explained and before - after < self.stage.settle * before
+
+    def degrees_of_freedom(self, resolution: int) -> int:
+        """Number of independent values in an image at resolution K."""
+        return (2 * highest_frequency(resolution) + 1) ** 2
 
     def noise_floor(self, resolution: int) -> float:
         """Expected minus log-likelihood of an image given its own latents: what noise costs, in nats."""
-        dof = (2 * highest_frequency(resolution) + 1) ** 2
+        dof = self.degrees_of_freedom(resolution)
         sigma = cropped_noise(self.program.noise, resolution, self.program.forward_model.box_size)
         return 0.5 * dof * (1 + math.log(2 * math.pi * sigma**2))
 

@@ -14,7 +14,7 @@ from cryoanm_lib.fourier import crop_coefficients
 from cryoanm_lib.likelihood import log_likelihood
 from cryoanm_lib.program import to_forward
 from cryoanm_lib.storage import load_tensors, save_tensors, write_atomically
-from cryoanm_lib.training import Stage, Trainer, TrainingError
+from cryoanm_lib.training import EXPLAINED, Stage, Trainer, TrainingError
 
 STAGES = [
     Stage(resolution=12, steps=6),
@@ -128,8 +128,9 @@ def test_a_frozen_network_does_not_move(tiny_program) -> None:
     assert moved == {"amplitude"}
 
 
-def test_a_settled_stage_ends_early(tiny_program) -> None:
-    """A learning rate of almost nothing cannot improve by half, so the stage ends after two windows."""
+def test_a_settled_stage_ends_early(tiny_program, monkeypatch) -> None:
+    """Once images count as explained, a learning rate of almost nothing ends the stage after two windows."""
+    monkeypatch.setattr("cryoanm_lib.training.EXPLAINED", math.inf)
     trainer = make_trainer(tiny_program, [Stage(resolution=16, steps=60, learning_rate=1e-12, settle=0.5)])
     assert trainer.run().total_steps == 6
 
@@ -246,3 +247,12 @@ def test_progress_is_plain_data(tiny_program) -> None:
     trainer = make_trainer(tiny_program, [Stage(resolution=12, steps=3)])
     progress = trainer.run()
     assert asdict(progress)["total_steps"] == 3 and len(progress.snapshots) == 1
+
+
+def test_a_plateau_is_not_a_settled_stage(tiny_program) -> None:
+    """A network that does not learn leaves the images unexplained, and the stage goes on to its last step."""
+    stage = Stage(resolution=16, steps=12, learning_rate=1e-12, settle=0.5)
+    trainer = make_trainer(tiny_program, [stage])
+    assert trainer.run().total_steps == 12
+    last = trainer.progress.history[-1]["loss"]
+    assert last > EXPLAINED * trainer.degrees_of_freedom(16)
