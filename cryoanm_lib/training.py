@@ -23,7 +23,6 @@ from cryoanm_lib.objectives import ForwardKL, StratifiedELBO
 from cryoanm_lib.program import CryoProgram, Particles
 from cryoanm_lib.settings import Count, LatentName, Positive, Section
 
-
 #: Images count as explained when the loss is above the noise floor by less than this many nats for each of
 #: their independent values: a quarter of a nat is a residual with 1.5 times the variance of the noise.
 EXPLAINED = 0.25
