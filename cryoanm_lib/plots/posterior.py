@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from torch import Tensor
 
 from cryoanm_lib.diagnostics import RESIDUAL_KEYS, residuals
@@ -81,7 +81,7 @@ def draw_joint(
     _reference_lines(axes, latent, low, high)
     axes.scatter(x, y, s=4, alpha=0.35, color=COLOURS[0], linewidths=0, rasterized=True)
     levels = [1 - proportion for proportion in reversed(PROPORTIONS)]
-    sns.kdeplot(x=x, y=y, ax=axes, levels=levels, color="0.15", linewidths=0.7, bw_adjust=0.5)
+    sns.kdeplot(x=x, y=y, ax=axes, levels=levels, color="0.15", linewidths=0.7)
     top = axes.inset_axes((0, 1.02, 1, 0.18), sharex=axes)
     right = axes.inset_axes((1.02, 0, 0.18, 1), sharey=axes)
     bins = np.linspace(low, high, 25)
@@ -228,7 +228,7 @@ def plot_residual_distributions(fit: Fit) -> Figure:
         ax.set_xlabel(RESIDUAL_LABELS[latent])
         _plain_log_ticks(ax, "x")
     axes[0, 0].set_ylabel("fraction of images below")
-    axes[0, 0].legend(fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 
@@ -239,9 +239,14 @@ def _stage_labels(fit: Fit) -> list[str]:
 
 
 def _plain_log_ticks(axes: Axes, along: str) -> None:
-    """Numbers such as 0.1 and 20 on a logarithmic axis, more of them where it spans less than two decades."""
+    """Numbers such as 0.1 and 20 on a logarithmic axis: at most five of them, decades before others."""
     axis, (low, high) = (axes.xaxis, axes.get_xlim()) if along == "x" else (axes.yaxis, axes.get_ylim())
-    axis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 100 else (1.0, 3.0)))
+    for steps in ((1, 2, 3, 4, 5, 6, 8), (1, 2, 5), (1, 3), (1,)):
+        ticks = [step * 10.0**decade for decade in range(-6, 7) for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) <= 5:
+            break
+    axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
