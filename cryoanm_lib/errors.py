@@ -21,5 +21,9 @@ class ConfigurationError(CryoANMError):
     """A configuration has an unknown key, a wrong type or an impossible value."""
 
 
+class TrainingError(CryoANMError):
+    """Training cannot go on: it diverged."""
+
+
 class ArtifactError(CryoANMError):
     """A stored checkpoint or result is damaged, or belongs to another configuration."""

@@ -230,12 +230,11 @@ def _headline(settings: Profile, name: str, trainer: Trainer) -> dict[str, float
     found = residuals(trainer.progress.snapshots[-1], truth)
     # The networks look at no more than their own size, so that this is the limit of what they can read.
     seen = min(stage.resolution, section.guide.image_size)
+    # "fourier" whatever was trained with: a sparse tensor has no forward-mode derivative.
+    forward = settings.forward_model("fourier")
     limit, limit_seen = (
-        # "fourier" whatever was trained with: a sparse tensor has no forward-mode derivative
-        information_limit(
-            settings.forward_model("fourier"), truth, section.infer, settings.prior, settings.noise, k
-        )
-        for k in (stage.resolution, seen)
+        information_limit(forward, truth, section.infer, settings.prior, settings.noise, resolution)
+        for resolution in (stage.resolution, seen)
     )
     headline: dict[str, float | None] = {"resolution": stage.resolution, "resolution_seen": seen}
     for latent in section.infer:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cryoanm_lib.diagnostics import residuals
-from cryoanm_lib.errors import CryoANMError
+from cryoanm_lib.errors import CryoANMError, TrainingError
 from cryoanm_lib.fourier import highest_frequency
 from cryoanm_lib.likelihood import cropped_noise
 from cryoanm_lib.objectives import ForwardKL, StratifiedELBO
@@ -26,10 +26,6 @@ from cryoanm_lib.settings import Count, LatentName, Positive, Section
 #: Images count as explained when the loss is above the noise floor by less than this many nats for each of
 #: their independent values: a quarter of a nat is a residual with 1.5 times the variance of the noise.
 EXPLAINED = 0.25
-
-
-class TrainingError(CryoANMError):
-    """Training cannot go on."""
 
 
 class Stage(Section):
@@ -65,7 +61,7 @@ class Stage(Section):
 
 @dataclass
 class Progress:
-    """Where training stands: everything but tensors that a resumed run needs.
+    """Where training stands: all that a resumed run needs beside weights, optimiser and random state.
 
     Attributes
     ----------
