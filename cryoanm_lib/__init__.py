@@ -5,7 +5,7 @@ Data flow from top to bottom, and a module imports from those above it alone:
     errors, settings
     structure_files -> structure -> anm
     rotation, fourier -> projection, ctf -> forward -> likelihood
-    distributions, encoders -> program -> objectives
+    distributions, encoders -> rings -> program -> objectives
     diagnostics -> training
     storage -> checkpoint, configuration -> experiment
     landscapes, tables, plots
@@ -15,7 +15,7 @@ Data flow from top to bottom, and a module imports from those above it alone:
 ORDER = (
     *("errors", "settings", "structure_files", "structure", "anm"),
     *("rotation", "fourier", "projection", "ctf", "forward", "likelihood"),
-    *("distributions", "encoders", "program", "objectives"),
+    *("distributions", "encoders", "rings", "program", "objectives"),
     *("diagnostics", "training", "storage", "checkpoint", "configuration", "experiment"),
     *("landscapes", "tables", "plots", "__main__"),
 )

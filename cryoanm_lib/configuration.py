@@ -14,10 +14,11 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from cryoanm_lib.anm import DEFAULT_CUTOFF, NormalModes, normal_modes
-from cryoanm_lib.encoders import CHANNELS
+from cryoanm_lib.encoders import CHANNELS, Pixels, Representation
 from cryoanm_lib.errors import ConfigurationError
 from cryoanm_lib.forward import ForwardModel
 from cryoanm_lib.program import CryoProgram, Prior
+from cryoanm_lib.rings import REFERENCES, Rings
 from cryoanm_lib.settings import Count, LatentName, Positive, Section
 from cryoanm_lib.structure import Structure, load_structure, structure_file
 from cryoanm_lib.training import Stage
@@ -52,22 +53,43 @@ class GuideSection(Section):
 
     components: Count = Field(2, description="projected normals in the pose's mixture")
     stratified: bool = Field(True, description="sum over the mixture's components instead of sampling one")
-    upright: bool = Field(True, description="the amplitude's network sees the image turned back by the pose")
-    image_size: Annotated[int, Field(ge=8)] = Field(
+    upright: bool = Field(True, description="amplitude and defocus see the image turned back by the pose")
+    encoder: Literal["rings", "convolutional"] = Field("rings", description="how the networks see the image")
+    image_size: Annotated[int, Field(ge=8, multiple_of=2)] = Field(
         32, description="pixels that the networks see along an edge"
     )
+    references: Count = Field(REFERENCES, description="learned references of the pose's network; rings only")
     channels: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
-        CHANNELS, description="widths of the double convolutions"
+        CHANNELS, description="widths of the double convolutions; convolutional only"
     )
+
+    @model_validator(mode="after")
+    def _poolings_fit_the_image(self) -> "GuideSection":
+        smallest = 2 ** len(self.channels)
+        if self.encoder == "convolutional" and self.image_size % smallest:
+            raise ValueError(
+                f"image_size = {self.image_size} must be a multiple of {smallest}, since "
+                f"{len(self.channels)} poolings halve it"
+            )
+        return self
+
+    def representation(self) -> Representation:
+        """How the networks see the image."""
+        if self.encoder == "rings":
+            return Rings(self.image_size, self.references)
+        return Pixels(self.image_size, self.channels)
 
 
 class ExperimentSection(Section):
     """One experiment: which latents are inferred, by which guide, trained how."""
 
     title: str = Field(description="one line for tables and figures")
+    task: ExperimentName | None = Field(None, description="row of the summary; default its own name")
+    recipe: Literal["ours", "paper", "between"] = Field("ours", description="whose; its place in that row")
     infer: Annotated[tuple[LatentName, ...], Field(min_length=1)] = Field(
         description="latents inferred; others given"
     )
+    prior: Prior | None = Field(None, description="in place of the profile's prior")
     guide: GuideSection = GuideSection()
     training_images: Count | None = Field(
         None, description="a fixed set of this size; default: fresh ones each step"
@@ -75,6 +97,7 @@ class ExperimentSection(Section):
     batch_size: Count = Field(100, description="images a step")
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = Field(description="the schedule")
     seed: Seed | None = Field(None, description="in place of the profile's seed")
+    more_seeds: tuple[Seed, ...] = Field((), description="run again with these, as <name>_seed_<n>")
     paper: dict[MetricName, Positive] = Field({}, description="values the paper reports, by metric")
 
     @model_validator(mode="after")
@@ -89,13 +112,15 @@ class ExperimentSection(Section):
             raise ValueError(
                 f"training_images = {self.training_images} is no multiple of batch_size = {self.batch_size}"
             )
-        smallest = 2 ** len(self.guide.channels)
-        if self.guide.image_size % smallest:
-            raise ValueError(
-                f"guide.image_size = {self.guide.image_size} must be a multiple of {smallest}, since "
-                f"{len(self.guide.channels)} poolings halve it"
-            )
         return self
+
+
+class LengthSection(Section):
+    """How long to train, as a factor on the steps of every stage, by recipe."""
+
+    ours: Positive = Field(1.0, description="for our recipe")
+    paper: Positive = Field(1.0, description="for the paper's recipe")
+    between: Positive = Field(1.0, description="for what lies between them")
 
 
 class Profile(Section):
@@ -113,6 +138,7 @@ class Profile(Section):
     window: Count = Field(100, description="steps between records, and over which a stage settles")
     model: ModelSection = ModelSection()
     prior: Prior = Prior()
+    length: LengthSection = LengthSection()
     experiments: Annotated[dict[ExperimentName, ExperimentSection], Field(min_length=1)] = Field(
         description="by name"
     )
@@ -154,23 +180,41 @@ class Profile(Section):
         section = self.experiment(experiment)
         return CryoProgram(
             self.forward_model(),
-            self.prior,
+            self.prior_of(experiment),
             self.noise,
             section.infer,
-            **section.guide.model_dump(),
+            **section.guide.model_dump(include={"components", "stratified", "upright"}),
+            representation=section.guide.representation(),
         )
 
     def stages(self, experiment: str) -> list[Stage]:
         """The schedule of an experiment."""
         return list(self.experiment(experiment).stages)
 
+    @property
+    def runs(self) -> dict[str, ExperimentSection]:
+        """The section of every run: the experiments, each followed by its repeats with other seeds."""
+        found = {}
+        for name, section in self.experiments.items():
+            factor = getattr(self.length, section.recipe)
+            stages = tuple(stage.lengthened(factor) for stage in section.stages)
+            found[name] = section.model_copy(update={"task": section.task or name, "stages": stages})
+            for seed in section.more_seeds:
+                found[f"{name}_seed_{seed}"] = found[name].model_copy(update={"seed": seed})
+        return found
+
     def experiment(self, name: str) -> ExperimentSection:
-        """The section of an experiment."""
-        if name not in self.experiments:
+        """The section of a run."""
+        if name not in (runs := self.runs):
             raise ConfigurationError(
-                f"profile {self.name!r} has no experiment {name!r}; it has {', '.join(self.experiments)}"
+                f"profile {self.name!r} has no experiment {name!r}; it has {', '.join(runs)}"
             )
-        return self.experiments[name]
+        return runs[name]
+
+    def prior_of(self, experiment: str) -> Prior:
+        """The prior of an experiment."""
+        own = self.experiment(experiment).prior
+        return self.prior if own is None else own
 
     def seed_of(self, experiment: str) -> int:
         """The seed that fixes an experiment."""
@@ -182,9 +226,10 @@ class Profile(Section):
 
         The device is not among them, nor is the code: Snakemake trains again when the library changes.
         """
-        content = self.model_dump(mode="json", exclude={"name", "experiments", "device"})
+        content = self.model_dump(mode="json", exclude={"name", "experiments", "device", "prior", "length"})
+        content["prior"] = self.prior_of(experiment).model_dump(mode="json")
         content["experiment"] = self.experiment(experiment).model_dump(
-            mode="json", exclude={"title", "paper", "seed"}
+            mode="json", exclude={"title", "task", "recipe", "prior", "paper", "seed", "more_seeds"}
         )
         content["seed"] = self.seed_of(experiment)
         if (path := structure_file(self.structure)) is not None and path.is_file():
@@ -216,14 +261,8 @@ def load_profile(profile: str | Path, structure: str | None = None) -> Profile:
         raise ConfigurationError(
             f"profile {str(profile)!r} does not exist: choose from {PROFILES}, or give a path"
         )
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path.name} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigurationError(f"{path.name} holds {type(content).__name__}, not a table of keys")
-    content.pop("defaults", None)  # a place for YAML anchors, already expanded where they are used
-    content = {"name": path.stem} | content | ({} if structure is None else {"structure": str(structure)})
+    content = {"name": path.stem} | _read_profile(path)
+    content |= {} if structure is None else {"structure": str(structure)}
     try:
         # JSON and not the dictionary: its lists may become tuples although nothing else is coerced.
         return Profile.model_validate_json(json.dumps(content))
@@ -231,6 +270,30 @@ def load_profile(profile: str | Path, structure: str | None = None) -> Profile:
         raise ConfigurationError(_explain(path.name, error)) from None
     except TypeError as error:
         raise ConfigurationError(f"{path.name}: {error}: use text, numbers, lists and tables only") from None
+
+
+def _read_profile(path: Path) -> dict:
+    """The tables of a profile, laid over those of the one that it is based on."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path.name} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path.name} holds {type(content).__name__}, not a table of keys")
+    content.pop("defaults", None)  # a place for YAML anchors, already expanded where they are used
+    if (base := content.pop("based_on", None)) is None:
+        return content
+    if base not in PROFILES or base == path.stem:
+        allowed = ", ".join(name for name in PROFILES if name != path.stem)
+        raise ConfigurationError(f"{path.name}: based_on = {base!r} is not usable: choose from {allowed}")
+    return _laid_over(_read_profile(config_folder() / f"{base}.yaml"), content)
+
+
+def _laid_over(below: dict, above: dict) -> dict:
+    """Two nested tables as one; where both have a value, the one above counts."""
+    both = {key: _laid_over(below[key], value) for key, value in above.items()
+            if isinstance(value, dict) and isinstance(below.get(key), dict)}  # fmt: skip
+    return below | above | both
 
 
 def config_folder() -> Path:

@@ -1,16 +1,76 @@
-"""The networks that read an image: the paper's CNN–MLP (Fig. A1)."""
+"""The networks that read an image pixel by pixel: the paper's CNN–MLP (Fig. A1)."""
 
 import itertools
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from cryoanm_lib.fourier import coefficients_to_image, image_to_coefficients
+from cryoanm_lib.rotation import rotation_from_unit_vector
 
 #: Widths of the three double convolutions; the paper states none.
 CHANNELS = (16, 32, 64)
 
 #: Width of the two dense layers (the paper's).
 HIDDEN = 512
+
+
+class Representation(Protocol):
+    """How the guide looks at an image, and the networks that read what it sees."""
+
+    #: Pixels along an edge of the images that are looked at.
+    size: int
+
+    def __call__(self, images: Float[Tensor, "*batch size size"]) -> Tensor:
+        """What is seen of images."""
+
+    def turn_back(self, seen: Tensor, pose: Float[Tensor, "*batch 2"]) -> Tensor:
+        """What would be seen at pose zero."""
+
+    def pose_encoder(self, components: int) -> nn.Module:
+        """A network that returns logits (*batch, components) and vectors (*batch, components, 2)."""
+
+    def encoder(self, n_outputs: int) -> nn.Module:
+        """A network that returns numbers (*batch, n_outputs)."""
+
+
+class Pixels(nn.Module):
+    """The paper's representation: the image itself, read by convolutions."""
+
+    def __init__(self, size: int, channels: tuple[int, ...] = CHANNELS) -> None:
+        """Fix what the networks will be built for.
+
+        Parameters
+        ----------
+        size : int
+            Pixels along an edge; it is halved by each double convolution.
+        channels : tuple of int
+            Output channels of each double convolution.
+        """
+        super().__init__()
+        self.size, self.channels = size, channels
+
+    def forward(self, images: Float[Tensor, "*batch size size"]) -> Float[Tensor, "*batch size size"]:
+        """The images as they are."""
+        return images
+
+    def turn_back(
+        self, seen: Float[Tensor, "images size size"], pose: Float[Tensor, "*batch images 2"]
+    ) -> Float[Tensor, "*batch images size size"]:
+        """Images as they would look at pose zero: at r stands what was at R(θ) r."""
+        # Twice the pixels, because linear interpolation between the given ones would blur the detail.
+        fine = coefficients_to_image(image_to_coefficients(seen, self.size), 2 * self.size)
+        return turn_back(fine, pose, self.size)
+
+    def pose_encoder(self, components: int) -> "ConvolutionalPoseEncoder":
+        """Reads logits and vectors of a mixture."""
+        return ConvolutionalPoseEncoder(self.size, components, self.channels)
+
+    def encoder(self, n_outputs: int) -> "ConvolutionalEncoder":
+        """Reads numbers."""
+        return ConvolutionalEncoder(self.size, n_outputs, self.channels)
 
 
 class DoubleConvolution(nn.Sequential):
@@ -27,7 +87,7 @@ class DoubleConvolution(nn.Sequential):
         )
 
 
-class Encoder(nn.Module):
+class ConvolutionalEncoder(nn.Module):
     """Three double convolutions with pooling, then two dense layers of 512, then a linear head."""
 
     def __init__(self, image_size: int, n_outputs: int, channels: tuple[int, ...] = CHANNELS) -> None:
@@ -57,13 +117,49 @@ class Encoder(nn.Module):
             nn.Linear(HIDDEN, HIDDEN),
             nn.ReLU(inplace=True),
         )
-        self.head = nn.Linear(HIDDEN, n_outputs)
-        # A head that starts near zero gives every image the same guide at first.
-        nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
+        self.head = small_head(HIDDEN, n_outputs)
         # Convolutions run two to three times faster on a CPU with the channels last in memory.
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Float[Tensor, "batch size size"]) -> Float[Tensor, "batch outputs"]:
+    def forward(self, images: Float[Tensor, "*batch size size"]) -> Float[Tensor, "*batch outputs"]:
         """Parameters of the guide for each image."""
-        return self.head(self.dense(self.convolutions(images.unsqueeze(1))))
+        stack = images.reshape(-1, 1, *images.shape[-2:])
+        return self.head(self.dense(self.convolutions(stack))).unflatten(0, images.shape[:-2])
+
+
+class ConvolutionalPoseEncoder(ConvolutionalEncoder):
+    """The same network, its outputs read as the logits and mean vectors of a mixture."""
+
+    def __init__(self, image_size: int, components: int, channels: tuple[int, ...] = CHANNELS) -> None:
+        super().__init__(image_size, 3 * components, channels)
+        self.components = components
+
+    def forward(
+        self, images: Float[Tensor, "*batch size size"]
+    ) -> tuple[Float[Tensor, "*batch components"], Float[Tensor, "*batch components 2"]]:
+        """Logits and vectors of each component."""
+        outputs = super().forward(images)
+        vectors = outputs[..., self.components :].unflatten(-1, (self.components, 2))
+        return outputs[..., : self.components], vectors
+
+
+def small_head(n_inputs: int, n_outputs: int) -> nn.Linear:
+    """A last layer that starts near zero, so that every image has the same guide at first."""
+    head = nn.Linear(n_inputs, n_outputs)
+    nn.init.normal_(head.weight, std=0.01)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def turn_back(
+    images: Float[Tensor, "images fine fine"], pose: Float[Tensor, "*batch images 2"], size: int
+) -> Float[Tensor, "*batch images size size"]:
+    """Images as they would look at pose zero, on a grid of `size` pixels: at r stands what was at R(θ) r."""
+    fine = images.shape[-1]
+    steps = (torch.arange(size, device=images.device, dtype=images.dtype) - size // 2) * (fine / size)
+    pixels = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1)
+    turned = pixels @ rotation_from_unit_vector(pose)[..., None, :2, :2].transpose(-2, -1)
+    where = 2 * (turned + fine // 2) / (fine - 1) - 1
+    stack = images.expand(*pose.shape[:-1], fine, fine).reshape(-1, 1, fine, fine)
+    upright = nn.functional.grid_sample(stack, where.flatten(end_dim=-4), align_corners=True)
+    return upright.view(*pose.shape[:-1], size, size)

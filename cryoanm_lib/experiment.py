@@ -233,7 +233,7 @@ def _headline(settings: Profile, name: str, trainer: Trainer) -> dict[str, float
     # "fourier" whatever was trained with: a sparse tensor has no forward-mode derivative.
     forward = settings.forward_model("fourier")
     limit, limit_seen = (
-        information_limit(forward, truth, section.infer, settings.prior, settings.noise, resolution)
+        information_limit(forward, truth, section.infer, settings.prior_of(name), settings.noise, resolution)
         for resolution in (stage.resolution, seen)
     )
     headline: dict[str, float | None] = {"resolution": stage.resolution, "resolution_seen": seen}
@@ -244,6 +244,12 @@ def _headline(settings: Profile, name: str, trainer: Trainer) -> dict[str, float
         headline[f"{key}_limit"] = limit[latent].mean().item()
         headline[f"{key}_limit_seen"] = limit_seen[latent].mean().item()
         headline[f"{key}_paper"] = section.paper.get(key)
+    if isinstance(trainer.draw_batch, _FixedSet):
+        trained_on = trainer.draw_batch.particles
+        known = {latent: value.cpu() for latent, value in trained_on.latents.items()}
+        recalled = residuals(trainer.program.sample_guide(trained_on, stage.resolution), known)
+        for latent in section.infer:
+            headline[f"{RESIDUAL_KEYS[latent]}_training"] = recalled[latent].mean().item()
     if "pose" in found:
         headline["pose_flipped_fraction"] = (found["pose"] > FLIP_DEGREES).double().mean().item()
     return headline
@@ -264,10 +270,11 @@ def _circumstances(trainer: Trainer) -> dict:
 
 
 def gather_metrics(settings: Profile, results: Path) -> dict[str, dict]:
-    """The metrics of every experiment of a profile, by name."""
+    """The metrics of every run of a profile by name, with the row and column of the summary it belongs to."""
     return {
-        name: load_json(results / settings.artifact_path(name) / "metrics.json")
-        for name in settings.experiments
+        name: {"task": section.task, "recipe": section.recipe, "title": section.title}
+        | load_json(results / settings.artifact_path(name) / "metrics.json")
+        for name, section in settings.runs.items()
     }
 
 

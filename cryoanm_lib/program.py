@@ -12,11 +12,12 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from cryoanm_lib.distributions import ProjectedNormal, ProjectedNormalMixture, StratifiedMixture
-from cryoanm_lib.encoders import CHANNELS, Encoder
+from cryoanm_lib.encoders import Representation
 from cryoanm_lib.errors import ConfigurationError
 from cryoanm_lib.forward import ForwardModel, Latents
 from cryoanm_lib.fourier import coefficients_to_image, crop_coefficients, to_real
 from cryoanm_lib.likelihood import cropped_noise
+from cryoanm_lib.rings import Rings
 from cryoanm_lib.rotation import rotation_from_unit_vector
 from cryoanm_lib.settings import Finite, Positive, Section
 
@@ -29,8 +30,8 @@ class Prior(Section):
 
     amplitude_scale: Positive = Field(3.0, description="σ_α of each mode's amplitude, in Å over all atoms")
     pose_concentration: tuple[Finite, Finite] = Field((0.0, 0.0), description="μ_s; (0, 0) is uniform")
-    defocus_mean: Finite = Field(50.0, description="mean of z in natural units (px²)")
-    defocus_scale: Positive = Field(3.0, description="deviation of z, same unit")
+    defocus_mean: Finite = Field(50.0, description="mean of z in natural units (px²); its value where given")
+    defocus_scale: Positive = Field(3.0, description="deviation of z where it is inferred, same unit")
 
 
 #: The paper's.
@@ -76,8 +77,7 @@ class CryoProgram(nn.Module):
         components: int = 2,
         stratified: bool = True,
         upright: bool = True,
-        image_size: int = 32,
-        channels: tuple[int, ...] = CHANNELS,
+        representation: Representation | None = None,
     ) -> None:
         """Set up the program.
 
@@ -97,11 +97,9 @@ class CryoProgram(nn.Module):
             Draw the pose once from every component, with a pathwise gradient, instead of once from the
             mixture, as in the paper, with a score-function gradient.
         upright : bool
-            Let the amplitude's network see the image turned back by the pose.
-        image_size : int
-            Pixels along an edge of the image that the networks see.
-        channels : tuple of int
-            Widths of the double convolutions.
+            Let the networks of amplitude and defocus see the image turned back by the pose.
+        representation : Rings or Pixels, optional
+            How the networks see the image; by default rings of 32 pixels.
 
         Raises
         ------
@@ -122,11 +120,13 @@ class CryoProgram(nn.Module):
         self.forward_model, self.prior, self.noise = forward_model, prior, noise
         self.inferred = tuple(name for name in LATENTS if name in inferred)
         self.components, self.stratified, self.upright = components, stratified, upright
-        self.image_size = image_size
-        n_outputs = {"pose": 3 * components, "amplitude": 2 * forward_model.n_modes, "defocus": 2}
-        self.encoders = nn.ModuleDict(
-            {name: Encoder(image_size, n_outputs[name], channels) for name in self.inferred}
-        )
+        self.representation = Rings(32) if representation is None else representation
+        build = {
+            "pose": lambda: self.representation.pose_encoder(components),
+            "amplitude": lambda: self.representation.encoder(2 * forward_model.n_modes),
+            "defocus": lambda: self.representation.encoder(2),
+        }
+        self.encoders = nn.ModuleDict({name: build[name]() for name in self.inferred})
 
     # ---------------------------------------------------------------- p: how an image comes about
 
@@ -161,55 +161,44 @@ class CryoProgram(nn.Module):
 
     def guide(self, particles: Particles, resolution: int) -> None:
         """Algorithm 2: the networks look at each image and propose its latents."""
-        images = self.encoder_images(particles, resolution)
+        seen = self.see(particles, resolution)
         with pyro.plate("images", len(particles)):
             pose = particles.latents["pose"]
             if "pose" in self.inferred:
                 # where it may point: a mixture, because a wrong half-turn is nearly as good
-                pose = pyro.sample("pose", self.pose_distribution(images))
+                pose = pyro.sample("pose", self.pose_distribution(seen))
+            # bend and focus are easier to see once the image is upright
+            upright = self.representation.turn_back(seen, pose.detach()) if self.upright else seen
             if "amplitude" in self.inferred:
-                # how it is bent: easier to see once the image is upright
-                seen = self.upright_images(particles, resolution, pose.detach()) if self.upright else images
-                pyro.sample("amplitude", self.amplitude_distribution(seen))
+                # how it is bent
+                pyro.sample("amplitude", self.amplitude_distribution(upright))
             if "defocus" in self.inferred:
-                # how far out of focus: the rings of the spectrum do not turn with the molecule
-                pyro.sample("defocus", self.defocus_distribution(images))
+                # how far out of focus
+                pyro.sample("defocus", self.defocus_distribution(upright))
 
-    def encoder_images(self, particles: Particles, resolution: int) -> Float[Tensor, "images size size"]:
+    def see(self, particles: Particles, resolution: int) -> Tensor:
         """What the networks see: the crop at K, or at their own size where that is smaller, on their grid."""
-        return coefficients_to_image(self._visible(particles, resolution), self.image_size)
+        size = self.representation.size
+        visible = crop_coefficients(particles.coefficients, min(resolution, size))
+        return self.representation(coefficients_to_image(visible, size))
 
-    def upright_images(
-        self, particles: Particles, resolution: int, pose: Float[Tensor, "*batch images 2"]
-    ) -> Float[Tensor, "*batch images size size"]:
-        """What the networks see, turned back by a pose."""
-        # Twice the pixels, because linear interpolation between the networks' own would blur the detail.
-        fine = coefficients_to_image(self._visible(particles, resolution), 2 * self.image_size)
-        return turn_back(fine, pose, self.image_size)
-
-    def _visible(self, particles: Particles, resolution: int) -> Complex[Tensor, "images kept"]:
-        return crop_coefficients(particles.coefficients, min(resolution, self.image_size))
-
-    def pose_distribution(self, images: Float[Tensor, "images size size"]) -> ProjectedNormalMixture:
+    def pose_distribution(self, seen: Tensor) -> ProjectedNormalMixture:
         """Mixture of projected normals that the pose network proposes."""
-        outputs = self.encoders["pose"](images)
-        logits = outputs[..., : self.components]
-        raw = outputs[..., self.components :].unflatten(-1, (self.components, 2))
+        logits, vectors = self.encoders["pose"](seen)
         # Linear near zero and quadratic far out, since the sharpest posteriors ask for |μ| of a thousand.
-        concentrations = raw * (1 + raw.square().sum(-1, keepdim=True)).sqrt()
+        concentrations = vectors * (1 + vectors.square().sum(-1, keepdim=True)).sqrt()
         mixture = StratifiedMixture if self.stratified else ProjectedNormalMixture
         return mixture(logits, concentrations)
 
-    def amplitude_distribution(self, images: Float[Tensor, "*batch size size"]) -> dist.TorchDistribution:
+    def amplitude_distribution(self, seen: Tensor) -> dist.TorchDistribution:
         """Normal for each mode's amplitude; it starts as the prior."""
-        outputs = self.encoders["amplitude"](images.flatten(end_dim=-3)).unflatten(0, images.shape[:-2])
-        mean, log_scale = outputs.chunk(2, dim=-1)
+        mean, log_scale = self.encoders["amplitude"](seen).chunk(2, dim=-1)
         scale = self.prior.amplitude_scale
         return dist.Normal(scale * mean, scale * log_scale.exp()).to_event(1)
 
-    def defocus_distribution(self, images: Float[Tensor, "images size size"]) -> dist.TorchDistribution:
+    def defocus_distribution(self, seen: Tensor) -> dist.TorchDistribution:
         """Normal for the defocus; it starts as the prior."""
-        mean, log_scale = self.encoders["defocus"](images).unbind(-1)
+        mean, log_scale = self.encoders["defocus"](seen).unbind(-1)
         scale = self.prior.defocus_scale
         return dist.Normal(self.prior.defocus_mean + scale * mean, scale * log_scale.exp())
 
@@ -217,8 +206,14 @@ class CryoProgram(nn.Module):
 
     @torch.no_grad()
     def simulate(self, n_images: int, resolution: int) -> Particles:
-        """Draw images from the model, kept at a resolution K, together with the latents that made them."""
-        with pyro.plate("images", n_images):
+        """Draw images from the model, kept at a resolution K, together with the latents that made them.
+
+        A defocus that is not inferred is that of the paper's microscope, the mean of the prior.
+        """
+        like, given = self.forward_model.reference, {}
+        if "defocus" not in self.inferred:
+            given["defocus"] = like.new_full((n_images,), self.prior.defocus_mean)
+        with pyro.plate("images", n_images), poutine.condition(data=given):
             latents = self.draw_latents()
         images = self.forward_model.simulate(to_forward(latents), self.noise, resolution)
         return Particles(images, latents)
@@ -262,17 +257,3 @@ def to_forward(latents: Mapping[str, Tensor]) -> Latents:
     rotations, amplitudes = rotation_from_unit_vector(latents["pose"]), latents["amplitude"]
     shifts = rotations.new_zeros(*rotations.shape[:-2], 2)
     return Latents(amplitudes, rotations, latents["defocus"], shifts)
-
-
-def turn_back(
-    images: Float[Tensor, "images fine fine"], pose: Float[Tensor, "*batch images 2"], size: int
-) -> Float[Tensor, "*batch images size size"]:
-    """Images as they would look at pose zero, on a grid of `size` pixels: at r stands what was at R(θ) r."""
-    fine = images.shape[-1]
-    steps = (torch.arange(size, device=images.device, dtype=images.dtype) - size // 2) * (fine / size)
-    pixels = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1)
-    turned = pixels @ rotation_from_unit_vector(pose)[..., None, :2, :2].transpose(-2, -1)
-    where = 2 * (turned + fine // 2) / (fine - 1) - 1
-    stack = images.expand(*pose.shape[:-1], fine, fine).reshape(-1, 1, fine, fine)
-    upright = nn.functional.grid_sample(stack, where.flatten(end_dim=-4), align_corners=True)
-    return upright.view(*pose.shape[:-1], size, size)

@@ -15,7 +15,7 @@ from pyro.optim import ClippedAdam
 from torch import Tensor
 from tqdm import tqdm
 
-from cryoanm_lib.diagnostics import residuals
+from cryoanm_lib.diagnostics import FLIP_DEGREES, residuals, two_sidedness
 from cryoanm_lib.errors import CryoANMError, TrainingError
 from cryoanm_lib.fourier import highest_frequency
 from cryoanm_lib.likelihood import cropped_noise
@@ -53,6 +53,10 @@ class Stage(Section):
             )
         return self
 
+    def lengthened(self, factor: float) -> "Stage":
+        """The same stage with another number of steps, at least one."""
+        return self.model_copy(update={"steps": max(1, round(factor * self.steps))})
+
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of the given step of this stage."""
         final = self.learning_rate if self.final_learning_rate is None else self.final_learning_rate
@@ -75,7 +79,8 @@ class Progress:
         Mean loss of an image at each step of the present stage, for the rule that ends it; for the ELBO in
         nats above the noise floor.
     history : list of dict
-        One record for each window: stage, K, steps, loss, mean residuals on the test images.
+        One record for each window: stage, K, steps, loss, mean residuals on the test images, and for the pose
+        the share that is flipped and the use made of a second component.
     snapshots : list of dict of Tensor
         What the guide says of the test images at the end of each stage.
     """
@@ -245,6 +250,10 @@ class Trainer:
         """A line of the history."""
         progress, stage = self.progress, self.stage
         found = residuals(answer, self.truth)
+        flips = {}
+        if "pose" in found:
+            flipped = (found["pose"] > FLIP_DEGREES).double().mean().item()
+            flips = {"pose_flipped_fraction": flipped} | two_sidedness(answer)
         return {
             "stage": progress.stage,
             "resolution": stage.resolution,
@@ -253,4 +262,5 @@ class Trainer:
             "seconds": progress.seconds,
             "loss": sum(losses) / len(losses),
             **{f"{name}_residual": values.mean().item() for name, values in found.items()},
+            **flips,
         }

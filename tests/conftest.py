@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from cryoanm_lib.anm import normal_modes
+from cryoanm_lib.encoders import Pixels
 from cryoanm_lib.forward import ForwardModel
 from cryoanm_lib.program import CryoProgram
+from cryoanm_lib.rings import Rings
 
 
 @pytest.fixture(autouse=True)
@@ -37,10 +39,10 @@ def tiny_forward(cluster) -> ForwardModel:
 
 @pytest.fixture
 def tiny_program(tiny_forward) -> Callable[..., CryoProgram]:
-    """Make a program with small networks; keywords as those of `CryoProgram`."""
+    """Make a program with small networks that see "rings" or "pixels"; keywords as of `CryoProgram`."""
 
-    def make(**options) -> CryoProgram:
-        options = {"inferred": ("pose",), "image_size": 16, "channels": (2, 4)} | options
-        return CryoProgram(tiny_forward, **options)
+    def make(encoder: str = "rings", **options) -> CryoProgram:
+        seen = Rings(16, references=4) if encoder == "rings" else Pixels(16, channels=(2, 4))
+        return CryoProgram(tiny_forward, **{"inferred": ("pose",), "representation": seen} | options)
 
     return make

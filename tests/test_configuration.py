@@ -72,7 +72,11 @@ def test_all_profiles_define_what_the_notebooks_need() -> None:
         (("experiments", "one", "stages", 0, "train"), ["defocus"], r"stages\[0\].train names \['defocus'\]"),
         (("experiments", "one", "stages", 0, "settle"), 2.0, r"settle = 2.0: .*less than 1"),
         (("experiments", "one", "training_images"), 150, r"150 is no multiple of batch_size = 100"),
-        (("experiments", "one", "guide"), {"image_size": 20}, r"image_size = 20 must be a multiple of 8"),
+        (
+            ("experiments", "one", "guide"),
+            {"encoder": "convolutional", "image_size": 20},
+            r"image_size = 20 must be a multiple of 8",
+        ),
         (("experiments",), {}, r"experiments.*at least 1"),
         (("experiments", "one", "guide"), {"channels": []}, r"channels = \[\]: .*at least 1"),
         (("experiments", "one", "stages", 0, "train"), [], r"train = \[\]: .*at least 1"),

@@ -28,7 +28,7 @@ experiments:
   both:
     title: Both
     infer: [pose, amplitude]
-    guide: {image_size: 16, channels: [2, 4]}
+    guide: {image_size: 16, references: 4}
     batch_size: 10
     stages:
       - {resolution: 12, steps: 8}
@@ -37,7 +37,7 @@ experiments:
   fixed:
     title: A fixed set, by the paper's estimator
     infer: [pose]
-    guide: {image_size: 16, channels: [2, 4], stratified: false}
+    guide: {encoder: convolutional, image_size: 16, channels: [2, 4], stratified: false}
     training_images: 30
     batch_size: 10
     stages: [{resolution: 12, steps: 7}]
@@ -112,7 +112,7 @@ def test_a_fixed_training_set_is_seen_whole_each_epoch(profile) -> None:
     for epoch in range(2):
         seen = []
         for position in range(3):
-            seen += trainer.draw_batch(12, 3 * epoch + position).latents["defocus"].tolist()
+            seen += trainer.draw_batch(12, 3 * epoch + position).latents["amplitude"].flatten().tolist()
         assert len(set(seen)) == 30
         epochs.append(seen)
     assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[1])

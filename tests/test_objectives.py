@@ -64,7 +64,7 @@ def test_stratified_gradient_is_far_less_noisy_than_the_score_function(tiny_prog
     (Where they coincide there is nothing to choose, and the score function has the lower noise.)
     """
     pyro.set_rng_seed(3)
-    programs = [tiny_program(stratified=flag).eval() for flag in (True, False)]
+    programs = [tiny_program("pixels", stratified=flag).eval() for flag in (True, False)]
     with torch.no_grad():
         programs[0].encoders["pose"].head.bias.copy_(torch.tensor([0.0, 0.0, 10.0, 0.0, -10.0, 0.0]))
     programs[1].load_state_dict(programs[0].state_dict())
@@ -91,9 +91,9 @@ def test_forward_kl_is_the_density_of_the_truth(tiny_program) -> None:
     program: CryoProgram = tiny_program(inferred=("pose", "amplitude")).eval()
     pyro.set_rng_seed(4)
     particles = program.simulate(5, 16)
-    images = program.encoder_images(particles, 16)
-    pose = program.pose_distribution(images).log_prob(particles.latents["pose"])
-    upright = program.upright_images(particles, 16, particles.latents["pose"])
+    seen = program.see(particles, 16)
+    pose = program.pose_distribution(seen).log_prob(particles.latents["pose"])
+    upright = program.representation.turn_back(seen, particles.latents["pose"])
     amplitude = program.amplitude_distribution(upright).log_prob(particles.latents["amplitude"])
     expected = -(pose + amplitude).sum().item()
     assert ForwardKL().loss(program.model, program.guide, particles, 16) == pytest.approx(expected, rel=1e-5)

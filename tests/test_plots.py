@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 
 from cryoanm_lib import plots
 from cryoanm_lib.anm import NormalModes, hessian, normal_modes
-from cryoanm_lib.encoders import Encoder
+from cryoanm_lib.encoders import ConvolutionalEncoder
 from cryoanm_lib.forward import ForwardModel, Latents
 from cryoanm_lib.landscapes import pose_profiles
 from cryoanm_lib.likelihood import landscape
 from cryoanm_lib.program import CryoProgram, Particles, to_forward
+from cryoanm_lib.rings import Rings
 from cryoanm_lib.structure import Structure, load_structure
 
 matplotlib.use("Agg")
@@ -55,7 +56,7 @@ def latents() -> Latents:
 def program_that_infers(
     forward: ForwardModel, *names: str, **options: object
 ) -> tuple[CryoProgram, Particles]:
-    program = CryoProgram(forward, noise=NOISE, inferred=names, image_size=16, channels=(2, 4), **options)
+    program = CryoProgram(forward, noise=NOISE, inferred=names, representation=Rings(16, 4), **options)
     return program, program.simulate(2, 16)
 
 
@@ -170,7 +171,7 @@ def test_guide_graph_shows_what_each_proposal_reads(forward: ForwardModel, uprig
     program, particles = program_that_infers(forward, "pose", "amplitude", "defocus", upright=upright)
     graph = plots.guide_graph(program, particles, 16)
     expected = ("image", "pose") if upright else ("image",)
-    assert graph.parents == {"image": (), "pose": ("image",), "amplitude": expected, "defocus": ("image",)}
+    assert graph.parents == {"image": (), "pose": ("image",), "amplitude": expected, "defocus": expected}
     assert {"image", "amplitude\n~ normal", "observed"} <= drawn(plots.plot_graph(graph))
 
 
@@ -182,7 +183,7 @@ def test_guide_graph_marks_a_given_pose(forward: ForwardModel) -> None:
 
 
 def test_encoder_layers_are_those_of_the_network() -> None:
-    encoder = Encoder(16, 6, channels=(4, 8)).train()
+    encoder = ConvolutionalEncoder(16, 6, channels=(4, 8)).train()
     layers = plots.encoder_layers(encoder)
     shapes = [layer.shape for layer in layers]
     assert shapes == [

@@ -9,18 +9,18 @@ import torch
 from pyro import poutine
 
 from cryoanm_lib.errors import ConfigurationError
-from cryoanm_lib.fourier import coefficients_to_image, crop_coefficients
+from cryoanm_lib.fourier import crop_coefficients
 from cryoanm_lib.likelihood import log_likelihood
-from cryoanm_lib.program import LATENTS, Particles, Prior, to_forward, turn_back
-from cryoanm_lib.rotation import angle_to_unit_vector
+from cryoanm_lib.program import LATENTS, Particles, Prior, to_forward
 
 SUBSETS = [c for r in (1, 2, 3) for c in itertools.combinations(LATENTS, r)]
 
 
 @pytest.mark.parametrize("inferred", SUBSETS, ids="-".join)
 @pytest.mark.parametrize("stratified", [True, False])
-def test_model_and_guide_agree_on_what_is_inferred(tiny_program, inferred, stratified) -> None:
-    program = tiny_program(inferred=inferred, stratified=stratified).eval()
+@pytest.mark.parametrize("encoder", ["rings", "pixels"])
+def test_model_and_guide_agree_on_what_is_inferred(tiny_program, inferred, stratified, encoder) -> None:
+    program = tiny_program(inferred=inferred, stratified=stratified, encoder=encoder).eval()
     particles = program.simulate(4, 16)
     guide = poutine.trace(program.guide).get_trace(particles, 16)
     model = poutine.trace(poutine.replay(program.model, guide)).get_trace(particles, 16)
@@ -48,7 +48,8 @@ def test_model_scores_an_image_by_the_likelihood(tiny_program, resolution) -> No
 
 def test_prior_is_what_it_says(tiny_program) -> None:
     """Means and deviations of 20 000 draws, each within 5 standard errors (false alarm below 1e-5)."""
-    program = tiny_program(prior=Prior(amplitude_scale=2.0, defocus_mean=40.0, defocus_scale=1.5))
+    prior = Prior(amplitude_scale=2.0, defocus_mean=40.0, defocus_scale=1.5)
+    program = tiny_program(prior=prior, inferred=("defocus",))
     pyro.set_rng_seed(0)
     with torch.no_grad(), pyro.plate("images", 20_000):
         latents = program.draw_latents()
@@ -60,6 +61,11 @@ def test_prior_is_what_it_says(tiny_program) -> None:
     torch.testing.assert_close(latents["pose"].norm(dim=-1), torch.ones(20_000))
 
 
+def test_a_given_defocus_is_that_of_the_microscope(tiny_program) -> None:
+    particles = tiny_program(prior=Prior(defocus_mean=40.0)).simulate(5, 16)
+    torch.testing.assert_close(particles.latents["defocus"], torch.full((5,), 40.0))
+
+
 def test_pose_prior_can_point_somewhere(tiny_program) -> None:
     program = tiny_program(prior=Prior(pose_concentration=(0.0, 5.0)))
     pyro.set_rng_seed(0)
@@ -67,29 +73,9 @@ def test_pose_prior_can_point_somewhere(tiny_program) -> None:
     assert particles.latents["pose"][:, 1].mean() > 0.9
 
 
-def test_turning_back_an_image_undoes_its_pose(tiny_program) -> None:
-    """The image of a molecule at θ, turned back by θ, is the one at 0, up to linear interpolation."""
-    program = tiny_program()
-    program.forward_model.atom_width = 2.0
-    angles = torch.tensor([0.3, 1.7, -2.9])
-    latents = {
-        "pose": angle_to_unit_vector(angles),
-        "amplitude": torch.full((3, 1), 2.0),
-        "defocus": torch.full((3,), 50.0),
-    }
-    upright = latents | {"pose": angle_to_unit_vector(torch.zeros(3))}
-    images, expected = (
-        coefficients_to_image(program.forward_model.coefficients(to_forward(x), 32), 128)
-        for x in (latents, upright)
-    )
-    middle = slice(32, 96)  # the corners turn out of the box
-    error = (turn_back(images, latents["pose"], 128) - expected)[:, middle, middle]
-    assert error.abs().max() < 0.01 * expected.abs().max()
-
-
 def test_samples_of_a_stratified_guide_follow_the_mixture(tiny_program) -> None:
     """Which component a draw comes from follows the weights: 5 σ of a binomial, false alarm below 1e-5."""
-    program = tiny_program(components=2)
+    program = tiny_program(components=2, encoder="pixels")
     head = program.encoders["pose"].head
     with torch.no_grad():
         head.weight.zero_()

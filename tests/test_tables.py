@@ -14,7 +14,7 @@ experiments:
   all:
     title: All three
     infer: [pose, amplitude, defocus]
-    guide: {image_size: 16, channels: [2, 4]}
+    guide: {image_size: 16, references: 4}
     batch_size: 10
     stages:
       - {resolution: 12, steps: 8, objective: forward_kl}

@@ -169,7 +169,7 @@ def test_both_objectives_report_the_loss_of_one_image(tiny_program) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_program) -> None:
     trainer = make_trainer(tiny_program)
     with torch.no_grad():
-        trainer.program.encoders["pose"].head.bias.fill_(math.nan)
+        trainer.program.encoders["pose"].references.fill_(math.nan)
     with pytest.raises(
         TrainingError, match=r"diverged at step 0 \(stage 0, K = 12\).*lower the learning rate"
     ):
@@ -223,7 +223,7 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(tiny_program, tmp_path) -> 
     path, trainer = tmp_path / "c.safetensors", make_trainer(tiny_program)
     save_checkpoint(path, trainer, "abc")
     tensors, metadata = load_tensors(path)
-    tensors.pop("encoders.pose.head.bias")
+    tensors.pop("encoders.pose.logits.bias")
     save_tensors(path, tensors, **metadata)
     with pytest.raises(ArtifactError, match="damaged"):
         load_checkpoint(path, make_trainer(tiny_program), "abc")

@@ -16,7 +16,7 @@ from pyro.infer.inspect import TrackProvenance, get_model_relations
 from pyro.ops.provenance import get_provenance, track_provenance
 from torch import nn
 
-from cryoanm_lib.encoders import Encoder
+from cryoanm_lib.encoders import ConvolutionalEncoder
 from cryoanm_lib.plots.style import COLOURS, new_figure
 from cryoanm_lib.program import LATENTS, CryoProgram, Particles
 
@@ -221,17 +221,18 @@ KINDS = {nn.Conv2d: "convolution", nn.MaxPool2d: "pooling", nn.Flatten: "flatten
 KIND_COLOURS = {"image": "0.6"} | dict(zip(KINDS.values(), COLOURS, strict=False))
 
 
-def encoder_layers(encoder: Encoder) -> list[Layer]:
+def encoder_layers(encoder: ConvolutionalEncoder) -> list[Layer]:
     """The steps of a network with the shapes that they have, found by sending an image through it.
 
     Parameters
     ----------
-    encoder : Encoder
+    encoder : ConvolutionalEncoder
         The network.
 
     Examples
     --------
-    >>> [(layer.kind, layer.shape) for layer in encoder_layers(Encoder(16, 2, channels=(4,)))][:3]
+    >>> encoder = ConvolutionalEncoder(16, 2, channels=(4,))
+    >>> [(layer.kind, layer.shape) for layer in encoder_layers(encoder)][:3]
     [('image', (16, 16)), ('convolution 3 × 3', (4, 16, 16)), ('convolution 3 × 3', (4, 16, 16))]
     """
     size = (encoder.image_size, encoder.image_size)
@@ -266,7 +267,7 @@ def _kind(module: nn.Module) -> str:
     return f"{name} {window} × {window}" if isinstance(window, int) else f"{name} {window[0]} × {window[1]}"
 
 
-def plot_encoder(encoder: Encoder) -> Figure:
+def plot_encoder(encoder: ConvolutionalEncoder) -> Figure:
     """The network that reads an image, from left to right, one block a step, labelled with its real shape.
 
     Counterpart of the paper's Fig. A1. A block is as high as its feature maps and as deep as the logarithm of
@@ -274,7 +275,7 @@ def plot_encoder(encoder: Encoder) -> Figure:
 
     Parameters
     ----------
-    encoder : Encoder
+    encoder : ConvolutionalEncoder
         The network.
     """
     layers = encoder_layers(encoder)

@@ -88,7 +88,7 @@ def artifact_folders():
         setup.forward_model()  # a structure that cannot be used is one error now, and not one for each job
     except CryoANMError as error:
         raise WorkflowError(f"profile {PROFILE}, structure {STRUCTURE}: {error}") from None
-    folders = {name: setup.artifact_path(name).as_posix() for name in setup.experiments}
+    folders = {name: setup.artifact_path(name).as_posix() for name in setup.runs}
     os.environ.update(CRYOANM_ARTIFACTS=json.dumps({"of": [PROFILE, STRUCTURE], "folders": folders}))
     return folders
 
