@@ -1,4 +1,4 @@
-"""What Snakemake calls:  python -m cryoanm_lib fit | metrics | check."""
+"""What Snakemake calls:  python -m cryoanm_lib fit | metrics | check | reference."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ import yaml
 from cryoanm_lib.configuration import DEFAULT_STRUCTURE, config_folder, load_profile
 from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.experiment import check_metrics, fit, gather_metrics
+from cryoanm_lib.reference import save_reference
 from cryoanm_lib.storage import load_json, save_json
 
 
@@ -23,11 +24,12 @@ def main(arguments: list[str] | None = None) -> int:
     train = commands.add_parser("fit", parents=[shared], help="train one experiment")
     train.add_argument("experiment")
     commands.add_parser("metrics", parents=[shared], help="gather results/metrics.json")
+    commands.add_parser("reference", parents=[shared], help="keep finished fits as the reference run")
     check = commands.add_parser("check", parents=[shared], help="compare metrics with their expected ranges")
     check.add_argument("metrics", type=Path)
     given = parser.parse_args(arguments)
     try:
-        return {"fit": _fit, "metrics": _metrics, "check": _check}[given.command](given)
+        return COMMANDS[given.command](given)
     except CryoANMError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -41,6 +43,11 @@ def _fit(given: argparse.Namespace) -> int:
 def _metrics(given: argparse.Namespace) -> int:
     metrics = gather_metrics(load_profile(given.profile, given.structure), given.results)
     save_json(given.results / "metrics.json", metrics)
+    return 0
+
+
+def _reference(given: argparse.Namespace) -> int:
+    print(save_reference(load_profile(given.profile, given.structure), given.results))
     return 0
 
 
@@ -62,6 +69,8 @@ def _check(given: argparse.Namespace) -> int:
         print(f"all {count} metrics of profile {given.profile} are within their ranges")
     return 1 if complaints else 0
 
+
+COMMANDS = {"fit": _fit, "metrics": _metrics, "check": _check, "reference": _reference}
 
 if __name__ == "__main__":
     sys.exit(main())

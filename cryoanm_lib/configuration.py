@@ -34,6 +34,10 @@ ExperimentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 MetricName = Literal["pose_residual_mean_deg", "amplitude_residual_mean", "defocus_residual_mean"]
 
 
+# What is said of an experiment, and does not change its result.
+DESCRIPTION = {"title", "task", "recipe", "paper", "paper_says"}
+
+
 class ModelSection(Section):
     """The forward model, shared by all experiments."""
 
@@ -99,6 +103,7 @@ class ExperimentSection(Section):
     seed: Seed | None = Field(None, description="in place of the profile's seed")
     more_seeds: tuple[Seed, ...] = Field((), description="run again with these, as <name>_seed_<n>")
     paper: dict[MetricName, Positive] = Field({}, description="values the paper reports, by metric")
+    paper_says: str = Field("", description="what the paper reports in words")
 
     @model_validator(mode="after")
     def _stages_train_what_is_inferred(self) -> "ExperimentSection":
@@ -211,6 +216,10 @@ class Profile(Section):
             )
         return runs[name]
 
+    def description(self, name: str) -> dict:
+        """What tables say of a run: title, task, recipe, and what the paper reports of it."""
+        return self.experiment(name).model_dump(include=DESCRIPTION - {"paper"})
+
     def prior_of(self, experiment: str) -> Prior:
         """The prior of an experiment."""
         own = self.experiment(experiment).prior
@@ -229,7 +238,7 @@ class Profile(Section):
         content = self.model_dump(mode="json", exclude={"name", "experiments", "device", "prior", "length"})
         content["prior"] = self.prior_of(experiment).model_dump(mode="json")
         content["experiment"] = self.experiment(experiment).model_dump(
-            mode="json", exclude={"title", "task", "recipe", "prior", "paper", "seed", "more_seeds"}
+            mode="json", exclude={*DESCRIPTION, "prior", "seed", "more_seeds"}
         )
         content["seed"] = self.seed_of(experiment)
         if (path := structure_file(self.structure)) is not None and path.is_file():

@@ -17,7 +17,7 @@ from cryoanm_lib.rotation import angle_distance, angle_to_unit_vector, unit_vect
 #: A residual beyond this many degrees is called a flip: the sample fell into the wrong half-turn.
 FLIP_DEGREES = 90.0
 
-#: The weight from which on a component counts as an answer of its own.
+#: The weight from which on the opposite direction counts as an answer of its own.
 TWO_SIDED_WEIGHT = 0.05
 
 #: The metric that stands for each latent in results/metrics.json.
@@ -47,26 +47,18 @@ def residuals(
     return found
 
 
-def two_sidedness(answer: Mapping[str, Tensor]) -> dict[str, float]:
-    """How much use the guide makes of a second component of the pose's mixture, over all images.
-
-    "pose_minor_weight", the mean weight outside the heaviest component, and "pose_two_sided_fraction", the
-    share of images of which a component with a weight of at least `TWO_SIDED_WEIGHT` points more than
-    `FLIP_DEGREES` away from the heaviest.
+def opposite_weight(answer: Mapping[str, Tensor]) -> Float[Tensor, "images"]:
+    """Weight that each image's mixture gives to components more than 90° away from the heaviest one.
 
     Parameters
     ----------
     answer : mapping of str to Tensor
         "pose_logits" and "pose_concentrations", as of `CryoProgram.sample_guide`.
     """
-    weights, vectors = answer["pose_logits"].softmax(-1), answer["pose_concentrations"]
-    heaviest = weights.argmax(-1, keepdim=True)
-    angles = unit_vector_to_angle(vectors)
-    apart = torch.rad2deg(angle_distance(angles, angles.gather(-1, heaviest))) > FLIP_DEGREES
-    return {
-        "pose_minor_weight": (1 - weights.amax(-1)).mean().item(),
-        "pose_two_sided_fraction": (apart & (weights >= TWO_SIDED_WEIGHT)).any(-1).double().mean().item(),
-    }
+    weights = answer["pose_logits"].softmax(-1)
+    angles = unit_vector_to_angle(answer["pose_concentrations"])
+    leading = angles.gather(-1, weights.argmax(-1, keepdim=True))
+    return (weights * (torch.rad2deg(angle_distance(angles, leading)) > FLIP_DEGREES)).sum(-1)
 
 
 def information_limit(

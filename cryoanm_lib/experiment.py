@@ -156,18 +156,26 @@ def make_trainer(settings: Profile, name: str, show_progress: bool = False) -> T
     Images that are kept are drawn on the CPU at the size of the box, so that all experiments of one profile
     and seed, on any device, are tested on the same ones.
     """
-    section, seed, box_size = settings.experiment(name), settings.seed_of(name), settings.model.box_size
+    section, seed = settings.experiment(name), settings.seed_of(name)
     device = pick_device(settings.device)
     pyro.set_rng_seed(seed)
     program = settings.program(name)
-    test = _drawn_apart(program, settings.test_images, box_size, seed + TEST_SEED)
+    test = draw_test_images(settings, name)
     draw = partial(_fresh_batch, program, section.batch_size)
     if section.training_images is not None:
-        fixed = _drawn_apart(program, section.training_images, box_size, seed + TRAINING_SEED).to(device)
+        fixed = _drawn_apart(
+            program, section.training_images, settings.model.box_size, seed + TRAINING_SEED
+        ).to(device)
         draw = _FixedSet(fixed, section.batch_size, seed)
     return Trainer(
         program.to(device), settings.stages(name), draw, test.to(device), settings.window, show_progress
     )
+
+
+def draw_test_images(settings: Profile, name: str) -> Particles:
+    """The images that the residuals of an experiment are for; the same each time."""
+    seed = settings.seed_of(name) + TEST_SEED
+    return _drawn_apart(settings.program(name), settings.test_images, settings.model.box_size, seed)
 
 
 def pick_device(device: str) -> torch.device:
@@ -272,9 +280,8 @@ def _circumstances(trainer: Trainer) -> dict:
 def gather_metrics(settings: Profile, results: Path) -> dict[str, dict]:
     """The metrics of every run of a profile by name, with the row and column of the summary it belongs to."""
     return {
-        name: {"task": section.task, "recipe": section.recipe, "title": section.title}
-        | load_json(results / settings.artifact_path(name) / "metrics.json")
-        for name, section in settings.runs.items()
+        name: settings.description(name) | load_json(results / settings.artifact_path(name) / "metrics.json")
+        for name in settings.runs
     }
 
 

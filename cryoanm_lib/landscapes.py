@@ -156,6 +156,23 @@ def second_peak(
     return angle.where(height > -math.inf, math.nan), profile.amax(dim=-1) - height
 
 
+def far_half_mass(profile: Float[Tensor, "*batch poses"]) -> Float[Tensor, "*batch"]:
+    """Posterior probability, under a uniform prior, of the half circle that faces away from the maximum.
+
+    Examples
+    --------
+    >>> angles = torch.linspace(-math.pi, math.pi, 361)[:-1]
+    >>> masses = far_half_mass(torch.stack([20 * angles.cos(), 20 * (2 * angles).cos()]))
+    >>> [f"{mass:.2f}" for mass in masses]
+    ['0.00', '0.50']
+    """
+    n_poses = profile.shape[-1]
+    steps = torch.arange(n_poses, device=profile.device)
+    away = (steps - profile.argmax(dim=-1, keepdim=True)) % n_poses
+    far = (away > n_poses / 4) & (away < 3 * n_poses / 4)
+    return (profile.softmax(dim=-1) * far).sum(dim=-1)
+
+
 def blurred(profile: Float[Tensor, "*batch poses"], spread: float) -> Float[Tensor, "*batch poses"]:
     """The profile as a guide of a given width sees it: its expectation under a pose spread about each pose.
 

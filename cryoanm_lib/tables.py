@@ -1,6 +1,7 @@
 """Tables of the book, as Markdown: every number in them comes from a run."""
 
 from collections.abc import Iterable, Mapping
+from statistics import median
 
 from cryoanm_lib.diagnostics import FLIP_DEGREES, RESIDUAL_KEYS, residuals
 from cryoanm_lib.experiment import Fit
@@ -31,34 +32,63 @@ def stage_table(fit: Fit) -> str:
     return markdown_table(heading, rows)
 
 
-def headline_table(metrics: Mapping[str, Mapping], titles: Mapping[str, str]) -> str:
-    """One row for each inferred latent of each experiment: paper, this run, information limit.
+def headline_table(metrics: Mapping[str, Mapping], tasks: Iterable[str] | None = None) -> str:
+    """One row for each inferred latent of each task: paper, its recipe here, our recipe, information limit.
+
+    Where a recipe was run with several seeds, the median is shown, and the worst in brackets.
 
     Parameters
     ----------
     metrics : mapping
-        The content of `results/metrics.json`.
-    titles : mapping
-        What to call each experiment.
+        Runs by name, as of `gather_metrics`.
+    tasks : iterable of str, optional
+        Those to show; default all that either recipe was run on.
     """
-    heading = ["experiment", "latent", "paper", "this run", "limit", "training"]
+    heading = ["experiment", "latent", "paper reported", "paper's recipe here", "our recipe", "limit"]
+    heading += ["training"]
     rows = []
-    for name, found in metrics.items():
-        inferred = [latent for latent, key in RESIDUAL_KEYS.items() if key in found]
-        for latent in inferred:
+    for runs in tasks_of(metrics, tasks).values():
+        shown = (runs["ours"] or runs["paper"])[0]
+        for number, latent in enumerate(latents_of(shown)):
             key, unit = RESIDUAL_KEYS[latent], _UNITS[latent]
-            first = latent == inferred[0]
+            reported = shown[f"{key}_paper"]
             rows.append(
                 [
-                    titles.get(name, name) if first else "",
+                    "" if number else shown["title"],
                     latent,
-                    _number(found.get(f"{key}_paper"), unit),
-                    f"**{_number(found[key], unit)}**",
-                    _number(found[f"{key}_limit"], unit),
-                    f"{found['train_seconds']:.0f} s" if first else "",
+                    shown["paper_says"] if reported is None else _number(reported, unit),
+                    _of_seeds(runs["paper"], key, unit),
+                    f"**{_of_seeds(runs['ours'], key, unit)}**",
+                    _number(shown[f"{key}_limit"], unit),
+                    "" if number else _times(runs),
                 ]
             )
     return markdown_table(heading, rows)
+
+
+def tasks_of(
+    metrics: Mapping[str, Mapping], tasks: Iterable[str] | None = None
+) -> dict[str, dict[str, list[Mapping]]]:
+    """The runs of each task by recipe, "ours" and "paper", in the order of their first run.
+
+    Parameters
+    ----------
+    metrics : mapping
+        Runs by name, as of `gather_metrics`.
+    tasks : iterable of str, optional
+        Those to return; default all.
+    """
+    found: dict[str, dict[str, list[Mapping]]] = {}
+    wanted = None if tasks is None else set(tasks)
+    for run in metrics.values():
+        if run["recipe"] in ("ours", "paper") and (wanted is None or run["task"] in wanted):
+            found.setdefault(run["task"], {"ours": [], "paper": []})[run["recipe"]].append(run)
+    return found
+
+
+def latents_of(metrics: Mapping) -> list[str]:
+    """The latents that a run inferred."""
+    return [latent for latent, key in RESIDUAL_KEYS.items() if key in metrics]
 
 
 def markdown_table(heading: Iterable, rows: Iterable[Iterable]) -> str:
@@ -68,5 +98,19 @@ def markdown_table(heading: Iterable, rows: Iterable[Iterable]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def _number(value: float | None, unit: str) -> str:
-    return "—" if value is None else f"{value:.2g}{unit}"
+def _of_seeds(runs: list[Mapping], key: str, unit: str) -> str:
+    """The median over runs, and the worst of them if there are several."""
+    if not runs:
+        return "—"
+    values = [run[key] for run in runs]
+    return _number(median(values), unit) + (f" ({_number(max(values), unit)})" if len(values) > 1 else "")
+
+
+def _times(runs: Mapping[str, list[Mapping]]) -> str:
+    """Median seconds of training, the paper's recipe before ours."""
+    seconds = [[run["train_seconds"] for run in runs[recipe]] for recipe in ("paper", "ours")]
+    return " / ".join(f"{median(values):.0f} s" if values else "—" for values in seconds)
+
+
+def _number(value: float, unit: str) -> str:
+    return f"{value:.2g}{unit}"

@@ -15,7 +15,7 @@ from pyro.optim import ClippedAdam
 from torch import Tensor
 from tqdm import tqdm
 
-from cryoanm_lib.diagnostics import FLIP_DEGREES, residuals, two_sidedness
+from cryoanm_lib.diagnostics import FLIP_DEGREES, TWO_SIDED_WEIGHT, opposite_weight, residuals
 from cryoanm_lib.errors import CryoANMError, TrainingError
 from cryoanm_lib.fourier import highest_frequency
 from cryoanm_lib.likelihood import cropped_noise
@@ -80,7 +80,7 @@ class Progress:
         nats above the noise floor.
     history : list of dict
         One record for each window: stage, K, steps, loss, mean residuals on the test images, and for the pose
-        the share that is flipped and the use made of a second component.
+        the share that is flipped, the weight of opposite components, and the share of images that have one.
     snapshots : list of dict of Tensor
         What the guide says of the test images at the end of each stage.
     """
@@ -250,10 +250,14 @@ class Trainer:
         """A line of the history."""
         progress, stage = self.progress, self.stage
         found = residuals(answer, self.truth)
-        flips = {}
+        sides = {}
         if "pose" in found:
-            flipped = (found["pose"] > FLIP_DEGREES).double().mean().item()
-            flips = {"pose_flipped_fraction": flipped} | two_sidedness(answer)
+            opposite = opposite_weight(answer)
+            sides = {
+                "pose_flipped_fraction": (found["pose"] > FLIP_DEGREES).double().mean().item(),
+                "pose_opposite_weight": opposite.mean().item(),
+                "pose_two_sided_fraction": (opposite >= TWO_SIDED_WEIGHT).double().mean().item(),
+            }
         return {
             "stage": progress.stage,
             "resolution": stage.resolution,
@@ -262,5 +266,5 @@ class Trainer:
             "seconds": progress.seconds,
             "loss": sum(losses) / len(losses),
             **{f"{name}_residual": values.mean().item() for name, values in found.items()},
-            **flips,
+            **sides,
         }

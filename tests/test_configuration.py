@@ -39,10 +39,66 @@ def test_the_profiles_of_the_book_are_valid(name) -> None:
         assert profile.program(experiment).inferred
 
 
-def test_all_profiles_define_what_the_notebooks_need() -> None:
-    needed = {"pose_marching", "pose_then_amplitude", "joint"}
+def test_every_task_is_solved_by_both_recipes() -> None:
+    """In all profiles, so that every notebook finds what it shows."""
     for name in PROFILES:
-        assert needed <= set(load_profile(name).experiments)
+        runs = load_profile(name).runs
+        tasks = {
+            recipe: {s.task for s in runs.values() if s.recipe == recipe} for recipe in ("ours", "paper")
+        }
+        assert tasks["ours"] == tasks["paper"] and len(tasks["ours"]) == 11
+        assert {"pose_one_component", "simulated_two_components", "simulated_one_component"} <= set(runs)
+
+
+def test_the_papers_recipe_is_the_papers() -> None:
+    profile = load_profile("paper")
+    for name, section in profile.runs.items():
+        if section.recipe == "paper":
+            guide = section.guide
+            assert (section.training_images, section.batch_size, guide.image_size) == (2000, 500, 64), name
+            assert (guide.components, guide.stratified, guide.upright) == (2, False, False), name
+            for stage in section.stages:
+                # 4000 epochs of four batches
+                assert (stage.steps, stage.learning_rate, stage.objective) == (16000, 1e-3, "elbo"), name
+                assert stage.final_learning_rate is None and stage.settle is None, name
+
+
+def test_a_profile_is_laid_over_another(tmp_path) -> None:
+    content = {"based_on": "laptop", "test_images": 7, "experiments": {"joint": {"title": "Other"}}}
+    profile, laptop = load_profile(write(tmp_path, content)), load_profile("laptop")
+    assert profile.test_images == 7 and profile.window == laptop.window
+    assert profile.experiment("joint").title == "Other"
+    assert profile.experiment("joint").stages == laptop.experiment("joint").stages
+    assert profile.experiment("pose") == laptop.experiment("pose")
+
+
+@pytest.mark.parametrize("base", ["nowhere", 3, ["laptop"]])
+def test_a_base_that_does_not_exist_is_refused(tmp_path, base) -> None:
+    with pytest.raises(ConfigurationError, match=r"based_on = .* choose from smoke, laptop, full, paper"):
+        load_profile(write(tmp_path, {"based_on": base}))
+
+
+def test_repeats_differ_by_their_seed_alone(tmp_path) -> None:
+    profile = load_profile(write(tmp_path, changed("experiments", "one", "more_seeds", to=[5, 6])))
+    assert list(profile.runs) == ["one", "one_seed_5", "one_seed_6"]
+    assert [profile.seed_of(name) for name in profile.runs] == [1, 5, 6]
+    assert len({profile.config_hash(name) for name in profile.runs}) == 3
+    assert {section.task for section in profile.runs.values()} == {"one"}
+
+
+def test_length_scales_the_steps_of_a_recipe(tmp_path) -> None:
+    short = load_profile(write(tmp_path, changed("length", to={"ours": 0.01, "paper": 9.0})))
+    whole = load_profile(write(tmp_path, MINIMAL))
+    for stage, full in zip(short.stages("one"), whole.stages("one"), strict=True):
+        assert stage.steps == max(1, round(0.01 * full.steps))
+
+
+def test_a_prior_of_its_own_counts(tmp_path) -> None:
+    prior = {"pose_concentration": [4.0, 3.0]}
+    own = load_profile(write(tmp_path, changed("experiments", "one", "prior", to=prior)))
+    shared = load_profile(write(tmp_path, changed("prior", to=prior)))
+    assert own.program("one").prior.pose_concentration == (4.0, 3.0)
+    assert own.config_hash("one") == shared.config_hash("one")
 
 
 @pytest.mark.parametrize(

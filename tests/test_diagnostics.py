@@ -5,7 +5,7 @@ import math
 import pyro
 import torch
 
-from cryoanm_lib.diagnostics import information_limit, residuals
+from cryoanm_lib.diagnostics import information_limit, opposite_weight, residuals
 from cryoanm_lib.forward import Latents
 from cryoanm_lib.likelihood import log_likelihood
 from cryoanm_lib.program import Prior
@@ -27,6 +27,17 @@ def test_residuals_by_hand() -> None:
     torch.testing.assert_close(found["pose"], torch.tensor([2.0, 180.0]), rtol=0, atol=1e-4)
     torch.testing.assert_close(found["amplitude"], torch.tensor([1.5, 0.0]))
     torch.testing.assert_close(found["defocus"], torch.tensor([1.5, 0.0]))
+
+
+def test_opposite_weight_by_hand() -> None:
+    """Two components: opposite, side by side, and opposite with the heavier one second."""
+    answer = {
+        "pose_logits": torch.tensor([[0.7, 0.3], [0.7, 0.3], [0.1, 0.9]]).log(),
+        "pose_concentrations": torch.tensor(
+            [[[3.0, 0.0], [-9.0, 0.5]], [[3.0, 0.0], [2.0, 1.0]], [[0.0, 1.0], [0.0, -1.0]]]
+        ),
+    }
+    torch.testing.assert_close(opposite_weight(answer), torch.tensor([0.3, 0.0, 0.1]))
 
 
 def test_residuals_of_some_latents_only() -> None:

@@ -11,6 +11,7 @@ from cryoanm_lib.forward import ForwardModel, Latents
 from cryoanm_lib.landscapes import (
     basin_of_attraction,
     blurred,
+    far_half_mass,
     half_width,
     is_half_turn,
     is_local_maximum,
@@ -99,3 +100,11 @@ def test_peak_correlation_of_a_gaussian(correlation: float, centre: float) -> No
     a, b = a - centre, b / 10
     log_density = -(a**2 - 2 * correlation * a * b + b**2) / (2 * (1 - correlation**2))
     assert peak_correlation(log_density) == pytest.approx(correlation, abs=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.2, 0.01, 0.0])
+def test_the_far_half_has_the_mass_of_the_other_peak(share) -> None:
+    """Two narrow peaks, half a turn apart, with known weights; where the circle begins does not matter."""
+    density = (1 - share) * bump(40.0, 5.0) + share * bump(-140.0, 5.0)
+    for shift in (0, 77):
+        assert far_half_mass((density + 1e-30).log().roll(shift)) == pytest.approx(share, abs=1e-6)

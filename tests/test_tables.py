@@ -1,11 +1,17 @@
-"""Tables and posterior figures of a finished fit, from one small run."""
+"""Tables and figures of finished fits, and the reference made of them, from one small profile."""
+
+from pathlib import Path
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from cryoanm_lib import plots
-from cryoanm_lib.experiment import Fit, fit_or_load
-from cryoanm_lib.tables import headline_table, markdown_table, stage_table
+from cryoanm_lib.configuration import load_profile
+from cryoanm_lib.errors import ArtifactError
+from cryoanm_lib.experiment import Fit, draw_test_images, fit_or_load, gather_metrics
+from cryoanm_lib.reference import Reference, load_reference, save_reference
+from cryoanm_lib.tables import headline_table, markdown_table, stage_table, tasks_of
 
 TINY = """
 test_images: 40
@@ -13,6 +19,8 @@ window: 4
 experiments:
   all:
     title: All three
+    paper_says: not reached
+    more_seeds: [2]
     infer: [pose, amplitude, defocus]
     guide: {image_size: 16, references: 4}
     batch_size: 10
@@ -20,13 +28,43 @@ experiments:
       - {resolution: 12, steps: 8, objective: forward_kl}
       - {resolution: 16, steps: 6}
     paper: {pose_residual_mean_deg: 33.0}
+  all_paper:
+    title: All three, by the paper
+    task: all
+    recipe: paper
+    infer: [pose, amplitude, defocus]
+    guide: {encoder: convolutional, image_size: 16, channels: [2, 4], stratified: false}
+    training_images: 20
+    batch_size: 10
+    stages: [{resolution: 16, steps: 4}]
+  less:
+    title: one change
+    task: all
+    recipe: between
+    infer: [pose, amplitude, defocus]
+    guide: {image_size: 16, references: 4}
+    batch_size: 10
+    stages: [{resolution: 16, steps: 4}]
 """
 
 
 @pytest.fixture(scope="module")
-def tiny_fit(tmp_path_factory) -> Fit:
+def folder(tmp_path_factory) -> Path:
+    """A results folder with the profile beside it, and every run of it done."""
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "tiny.yaml").write_text(TINY)
+    for name in load_profile(folder / "tiny.yaml").runs:
+        fit_or_load(name, folder / "tiny.yaml", results=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def metrics(folder) -> dict:
+    return gather_metrics(load_profile(folder / "tiny.yaml"), folder)
+
+
+@pytest.fixture(scope="module")
+def tiny_fit(folder) -> Fit:
     return fit_or_load("all", folder / "tiny.yaml", results=folder)
 
 
@@ -38,14 +76,46 @@ def test_stage_table_has_a_row_for_each_stage(tiny_fit) -> None:
     assert lines[0].count("|") == lines[3].count("|")
 
 
-def test_headline_table_sets_paper_run_and_limit_side_by_side(tiny_fit) -> None:
-    lines = headline_table({"all": tiny_fit.metrics}, {"all": "All three"}).splitlines()
+def test_runs_of_a_task_are_together(metrics) -> None:
+    runs = tasks_of(metrics)
+    assert list(runs) == ["all"]
+    assert [run["seed"] for run in runs["all"]["ours"]] == [1, 2]
+    assert len(runs["all"]["paper"]) == 1
+    assert not tasks_of(metrics, [])
+
+
+def test_headline_table_sets_both_recipes_beside_paper_and_limit(metrics) -> None:
+    lines = headline_table(metrics).splitlines()
     assert len(lines) == 2 + 3
     cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    key = "pose_residual_mean_deg"
+    ours = sorted(metrics[name][key] for name in ("all", "all_seed_2"))
     assert cells[:3] == ["All three", "pose", "33°"]
-    assert cells[3] == f"**{tiny_fit.metrics['pose_residual_mean_deg']:.2g}°**"
-    assert cells[4] == f"{tiny_fit.metrics['pose_residual_mean_deg_limit']:.2g}°"
-    assert lines[3].split("|")[3].strip() == "—"
+    assert cells[3] == f"{metrics['all_paper'][key]:.2g}°"
+    assert cells[4] == f"**{sum(ours) / 2:.2g}° ({ours[1]:.2g}°)**"
+    assert cells[5] == f"{metrics['all'][f'{key}_limit']:.2g}°"
+    assert lines[3].split("|")[3].strip() == "not reached"
+
+
+def test_a_fixed_training_set_has_a_residual_of_its_own(metrics) -> None:
+    assert metrics["all_paper"]["pose_residual_mean_deg_training"] > 0
+    assert "pose_residual_mean_deg_training" not in metrics["all"]
+
+
+def test_a_reference_run_is_kept_and_found_again(folder, metrics, monkeypatch) -> None:
+    settings = load_profile(folder / "tiny.yaml")
+    path = save_reference(settings, folder, folder / "reference.json")
+    monkeypatch.setattr("cryoanm_lib.reference.reference_path", lambda profile: folder / f"{profile}.json")
+    reference = load_reference("reference")
+    assert isinstance(reference, Reference) and path.is_file()
+    assert reference.metrics == metrics
+    assert set(reference.histories) == set(settings.runs)
+    assert reference.histories["less"][-1]["pose_residual"] == pytest.approx(
+        metrics["less"]["pose_residual_mean_deg"], abs=1e-4
+    )
+    assert {"commit", "date", "torch", "processor"} <= set(reference.made)
+    with pytest.raises(ArtifactError, match="no reference run of profile 'other'"):
+        load_reference("other")
 
 
 def test_markdown_table() -> None:
@@ -70,10 +140,57 @@ def test_posterior_figures_are_labelled(tiny_fit, function, labels) -> None:
     assert labels <= _texts(figure)
 
 
-def test_headline_figure_shows_each_experiment(tiny_fit) -> None:
-    figure = plots.plot_headline({"all": tiny_fit.metrics})
+def test_headline_figure_shows_each_task(metrics) -> None:
+    figure = plots.plot_headline(metrics)
     figure.canvas.draw()
     assert {"all", "pose (°)"} <= _texts(figure)
+
+
+def test_recipes_are_drawn_side_by_side(tiny_fit, folder) -> None:
+    papers = fit_or_load("all_paper", folder / "tiny.yaml", results=folder)
+    figure = plots.plot_recipes(tiny_fit, papers)
+    figure.canvas.draw()
+    assert {"pose (°)", "amplitude (Å)", "training time (s)"} <= _texts(figure)
+    assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["our recipe", "paper's recipe"]
+
+
+def test_each_change_of_recipe_is_a_curve(tiny_fit) -> None:
+    histories = {"first": tiny_fit.history, "second": tiny_fit.history}
+    figure = plots.plot_ablation(histories, {"pose": 0.05, "amplitude": 0.2})
+    figure.canvas.draw()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["0  first", "1  second", "limit"]
+
+
+def test_generalisation_figure(metrics) -> None:
+    figure = plots.plot_generalisation(metrics)
+    figure.canvas.draw()
+    assert len(figure.axes[0].collections[0].get_offsets()) == 1  # the one run with a fixed training set
+    assert {"trained on", "fresh"} <= _texts(figure)
+
+
+def test_two_sidedness_is_drawn_beside_the_exact_one(tiny_fit) -> None:
+    exact = {12: torch.tensor([0.0, 0.2]), 16: torch.tensor([0.0, 0.0])}
+    figure = plots.plot_two_sidedness(exact, {"guide": tiny_fit})
+    figure.canvas.draw()
+    truth, guide = figure.axes[0].lines
+    assert truth.get_ydata().tolist() == pytest.approx([0.1, 0.0])
+    assert list(guide.get_xdata()) == [12, 16]
+
+
+def test_disagreements_show_image_crop_and_densities(tiny_fit) -> None:
+    images = draw_test_images(tiny_fit.profile, tiny_fit.name)
+    torch.testing.assert_close(images.latents["pose"], tiny_fit.truth["pose"])
+    figure = plots.plot_disagreements(images, {"guide": tiny_fit}, stage=0, count=3)
+    figure.canvas.draw()
+    (density,) = figure.axes[6].lines
+    assert density.get_ydata().sum() == pytest.approx(1.0, abs=0.02)
+    assert {"image", "at K = 12", "density"} <= _texts(figure)
+
+
+def test_rings_figure(tiny_fit) -> None:
+    figure = plots.plot_rings(tiny_fit.program, draw_test_images(tiny_fit.profile, tiny_fit.name))
+    figure.canvas.draw()
+    assert {"unrolled", "where each component attends"} <= _texts(figure)
 
 
 def test_projected_normal_figure() -> None:

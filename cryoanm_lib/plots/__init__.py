@@ -1,5 +1,6 @@
 """Every figure of the book, one function each, returning the Figure."""
 
+from cryoanm_lib.plots.components import plot_disagreements, plot_two_sidedness
 from cryoanm_lib.plots.images import (
     plot_conformations,
     plot_crop_levels,
@@ -16,7 +17,6 @@ from cryoanm_lib.plots.landscape import (
 )
 from cryoanm_lib.plots.posterior import (
     plot_components,
-    plot_headline,
     plot_joint,
     plot_pose_stages,
     plot_projected_normal,
@@ -24,6 +24,8 @@ from cryoanm_lib.plots.posterior import (
     plot_residuals,
 )
 from cryoanm_lib.plots.program import encoder_layers, guide_graph, model_graph, plot_encoder, plot_graph
+from cryoanm_lib.plots.recipes import plot_ablation, plot_generalisation, plot_headline, plot_recipes
+from cryoanm_lib.plots.rings import plot_rings
 from cryoanm_lib.plots.structure import (
     plot_fluctuations,
     plot_modes,
@@ -37,13 +39,16 @@ __all__ = [
     "encoder_layers",
     "guide_graph",
     "model_graph",
+    "plot_ablation",
     "plot_blurred_profiles",
     "plot_components",
     "plot_conformations",
     "plot_crop_levels",
     "plot_difficulty",
+    "plot_disagreements",
     "plot_encoder",
     "plot_fluctuations",
+    "plot_generalisation",
     "plot_graph",
     "plot_headline",
     "plot_joint",
@@ -55,11 +60,14 @@ __all__ = [
     "plot_projected_normal",
     "plot_projection_steps",
     "plot_projector_agreement",
+    "plot_recipes",
     "plot_residual_distributions",
     "plot_residuals",
+    "plot_rings",
     "plot_spectrum",
     "plot_spring_energy",
     "plot_transition",
+    "plot_two_sidedness",
     "projector_deviations",
     "set_style",
 ]

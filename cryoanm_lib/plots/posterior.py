@@ -16,7 +16,7 @@ from torch import Tensor
 from cryoanm_lib.diagnostics import RESIDUAL_KEYS, residuals
 from cryoanm_lib.distributions import ProjectedNormal
 from cryoanm_lib.experiment import Fit
-from cryoanm_lib.plots.style import COLOURS, GREY, TRUTH_COLOUR, WIDTH, new_figure
+from cryoanm_lib.plots.style import COLOURS, TRUTH_COLOUR, WIDTH, new_figure
 from cryoanm_lib.rotation import angle_to_unit_vector, unit_vector_to_angle
 
 # Contours enclose these proportions of the density.
@@ -133,7 +133,7 @@ def plot_residuals(fit: Fit) -> Figure:
         if reported is not None:
             ax.axhline(reported, color=COLOURS[4], linestyle=":", label="paper")
         ax.set_ylabel(RESIDUAL_LABELS[latent])
-        _plain_log_ticks(ax, "y")
+        plain_log_ticks(ax, "y")
         ax.grid(axis="y", alpha=0.3)
     _mark_stages(axes, fit)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
@@ -226,7 +226,7 @@ def plot_residual_distributions(fit: Fit) -> Figure:
             fit.metrics[f"{RESIDUAL_KEYS[latent]}_limit"], color=TRUTH_COLOUR, linestyle="--", linewidth=1
         )
         ax.set_xlabel(RESIDUAL_LABELS[latent])
-        _plain_log_ticks(ax, "x")
+        plain_log_ticks(ax, "x")
     axes[0, 0].set_ylabel("fraction of images below")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
@@ -238,7 +238,7 @@ def _stage_labels(fit: Fit) -> list[str]:
     return [f"K = {s.resolution}" + (", simulations" if s.objective == "forward_kl" else "") for s in stages]
 
 
-def _plain_log_ticks(axes: Axes, along: str) -> None:
+def plain_log_ticks(axes: Axes, along: str) -> None:
     """Numbers such as 0.1 and 20 on a logarithmic axis: at most five of them, decades before others."""
     axis, (low, high) = (axes.xaxis, axes.get_xlim()) if along == "x" else (axes.yaxis, axes.get_ylim())
     for steps in ((1, 2, 3, 4, 5, 6, 8), (1, 2, 5), (1, 3), (1,)):
@@ -264,35 +264,6 @@ def _common_range(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     low, high = min(low, x.min()), max(high, x.max())
     margin = 0.05 * (high - low)
     return low - margin, high + margin
-
-
-def plot_headline(metrics: Mapping[str, Mapping]) -> Figure:
-    """Residuals of all experiments beside the paper's values and the information limit.
-
-    Parameters
-    ----------
-    metrics : mapping
-        The content of `results/metrics.json`.
-    """
-    figure, axes = new_figure(1, len(RESIDUAL_KEYS), height=1.4 + 0.45 * len(metrics), sharey=True)
-    names = list(metrics)
-    for ax, (latent, key) in zip(axes[0], RESIDUAL_KEYS.items(), strict=True):
-        rows = [(row, metrics[name]) for row, name in enumerate(names) if key in metrics[name]]
-        for row, found in rows:
-            ax.plot([found[f"{key}_limit"], found[key]], [row, row], color=GREY, linewidth=1, zorder=0)
-        positions = [row for row, _ in rows]
-        ax.scatter([found[key] for _, found in rows], positions, color=COLOURS[0], label="this run")
-        limits = [found[f"{key}_limit"] for _, found in rows]
-        ax.scatter(limits, positions, marker="|", s=160, color=TRUTH_COLOUR, label="limit")
-        paper = [(found[f"{key}_paper"], row) for row, found in rows if found.get(f"{key}_paper") is not None]
-        ax.scatter([x for x, _ in paper], [y for _, y in paper], marker="x", color=COLOURS[4], label="paper")
-        ax.set(xscale="log", xlabel=RESIDUAL_LABELS[latent], yticks=range(len(names)), yticklabels=names)
-        ax.set_ylim(len(names) - 0.5, -0.5)
-        _plain_log_ticks(ax, "x")
-        ax.grid(axis="x", alpha=0.3)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3)
-    return figure
 
 
 def plot_projected_normal(concentrations: tuple[float, ...] = (0.0, 1.0, 3.0, 10.0)) -> Figure:

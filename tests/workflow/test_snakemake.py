@@ -32,7 +32,7 @@ def test_plans_every_fit_notebook_and_page(snakemake, checkout, name):
     files = planned(snakemake("--summary", "--config", f"profile={name}"))
 
     profile = load_profile(name, structure="adk_open")
-    folders = [f"results/{profile.artifact_path(name).as_posix()}" for name in profile.experiments]
+    folders = [f"results/{profile.artifact_path(name).as_posix()}" for name in profile.runs]
     fits = {f"{folder}/{file}" for folder in folders for file in FIT_FILES}
     notebooks = {f"results/notebooks/{p.name}" for p in (checkout / "notebooks").glob("*.ipynb")}
 

@@ -16,14 +16,26 @@ NOTEBOOKS = {
     "01_anm": [],
     "02_projection": [],
     "03_likelihood_landscape": [],
-    "04_frequency_marching": ["pose_marching"],
-    "05_joint_inference": ["pose_then_amplitude", "joint"],
-    "06_summary": [METRICS],
+    "04_frequency_marching": [
+        *("pose_marching", "pose_marching_paper"),
+        *("pose_full_resolution", "pose_full_resolution_paper"),
+    ],
+    "05_pseudo_symmetry": [
+        *("pose_marching", "pose_one_component"),
+        *("simulated_two_components", "simulated_one_component"),
+    ],
+    "06_joint_inference": [
+        *("pose_then_amplitude", "pose_then_amplitude_paper"),
+        *("joint", "joint_paper"),
+    ],
+    "07_experiments": [METRICS],
+    "08_summary": [METRICS],
 }
 
 # An edit of the library retrains. What is drawn and tabulated after training concerns the notebooks only.
-LIBRARY = sorted(str(p) for kind in ("*.py", "plots/*.py", "data/*.csv") for p in Path("cryoanm_lib").glob(kind))
-TRAINING_SOURCES = [p for p in LIBRARY if not p.startswith(("cryoanm_lib/plots/", "cryoanm_lib/tables", "cryoanm_lib/landscapes"))]
+LIBRARY = sorted(str(p) for kind in ("*.py", "plots/*.py", "data/*.*") for p in Path("cryoanm_lib").glob(kind))
+AFTER_TRAINING = ("plots/", "tables", "landscapes", "reference", "data/reference")
+TRAINING_SOURCES = [p for p in LIBRARY if not p.startswith(tuple(f"cryoanm_lib/{part}" for part in AFTER_TRAINING))]
 
 FIT_FILES = ("config.json", "metrics.json", "history.json", "weights.safetensors", "predictions.safetensors")
 BOOK = "book/_build/html/index.html"

@@ -1,0 +1,120 @@
+"""Figures of the pseudo-symmetry: what a second component of the pose's mixture is for."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from cryoanm_lib.diagnostics import TWO_SIDED_WEIGHT, opposite_weight
+from cryoanm_lib.distributions import ProjectedNormalMixture
+from cryoanm_lib.experiment import Fit
+from cryoanm_lib.fourier import coefficients_to_image, crop_coefficients
+from cryoanm_lib.landscapes import pose_profiles
+from cryoanm_lib.plots.style import COLOURS, TRUTH_COLOUR, WIDTH, new_figure
+from cryoanm_lib.program import Particles, to_forward
+from cryoanm_lib.rotation import angle_to_unit_vector, unit_vector_to_angle
+
+
+def plot_two_sidedness(exact: Mapping[int, Float[Tensor, "images"]], fits: Mapping[str, Fit]) -> Figure:
+    """How two-sided the exact posterior of the pose is at each K, and how two-sided the guides made it.
+
+    Parameters
+    ----------
+    exact : mapping of int to Float[Tensor, "images"]
+        For each K the posterior mass that faces away from the highest peak, image by image.
+    fits : mapping of str to Fit
+        Experiments that infer the pose in stages, by what to call them; the last stage at each K counts.
+    """
+    figure, axes = new_figure(1, 2, height=3.2)
+    measures = (
+        (axes[0, 0], lambda mass: mass.mean().item(), "mean weight of the far side"),
+        (axes[0, 1], lambda mass: (mass >= TWO_SIDED_WEIGHT).double().mean().item(), "two-sided images"),
+    )
+    curves = {"exact posterior": dict(exact)}
+    for label, fit in fits.items():
+        stages = fit.profile.stages(fit.name)
+        curves[label] = {
+            stage.resolution: opposite_weight(snapshot)
+            for stage, snapshot in zip(stages, fit.snapshots, strict=True)
+            if stage.resolution in exact
+        }
+    styles = [("s--", TRUTH_COLOUR), *(("o-", colour) for colour in COLOURS)]
+    for ax, measure, title in measures:
+        for (label, masses), (style, colour) in zip(curves.items(), styles, strict=False):
+            found = [measure(mass) for mass in masses.values()]
+            ax.plot(list(masses), found, style, color=colour, markersize=4, label=label)
+        ax.set(xlabel="K", title=title, xticks=list(exact))
+        ax.set_ylim(bottom=-0.02)
+        ax.grid(axis="y", alpha=0.3)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def plot_disagreements(particles: Particles, fits: Mapping[str, Fit], stage: int, count: int = 4) -> Figure:
+    """The images at which the components of the first guide disagree most, and what each guide says of them.
+
+    Parameters
+    ----------
+    particles : Particles
+        The test images of the experiments.
+    fits : mapping of str to Fit
+        Experiments on these images, by what to call them; the first picks the images.
+    stage : int
+        The stage after which to look, with the same K in all.
+    count : int
+        Images to show.
+    """
+    first = next(iter(fits.values()))
+    resolution = first.profile.stages(first.name)[stage].resolution
+    chosen = opposite_weight(first.snapshots[stage]).topk(count).indices
+    images = particles[chosen]
+    offsets = torch.arange(-180, 180, 1.0).deg2rad()
+    exact = pose_profiles(
+        first.program.forward_model,
+        images.coefficients,
+        to_forward(images.latents),
+        offsets,
+        first.profile.noise,
+        resolution,
+    ).softmax(-1)
+    densities = {
+        label: _densities(fit.snapshots[stage], chosen, images, offsets) for label, fit in fits.items()
+    }
+    figure, axes = new_figure(3, count, height=1.35 * WIDTH * 2.6 / count, height_ratios=(1, 1, 1))
+    box = first.program.forward_model.box_size
+    for column in range(count):
+        coefficients = images.coefficients[column]
+        _show(axes[0, column], coefficients_to_image(coefficients, box))
+        cropped = crop_coefficients(coefficients, resolution)
+        _show(axes[1, column], coefficients_to_image(cropped, box))
+        ax = axes[2, column]
+        degrees = offsets.rad2deg()
+        ax.fill_between(degrees, exact[column], color=TRUTH_COLOUR, alpha=0.3, linewidth=0, label="exact")
+        for (label, density), colour in zip(densities.items(), COLOURS, strict=False):
+            ax.plot(degrees, density[column], color=colour, linewidth=1.2, label=label)
+        ax.set(xticks=[-180, 0, 180], yticks=[], xlabel="from the truth (°)" if column == 0 else "")
+    axes[0, 0].set_ylabel("image")
+    axes[1, 0].set_ylabel(f"at K = {resolution}")
+    axes[2, 0].set_ylabel("density")
+    figure.legend(*axes[2, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def _densities(
+    snapshot: Mapping[str, Tensor], chosen: Tensor, images: Particles, offsets: Float[Tensor, "poses"]
+) -> Float[Tensor, "images poses"]:
+    """A guide's density, per grid step, at angles counted from the true pose."""
+    angles = unit_vector_to_angle(images.latents["pose"])[None] + offsets[:, None]
+    guide = ProjectedNormalMixture(snapshot["pose_logits"][chosen], snapshot["pose_concentrations"][chosen])
+    density = guide.log_prob(angle_to_unit_vector(angles)).exp().T
+    return density * (2 * math.pi / len(offsets))
+
+
+def _show(axes: Axes, image: Float[Tensor, "rows columns"]) -> None:
+    axes.imshow(np.asarray(image), origin="lower")
+    axes.set(xticks=[], yticks=[])
