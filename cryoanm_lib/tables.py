@@ -56,10 +56,10 @@ def headline_table(metrics: Mapping[str, Mapping], tasks: Iterable[str] | None =
                 [
                     "" if number else shown["title"],
                     latent,
-                    shown["paper_says"] if reported is None else _number(reported, unit),
+                    shown["paper_says"] if reported is None else number(reported, unit),
                     _of_seeds(runs["paper"], key, unit),
                     f"**{_of_seeds(runs['ours'], key, unit)}**",
-                    _number(shown[f"{key}_limit"], unit),
+                    number(shown[f"{key}_limit"], unit),
                     "" if number else _times(runs),
                 ]
             )
@@ -103,7 +103,7 @@ def _of_seeds(runs: list[Mapping], key: str, unit: str) -> str:
     if not runs:
         return "—"
     values = [run[key] for run in runs]
-    return _number(median(values), unit) + (f" ({_number(max(values), unit)})" if len(values) > 1 else "")
+    return number(median(values), unit) + (f" ({number(max(values), unit)})" if len(values) > 1 else "")
 
 
 def _times(runs: Mapping[str, list[Mapping]]) -> str:
@@ -112,5 +112,12 @@ def _times(runs: Mapping[str, list[Mapping]]) -> str:
     return " / ".join(f"{median(values):.0f} s" if values else "—" for values in seconds)
 
 
-def _number(value: float, unit: str) -> str:
-    return f"{value:.2g}{unit}"
+def number(value: float, unit: str = "") -> str:
+    """Two digits, or all those before the point.
+
+    Examples
+    --------
+    >>> number(0.0563, "°"), number(2.4), number(117.3, "°")
+    ('0.056°', '2.4', '117°')
+    """
+    return f"{value:.0f}{unit}" if abs(value) >= 10 else f"{value:#.2g}{unit}"

@@ -97,10 +97,11 @@ def plot_disagreements(particles: Particles, fits: Mapping[str, Fit], stage: int
         ax.fill_between(degrees, exact[column], color=TRUTH_COLOUR, alpha=0.3, linewidth=0, label="exact")
         for (label, density), colour in zip(densities.items(), COLOURS, strict=False):
             ax.plot(degrees, density[column], color=colour, linewidth=1.2, label=label)
-        ax.set(xticks=[-180, 0, 180], yticks=[], xlabel="from the truth (°)" if column == 0 else "")
+        ax.set(xticks=[-180, 0, 180], yticks=[])
     axes[0, 0].set_ylabel("image")
     axes[1, 0].set_ylabel(f"at K = {resolution}")
     axes[2, 0].set_ylabel("density")
+    figure.supxlabel("angle from the true pose (°)", fontsize=11)
     figure.legend(*axes[2, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 

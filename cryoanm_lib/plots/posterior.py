@@ -179,10 +179,12 @@ def plot_components(fit: Fit) -> Figure:
         [w.numpy() for w in weights], positions=positions, whis=(5, 95), showfliers=False, widths=0.5
     )
     axes[0, 0].set(
-        xlabel="after stage", ylabel="weight of second component", xticks=positions, ylim=(-0.02, 0.52)
+        xlabel="K of the stage", ylabel="weight of second component", xticks=positions, ylim=(-0.02, 0.52)
     )
+    objectives = {label.partition(", ")[2] for label in labels}
+    shown = [label.partition(", ")[0] for label in labels] if len(objectives) == 1 else labels
     axes[0, 0].set_xticklabels(
-        [label.replace(", ", "\n").removeprefix("K = ") for label in labels], fontsize=8
+        [label.replace(", ", "\n").removeprefix("K = ") for label in shown], fontsize=8
     )
     for index, (snapshot, label) in enumerate(zip(fit.snapshots, labels, strict=True)):
         between = torch.rad2deg(_angle_between_leaders(snapshot))[weights[index] > NOTICEABLE_WEIGHT]

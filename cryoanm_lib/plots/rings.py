@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 from cryoanm_lib.fourier import coefficients_to_image, crop_coefficients
-from cryoanm_lib.plots.style import COLOURS, GREY, TRUTH_COLOUR, new_figure
+from cryoanm_lib.plots.style import COLOURS, TRUTH_COLOUR, new_figure
 from cryoanm_lib.program import CryoProgram, Particles
 from cryoanm_lib.rotation import unit_vector_to_angle
 
@@ -60,5 +60,5 @@ def _draw_rings(axes: Axes, image: torch.Tensor, radii: torch.Tensor) -> None:
     centre = image.shape[-1] // 2
     axes.imshow(image.numpy(), origin="lower")
     for radius in radii[1::3].tolist():
-        axes.add_patch(Circle((centre, centre), radius, fill=False, edgecolor=GREY, linewidth=0.6))
+        axes.add_patch(Circle((centre, centre), radius, fill=False, edgecolor=COLOURS[1], linewidth=0.8))
     axes.set(title="image and every third ring", xticks=[], yticks=[])
