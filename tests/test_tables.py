@@ -187,6 +187,15 @@ def test_disagreements_show_image_crop_and_densities(tiny_fit) -> None:
     assert {"image", "at K = 12", "density"} <= _texts(figure)
 
 
+def test_offsets_are_drawn_below_the_landscape(tiny_fit) -> None:
+    figure = plots.plot_offsets([tiny_fit], resolution=16, count=5)
+    figure.canvas.draw()
+    (profile,) = figure.axes[0].lines
+    peak = profile.get_xdata()[profile.get_ydata().argmax()]
+    assert abs(peak) < 2
+    assert {"the landscape at K = 16", "predicted less true pose (°)"} <= _texts(figure)
+
+
 def test_rings_figure(tiny_fit) -> None:
     figure = plots.plot_rings(tiny_fit.program, draw_test_images(tiny_fit.profile, tiny_fit.name))
     figure.canvas.draw()

@@ -18,6 +18,7 @@ from cryoanm_lib.plots.landscape import (
 from cryoanm_lib.plots.posterior import (
     plot_components,
     plot_joint,
+    plot_offsets,
     plot_pose_stages,
     plot_projected_normal,
     plot_residual_distributions,
@@ -54,6 +55,7 @@ __all__ = [
     "plot_joint",
     "plot_landscapes",
     "plot_modes",
+    "plot_offsets",
     "plot_planes",
     "plot_pose_profiles",
     "plot_pose_stages",

@@ -1,7 +1,7 @@
 """Figures of what the guide has learned: predictions against the truth (Figs. 2 and 3), and the way there."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,9 +15,11 @@ from torch import Tensor
 
 from cryoanm_lib.diagnostics import RESIDUAL_KEYS, residuals
 from cryoanm_lib.distributions import ProjectedNormal
-from cryoanm_lib.experiment import Fit
+from cryoanm_lib.experiment import Fit, draw_test_images
+from cryoanm_lib.landscapes import pose_profiles
 from cryoanm_lib.plots.style import COLOURS, TRUTH_COLOUR, WIDTH, new_figure
-from cryoanm_lib.rotation import angle_to_unit_vector, unit_vector_to_angle
+from cryoanm_lib.program import to_forward
+from cryoanm_lib.rotation import angle_to_unit_vector, unit_vector_to_angle, wrap_angle
 
 # Contours enclose these proportions of the density.
 PROPORTIONS = (0.2, 0.5, 0.8, 0.95)
@@ -266,6 +268,39 @@ def _common_range(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     low, high = min(low, x.min()), max(high, x.max())
     margin = 0.05 * (high - low)
     return low - margin, high + margin
+
+
+def plot_offsets(fits: Sequence[Fit], resolution: int, count: int = 60) -> Figure:
+    """How far each run's poses are off, with sign, below the landscape that the ELBO offers to such an error.
+
+    Parameters
+    ----------
+    fits : sequence of Fit
+        Runs that infer the pose, of one structure and noise.
+    resolution : int
+        K of the landscape: the log-likelihood at an angle from the true pose, mean over test images.
+    count : int
+        Test images for the mean.
+    """
+    first = fits[0]
+    images = draw_test_images(first.profile, first.name)[:count]
+    offsets = torch.arange(-180.0, 180.0, 0.5)
+    model, noise = first.program.forward_model, first.profile.noise
+    truth = to_forward(images.latents)
+    profile = pose_profiles(model, images.coefficients, truth, offsets.deg2rad(), noise, resolution).mean(0)
+    figure, axes = new_figure(2, 1, height=4.2, sharex=True, height_ratios=(2, 1))
+    axes[0, 0].plot(offsets, (profile - profile.median()) / 1000, color="0.3", linewidth=1)
+    axes[0, 0].set(ylabel="log-likelihood\n(1000 nats)", title=f"the landscape at K = {resolution}")
+    bins = np.linspace(-180, 180, 181)
+    for number, fit in enumerate(fits):
+        angles = (unit_vector_to_angle(latents["pose"]) for latents in (fit.snapshots[-1], fit.truth))
+        errors = torch.rad2deg(wrap_angle(next(angles) - next(angles)))
+        style = {"color": COLOURS[number], "alpha": 0.7, "label": f"seed {fit.profile.seed_of(fit.name)}"}
+        axes[1, 0].hist(errors.numpy(), bins=bins, weights=np.full(len(errors), 100 / len(errors)), **style)
+    axes[1, 0].set(xlabel="predicted less true pose (°)", ylabel="images (%)", xlim=(-180, 180))
+    axes[1, 0].set_xticks([-180, -90, 0, 90, 180])
+    axes[1, 0].legend(loc="upper right", fontsize=9)
+    return figure
 
 
 def plot_projected_normal(concentrations: tuple[float, ...] = (0.0, 1.0, 3.0, 10.0)) -> Figure:

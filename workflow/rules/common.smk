@@ -19,6 +19,7 @@ NOTEBOOKS = {
     "04_frequency_marching": [
         *("pose_marching", "pose_marching_paper"),
         *("pose_full_resolution", "pose_full_resolution_paper"),
+        *("pose_without_marching", "pose_without_marching_seed_2", "pose_without_marching_seed_3"),
     ],
     "05_pseudo_symmetry": [
         *("pose_marching", "pose_one_component"),
