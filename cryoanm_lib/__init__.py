@@ -7,7 +7,7 @@ Data flow from top to bottom, and a module imports from those above it alone:
     rotation, fourier -> projection, ctf -> forward -> likelihood
     distributions, encoders -> rings -> program -> objectives
     diagnostics -> training
-    storage -> checkpoint, configuration -> experiment -> reference
+    storage, provenance -> checkpoint, configuration -> experiment -> reference
     landscapes, tables, plots
 """
 
@@ -16,6 +16,15 @@ ORDER = (
     *("errors", "settings", "structure_files", "structure", "anm"),
     *("rotation", "fourier", "projection", "ctf", "forward", "likelihood"),
     *("distributions", "encoders", "rings", "program", "objectives"),
-    *("diagnostics", "training", "storage", "checkpoint", "configuration", "experiment", "reference"),
+    *(
+        "diagnostics",
+        "training",
+        "storage",
+        "provenance",
+        "checkpoint",
+        "configuration",
+        "experiment",
+        "reference",
+    ),
     *("landscapes", "tables", "plots", "__main__"),
 )

@@ -28,11 +28,17 @@ DEFAULT_STRUCTURE = "adk_open"
 
 PROFILES = ("smoke", "laptop", "full", "paper")
 
+#: The profiles that others may be based on; they stand on their own.
+BASES = ("laptop",)
+
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # It names a folder.
 ExperimentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 MetricName = Literal["pose_residual_mean_deg", "amplitude_residual_mean", "defocus_residual_mean"]
 
+
+# Keys of a file that are worked off before the rest is checked: the profile below, and a place for anchors.
+ONLY_IN_FILES = ("based_on", "defaults")
 
 # What is said of an experiment, and does not change its result.
 DESCRIPTION = {"title", "task", "recipe", "paper", "paper_says"}
@@ -160,6 +166,34 @@ class Profile(Section):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _runs_are_distinct(self) -> "Profile":
+        for name, experiment in self.experiments.items():
+            seeds = [self.seed if experiment.seed is None else experiment.seed, *experiment.more_seeds]
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(f"experiments.{name}.more_seeds repeats a seed: its runs have {seeds}")
+            for seed in experiment.more_seeds:
+                if (repeat := f"{name}_seed_{seed}") in self.experiments:
+                    raise ValueError(f"experiments.{repeat} has the name of a repeat of {name}: rename it")
+        return self
+
+    @model_validator(mode="after")
+    def _one_experiment_for_each_task_and_recipe(self) -> "Profile":
+        solved: dict[tuple[str, str], str] = {}
+        infers: dict[str, tuple[LatentName, ...]] = {}
+        for name, experiment in self.experiments.items():
+            if experiment.recipe == "between":
+                continue
+            task = experiment.task or name
+            if (other := solved.setdefault((task, experiment.recipe), name)) != name:
+                raise ValueError(
+                    f"experiments.{name} and {other} are both {experiment.recipe!r} of task {task!r}: repeat "
+                    "one by more_seeds, or name another task"
+                )
+            if infers.setdefault(task, experiment.infer) != experiment.infer:
+                raise ValueError(f"experiments.{name} infers other latents than its task {task!r}")
+        return self
+
     @property
     def noise(self) -> float:
         """σ_n of a pixel."""
@@ -217,8 +251,13 @@ class Profile(Section):
         return runs[name]
 
     def description(self, name: str) -> dict:
-        """What tables say of a run: title, task, recipe, and what the paper reports of it."""
-        return self.experiment(name).model_dump(include=DESCRIPTION - {"paper"})
+        """What tables say of a run: title, task, recipe, and what the paper reports of it.
+
+        A value that the paper reports has the name of its metric with `_paper` appended.
+        """
+        section = self.experiment(name)
+        reported = {f"{key}_paper": value for key, value in section.paper.items()}
+        return section.model_dump(include=DESCRIPTION - {"paper"}) | reported
 
     def prior_of(self, experiment: str) -> Prior:
         """The prior of an experiment."""
@@ -289,12 +328,13 @@ def _read_profile(path: Path) -> dict:
         raise ConfigurationError(f"{path.name} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigurationError(f"{path.name} holds {type(content).__name__}, not a table of keys")
-    content.pop("defaults", None)  # a place for YAML anchors, already expanded where they are used
-    if (base := content.pop("based_on", None)) is None:
+    base, _ = (content.pop(key, None) for key in ONLY_IN_FILES)
+    if base is None:
         return content
-    if base not in PROFILES or base == path.stem:
-        allowed = ", ".join(name for name in PROFILES if name != path.stem)
-        raise ConfigurationError(f"{path.name}: based_on = {base!r} is not usable: choose from {allowed}")
+    if base not in BASES or path.resolve() == (config_folder() / f"{base}.yaml").resolve():
+        raise ConfigurationError(
+            f"{path.name}: based_on = {base!r} is not usable: choose from {', '.join(BASES)}"
+        )
     return _laid_over(_read_profile(config_folder() / f"{base}.yaml"), content)
 
 
@@ -358,7 +398,8 @@ def _allowed_keys(parents: list) -> list[str]:
         "prior": Prior,
         "guide": GuideSection,
         "stages": Stage,
+        "length": LengthSection,
         "experiments": ExperimentSection,
     }
     named = [sections[part] for part in parents if part in sections]
-    return sorted((named[-1] if named else Profile).model_fields)
+    return sorted(named[-1].model_fields) if named else sorted([*Profile.model_fields, *ONLY_IN_FILES])

@@ -11,7 +11,7 @@ from cryoanm_lib.distributions import ProjectedNormal
 from cryoanm_lib.forward import ForwardModel, Latents
 from cryoanm_lib.fourier import to_real
 from cryoanm_lib.likelihood import cropped_noise
-from cryoanm_lib.program import Prior
+from cryoanm_lib.program import CryoProgram, Particles, Prior, to_forward
 from cryoanm_lib.rotation import angle_distance, angle_to_unit_vector, unit_vector_to_angle
 
 #: A residual beyond this many degrees is called a flip: the sample fell into the wrong half-turn.
@@ -45,6 +45,35 @@ def residuals(
     if "defocus" in sampled:
         found["defocus"] = (sampled["defocus"] - truth["defocus"]).abs()
     return found
+
+
+def turning_error(program: CryoProgram, resolution: int, degrees: float = 45.0) -> float:
+    """How far what the networks see of a turned molecule, turned back, is from what they see of it upright.
+
+    The norm of the difference by that of the latter, without noise. Turning back is exact on rings; what is
+    left comes from the square crop, which does not turn with the molecule unless by quarters.
+
+    Parameters
+    ----------
+    program : CryoProgram
+        Whose networks look.
+    resolution : int
+        K of the crop.
+    degrees : float
+        The turn.
+    """
+    model = program.forward_model
+    pose = angle_to_unit_vector(torch.deg2rad(model.reference.new_tensor([0.0, degrees])))
+    latents = {
+        "pose": pose,
+        "amplitude": pose.new_zeros(2, model.n_modes),
+        "defocus": pose.new_full((2,), program.prior.defocus_mean),
+    }
+    images = model.coefficients(to_forward(latents), resolution)
+    upright, turned = program.representation.turn_back(
+        program.see(Particles(images, latents), resolution), pose
+    )
+    return ((turned - upright).norm() / upright.norm()).item()
 
 
 def opposite_weight(answer: Mapping[str, Tensor]) -> Float[Tensor, "images"]:

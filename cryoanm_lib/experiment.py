@@ -1,6 +1,5 @@
 """One experiment from configuration to artifact: fitted once, then loaded."""
 
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from cryoanm_lib.configuration import Profile, load_profile
 from cryoanm_lib.diagnostics import FLIP_DEGREES, RESIDUAL_KEYS, information_limit, residuals
 from cryoanm_lib.errors import ArtifactError, ConfigurationError
 from cryoanm_lib.program import LATENTS, CryoProgram, Particles
+from cryoanm_lib.provenance import commit, processor
 from cryoanm_lib.storage import load_json, load_tensors, save_json, save_tensors, unusable
 from cryoanm_lib.training import Trainer
 
@@ -39,7 +39,8 @@ class Fit:
     program : CryoProgram
         Model and trained guide, on the CPU.
     metrics : dict
-        Headline numbers; a key with `_limit` or `_paper` appended is what to compare it with.
+        Headline numbers; a key with `_limit` or `_paper` appended is what to compare it with. Beside them
+        what tables say of the run, see `Profile.description`.
     history : list of dict
         Loss and residuals every window of steps.
     snapshots : list of dict of Tensor
@@ -147,20 +148,21 @@ def load_fit(settings: Profile, name: str, results: Path) -> Fit:
     snapshots = read_snapshots(predictions)
     if set(truth) != set(LATENTS) or len(snapshots) != len(settings.stages(name)):
         raise unusable(folder / "predictions.safetensors", "tensors are missing")
+    metrics |= settings.description(name)
     return Fit(name, settings, program.eval(), metrics, history, snapshots, truth)
 
 
 def make_trainer(settings: Profile, name: str, show_progress: bool = False) -> Trainer:
     """A trainer at its first step: seeded, with test images drawn and networks initialised.
 
-    Images that are kept are drawn on the CPU at the size of the box, so that all experiments of one profile
-    and seed, on any device, are tested on the same ones.
+    Images that are kept are drawn on the CPU at the size of the box from seeds of their own, so that both
+    recipes of a task, on any device, are tested on the same ones.
     """
     section, seed = settings.experiment(name), settings.seed_of(name)
     device = pick_device(settings.device)
     pyro.set_rng_seed(seed)
     program = settings.program(name)
-    test = draw_test_images(settings, name)
+    test = _drawn_apart(program, settings.test_images, settings.model.box_size, seed + TEST_SEED)
     draw = partial(_fresh_batch, program, section.batch_size)
     if section.training_images is not None:
         fixed = _drawn_apart(
@@ -174,8 +176,9 @@ def make_trainer(settings: Profile, name: str, show_progress: bool = False) -> T
 
 def draw_test_images(settings: Profile, name: str) -> Particles:
     """The images that the residuals of an experiment are for; the same each time."""
-    seed = settings.seed_of(name) + TEST_SEED
-    return _drawn_apart(settings.program(name), settings.test_images, settings.model.box_size, seed)
+    seed, box_size = settings.seed_of(name) + TEST_SEED, settings.model.box_size
+    with torch.random.fork_rng(devices=[]):  # a new program draws its networks
+        return _drawn_apart(settings.program(name), settings.test_images, box_size, seed)
 
 
 def pick_device(device: str) -> torch.device:
@@ -233,10 +236,10 @@ def _checkpointer(path: Path, digest: str) -> Callable[[Trainer], None]:
 
 
 def _headline(settings: Profile, name: str, trainer: Trainer) -> dict[str, float]:
-    """Residuals of the last stage, each beside its information limit and what the paper reports."""
+    """Residuals of the last stage, each beside its information limit."""
     section, stage, truth = settings.experiment(name), trainer.stages[-1], trainer.truth
     found = residuals(trainer.progress.snapshots[-1], truth)
-    # The networks look at no more than their own size, so that this is the limit of what they can read.
+    # The networks look at no more than their own size: they cannot read better than this.
     seen = min(stage.resolution, section.guide.image_size)
     # "fourier" whatever was trained with: a sparse tensor has no forward-mode derivative.
     forward = settings.forward_model("fourier")
@@ -244,17 +247,17 @@ def _headline(settings: Profile, name: str, trainer: Trainer) -> dict[str, float
         information_limit(forward, truth, section.infer, settings.prior_of(name), settings.noise, resolution)
         for resolution in (stage.resolution, seen)
     )
-    headline: dict[str, float | None] = {"resolution": stage.resolution, "resolution_seen": seen}
+    headline: dict[str, float] = {"resolution": stage.resolution, "resolution_seen": seen}
     for latent in section.infer:
         key = RESIDUAL_KEYS[latent]
         headline[key] = found[latent].mean().item()
         headline[key.replace("mean", "median")] = found[latent].median().item()
         headline[f"{key}_limit"] = limit[latent].mean().item()
         headline[f"{key}_limit_seen"] = limit_seen[latent].mean().item()
-        headline[f"{key}_paper"] = section.paper.get(key)
     if isinstance(trainer.draw_batch, _FixedSet):
         trained_on = trainer.draw_batch.particles
         known = {latent: value.cpu() for latent, value in trained_on.latents.items()}
+        headline["epochs"] = trainer.progress.total_steps * section.batch_size / len(trained_on)
         recalled = residuals(trainer.program.sample_guide(trained_on, stage.resolution), known)
         for latent in section.infer:
             headline[f"{RESIDUAL_KEYS[latent]}_training"] = recalled[latent].mean().item()
@@ -271,7 +274,8 @@ def _circumstances(trainer: Trainer) -> dict:
         "test_images": len(trainer.test),
         "train_seconds": trainer.progress.seconds,
         "steps": trainer.progress.total_steps,
-        "device": torch.cuda.get_device_name(device) if cuda else platform.machine() + " CPU",
+        "device": torch.cuda.get_device_name(device) if cuda else processor(),
+        "commit": commit(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
@@ -280,7 +284,7 @@ def _circumstances(trainer: Trainer) -> dict:
 def gather_metrics(settings: Profile, results: Path) -> dict[str, dict]:
     """The metrics of every run of a profile by name, with the row and column of the summary it belongs to."""
     return {
-        name: settings.description(name) | load_json(results / settings.artifact_path(name) / "metrics.json")
+        name: load_json(results / settings.artifact_path(name) / "metrics.json") | settings.description(name)
         for name in settings.runs
     }
 

@@ -167,14 +167,15 @@ class CryoProgram(nn.Module):
             if "pose" in self.inferred:
                 # where it may point: a mixture, because a wrong half-turn is nearly as good
                 pose = pyro.sample("pose", self.pose_distribution(seen))
-            # bend and focus are easier to see once the image is upright
-            upright = self.representation.turn_back(seen, pose.detach()) if self.upright else seen
+            if self.upright and self.inferred != ("pose",):
+                # bend and focus are easier to see once the image is upright
+                seen = self.representation.turn_back(seen, pose.detach())
             if "amplitude" in self.inferred:
                 # how it is bent
-                pyro.sample("amplitude", self.amplitude_distribution(upright))
+                pyro.sample("amplitude", self.amplitude_distribution(seen))
             if "defocus" in self.inferred:
                 # how far out of focus
-                pyro.sample("defocus", self.defocus_distribution(upright))
+                pyro.sample("defocus", self.defocus_distribution(seen))
 
     def see(self, particles: Particles, resolution: int) -> Tensor:
         """What the networks see: the crop at K, or at their own size where that is smaller, on their grid."""

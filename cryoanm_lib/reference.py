@@ -1,16 +1,13 @@
 """A reference run: numbers that took longer than a reader waits, kept and shown as what they are."""
 
-import platform
-import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
-from cryoanm_lib.configuration import Profile
+from cryoanm_lib.configuration import DEFAULT_STRUCTURE, Profile
 from cryoanm_lib.errors import ArtifactError
 from cryoanm_lib.experiment import gather_metrics
-from cryoanm_lib.storage import load_json, save_json
+from cryoanm_lib.storage import load_json, save_json, unusable
 
 # What a history needs to be drawn again; the rest stays with the fit.
 HISTORY_KEYS = ("resolution", "total_steps", "seconds")
@@ -23,7 +20,7 @@ class Reference:
     Attributes
     ----------
     made : dict
-        When, where and by which code.
+        Profile, structure, date, and the commit, torch, device and threads of its runs.
     metrics : dict
         Runs by name, as of `gather_metrics`.
     histories : dict
@@ -46,17 +43,21 @@ def save_reference(settings: Profile, results: Path, path: Path | None = None) -
     Raises
     ------
     ArtifactError
-        If a fit is missing.
+        If a fit is missing, or the structure is not the default.
     """
+    if settings.structure != DEFAULT_STRUCTURE:
+        raise ArtifactError(
+            f"a reference run is of {DEFAULT_STRUCTURE}, the protein of the book, not of {settings.structure}"
+        )
     path = reference_path(settings.name) if path is None else path
-    runs = settings.runs
+    runs, metrics = settings.runs, gather_metrics(settings, results)
     compared = {section.task for section in runs.values() if section.recipe == "between"}
     histories = {
         name: [_kept(record) for record in load_json(_folder(settings, results, name) / "history.json", list)]
         for name, section in runs.items()
         if section.task in compared
     }
-    save_json(path, asdict(Reference(_circumstances(settings), gather_metrics(settings, results), histories)))
+    save_json(path, asdict(Reference(_made(settings, metrics), metrics, histories)))
     return path
 
 
@@ -66,7 +67,7 @@ def load_reference(profile: str) -> Reference:
     Raises
     ------
     ArtifactError
-        If there is none.
+        If there is none, or it is damaged.
     """
     path = reference_path(profile)
     if not path.is_file():
@@ -74,7 +75,10 @@ def load_reference(profile: str) -> Reference:
             f"there is no reference run of profile {profile!r}: run the profile, then "
             f"`python -m cryoanm_lib reference --profile {profile}`"
         )
-    return Reference(**load_json(path))
+    content = load_json(path)
+    if set(content) != {field.name for field in fields(Reference)}:
+        raise unusable(path, "keys are missing or unknown")
+    return Reference(**content)
 
 
 def _folder(settings: Profile, results: Path, name: str) -> Path:
@@ -82,7 +86,7 @@ def _folder(settings: Profile, results: Path, name: str) -> Path:
 
 
 def _kept(record: dict) -> dict:
-    """Four digits of what a figure needs."""
+    """Four decimals of what a figure needs."""
     wanted = [key for key in record if key in HISTORY_KEYS or key.endswith(("_residual", "_fraction"))]
     return {
         key: round(value, 4) if isinstance(value, float) else value
@@ -91,31 +95,9 @@ def _kept(record: dict) -> dict:
     }
 
 
-def _circumstances(settings: Profile) -> dict:
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return {
-        "profile": settings.name,
-        "structure": settings.structure,
-        "date": date.today().isoformat(),
-        "commit": git.stdout.strip() or "unknown",
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "pyro": version("pyro-ppl"),
-        "processor": _processor(),
-    }
-
-
-def _processor() -> str:
-    """The model of the processor where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
+def _made(settings: Profile, metrics: dict[str, dict]) -> dict:
+    """What all runs have in common; what differs between them is listed."""
+    common = {"profile": settings.name, "structure": settings.structure, "date": date.today().isoformat()}
+    for key in ("commit", "torch", "device", "threads"):
+        common[key] = ", ".join(sorted({str(run[key]) for run in metrics.values()}))
+    return common

@@ -16,12 +16,13 @@ REFERENCES = 32
 class Rings(nn.Module):
     """Angular Fourier series of an image on concentric rings, a pixel apart.
 
-        I(r, φ) = Σ_m c_m(r) exp(imφ),    m ≤ πr,
+        I(r, φ) = Σ_m c_m(r) exp(imφ),    |m| ≤ πr,
 
-    which is all that a ring of radius r holds of an image with frequencies up to half a cycle a pixel. A
-    molecule turned by θ has the harmonics c_m exp(-imθ): a turn of any size costs one product and no
-    interpolation. The contrast transfer, being radial, does not mind. What lies in the corners, beyond the
-    last ring, is not seen.
+    of which those with m ≥ 0 are kept. The bound keeps nearly all that a ring of radius r holds of waves up
+    to half a cycle a pixel. A picture turned by θ has the harmonics c_m exp(-imθ): a turn of any size costs
+    one product and no interpolation, and the contrast transfer, being radial, does not mind. The crop Π_K
+    does: it is square, so that the crop of a turned molecule is the turned crop only nearly, except at
+    quarter turns. What lies in the corners of the image, beyond the last ring, is not seen.
 
     Parameters
     ----------
@@ -79,8 +80,9 @@ class EquivariantPoseEncoder(nn.Module):
     The correlations s_f(φ) of each reference with the image turned back by φ pass through a convolution
     along the circle and become features. From these come, for each component, the angles that it attends
     to, its weight there, and a field of vectors, radial and tangential, whose attended sum is the mean vector
-    of a projected normal. Where the image turns by one of the angles, so do the vectors, exactly, and the
-    logits stay: what is learned at one pose is known at all.
+    of a projected normal. Where the harmonics turn by one of the angles, so do the vectors, and the logits
+    stay. So does the posterior under a uniform prior; a prior that prefers some pose is not in the network's
+    reach, but in what the image says.
 
     Parameters
     ----------
@@ -92,10 +94,11 @@ class EquivariantPoseEncoder(nn.Module):
 
     def __init__(self, rings: Rings, components: int) -> None:
         super().__init__()
+        # The method and not the module, whose buffers would count as this network's own.
         self._grid, self.n_angles = rings.grid, rings.n_angles
-        width, orders = rings.references, rings.n_angles // 2
-        scale = math.sqrt(2 / (rings.n_rings * orders))
-        self.references = nn.Parameter(scale * torch.randn(orders, rings.n_rings, width, 2))
+        width = rings.references
+        scale = math.sqrt(2 / (rings.n_rings * (rings.n_angles // 2)))
+        self.references = nn.Parameter(scale * torch.randn(width, len(rings), 2))
         self.along = nn.Sequential(
             nn.BatchNorm1d(width),
             nn.ReLU(inplace=True),
@@ -103,7 +106,7 @@ class EquivariantPoseEncoder(nn.Module):
             nn.BatchNorm1d(width),
             nn.ReLU(inplace=True),
         )
-        self.attention = nn.Conv1d(width, components, kernel_size=1)
+        self.attention = nn.Conv1d(width, components, kernel_size=1, bias=False)
         self.logits = small_head(width, components)
         self.field = nn.Conv1d(width, 2 * components, kernel_size=1, bias=False)
         nn.init.normal_(self.field.weight, std=0.01)
@@ -117,7 +120,8 @@ class EquivariantPoseEncoder(nn.Module):
     ) -> Float[Tensor, "images references angles"]:
         """s_f(φ) = Re Σ_m Σ_r W_fm(r) c_m(r) exp(imφ)."""
         table = self._grid(harmonics).permute(2, 0, 1)
-        matched = torch.bmm(table, torch.view_as_complex(self.references))
+        references = self._grid(torch.view_as_complex(self.references)).permute(2, 1, 0)
+        matched = torch.bmm(table, references)
         return torch.fft.irfft(matched.permute(1, 2, 0), n=self.n_angles, norm="ortho")
 
     def forward(
@@ -130,6 +134,7 @@ class EquivariantPoseEncoder(nn.Module):
         attended = torch.einsum("ika,ifa->ikf", attention, features)
         logits = (attended * self.logits.weight).sum(-1) + self.logits.bias
         field = self.field(features).unflatten(1, (-1, 2))
+        # Attention adds up to one; the factor makes a flat one a sum over the circle.
         vectors = self.n_angles * torch.einsum("ikea,aec->ikc", attention[:, :, None] * field, self.frame)
         return logits.unflatten(0, batch), vectors.unflatten(0, batch)
 
@@ -161,12 +166,14 @@ def _ring_harmonics(
     """What each pixel contributes to each harmonic: interpolate its Fourier series on rings, transform."""
     pixels = torch.eye(size**2, dtype=torch.float64).unflatten(1, (size, size))
     coefficients = image_to_coefficients(pixels, size)
-    angle = 2 * math.pi * torch.arange(n_angles, dtype=torch.float64) / n_angles
-    points = radii[:, None, None] * torch.stack([angle.cos(), angle.sin()], dim=-1)
-    phase = 2 * math.pi / size * points @ half_plane_frequencies(size).double().T
     # Each coefficient of the half plane stands for its conjugate partner too, but for k = 0.
-    twice = torch.full((coefficients.shape[-1],), 2.0, dtype=torch.float64)
-    twice[0] = 1.0
-    waves = torch.polar(twice.expand_as(phase), phase)
-    values = torch.einsum("pk,rak->pra", coefficients, waves.to(coefficients.dtype)).real
-    return torch.fft.rfft(values * radii.sqrt()[:, None], dim=-1, norm="ortho")[..., : n_angles // 2]
+    coefficients[:, 1:] *= 2
+    angle = 2 * math.pi * torch.arange(n_angles, dtype=torch.float64) / n_angles
+    direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
+    cycles = direction @ half_plane_frequencies(size).double().T / size
+    rings = []
+    for radius in radii:  # one at a time: all of them would not fit into memory for a large image
+        phase = 2 * math.pi * radius * cycles
+        values = (coefficients @ torch.polar(torch.ones_like(phase), phase).T).real
+        rings.append(torch.fft.rfft(values * radius.sqrt(), dim=-1, norm="ortho")[..., : n_angles // 2])
+    return torch.stack(rings, dim=1)

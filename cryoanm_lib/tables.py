@@ -49,18 +49,18 @@ def headline_table(metrics: Mapping[str, Mapping], tasks: Iterable[str] | None =
     rows = []
     for runs in tasks_of(metrics, tasks).values():
         shown = (runs["ours"] or runs["paper"])[0]
-        for number, latent in enumerate(latents_of(shown)):
+        for place, latent in enumerate(latents_of(shown)):
             key, unit = RESIDUAL_KEYS[latent], _UNITS[latent]
-            reported = shown[f"{key}_paper"]
+            reported = shown.get(f"{key}_paper")
             rows.append(
                 [
-                    "" if number else shown["title"],
+                    "" if place else shown["title"],
                     latent,
-                    shown["paper_says"] if reported is None else number(reported, unit),
+                    shown["paper_says"] if reported is None else two_digits(reported, unit),
                     _of_seeds(runs["paper"], key, unit),
                     f"**{_of_seeds(runs['ours'], key, unit)}**",
-                    number(shown[f"{key}_limit"], unit),
-                    "" if number else _times(runs),
+                    two_digits(shown[f"{key}_limit"], unit),
+                    "" if place else _times(runs),
                 ]
             )
     return markdown_table(heading, rows)
@@ -103,7 +103,9 @@ def _of_seeds(runs: list[Mapping], key: str, unit: str) -> str:
     if not runs:
         return "—"
     values = [run[key] for run in runs]
-    return number(median(values), unit) + (f" ({number(max(values), unit)})" if len(values) > 1 else "")
+    return two_digits(median(values), unit) + (
+        f" ({two_digits(max(values), unit)})" if len(values) > 1 else ""
+    )
 
 
 def _times(runs: Mapping[str, list[Mapping]]) -> str:
@@ -112,12 +114,12 @@ def _times(runs: Mapping[str, list[Mapping]]) -> str:
     return " / ".join(f"{median(values):.0f} s" if values else "—" for values in seconds)
 
 
-def number(value: float, unit: str = "") -> str:
+def two_digits(value: float, unit: str = "") -> str:
     """Two digits, or all those before the point.
 
     Examples
     --------
-    >>> number(0.0563, "°"), number(2.4), number(117.3, "°")
-    ('0.056°', '2.4', '117°')
+    >>> two_digits(0.0563, "°"), two_digits(1), two_digits(9.96), two_digits(117.3, "°")
+    ('0.056°', '1.0', '10', '117°')
     """
-    return f"{value:.0f}{unit}" if abs(value) >= 10 else f"{value:#.2g}{unit}"
+    return f"{value:.0f}{unit}" if abs(value) >= 9.95 else f"{value:#.2g}{unit}"

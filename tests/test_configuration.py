@@ -72,10 +72,43 @@ def test_a_profile_is_laid_over_another(tmp_path) -> None:
     assert profile.experiment("pose") == laptop.experiment("pose")
 
 
-@pytest.mark.parametrize("base", ["nowhere", 3, ["laptop"]])
+@pytest.mark.parametrize("base", ["nowhere", "full", 3, ["laptop"]])
 def test_a_base_that_does_not_exist_is_refused(tmp_path, base) -> None:
-    with pytest.raises(ConfigurationError, match=r"based_on = .* choose from smoke, laptop, full, paper"):
+    with pytest.raises(ConfigurationError, match=r"based_on = .* choose from laptop"):
         load_profile(write(tmp_path, {"based_on": base}))
+
+
+def test_a_file_of_the_name_of_its_base_may_be_based_on_it(tmp_path) -> None:
+    path = tmp_path / "laptop.yaml"
+    path.write_text("based_on: laptop\ntest_images: 3\n")
+    assert load_profile(path).test_images == 3
+
+
+def test_a_misspelt_key_is_answered_with_all_that_are_allowed(tmp_path) -> None:
+    with pytest.raises(ConfigurationError, match=r"length.our: unknown key; allowed: between, ours, paper"):
+        load_profile(write(tmp_path, changed("length", to={"our": 1.0})))
+    with pytest.raises(ConfigurationError, match=r"base_on: unknown key; allowed: based_on, chain, defaults"):
+        load_profile(write(tmp_path, changed("base_on", to="laptop")))
+
+
+@pytest.mark.parametrize(
+    ("experiments", "message"),
+    [
+        ({"one": {"more_seeds": [2, 2]}}, r"one.more_seeds repeats a seed: its runs have \[1, 2, 2\]"),
+        ({"one": {"more_seeds": [1]}}, r"one.more_seeds repeats a seed: its runs have \[1, 1\]"),
+        ({"one": {"more_seeds": [2]}, "one_seed_2": {}}, "one_seed_2 has the name of a repeat of one"),
+        ({"one": {}, "two": {"task": "one"}}, "two and one are both 'ours' of task 'one'"),
+        (
+            {"one": {}, "two": {"task": "one", "recipe": "paper", "infer": ["defocus"]}},
+            "infers other latents",
+        ),
+    ],
+)
+def test_runs_that_would_be_mistaken_for_one_another_are_refused(tmp_path, experiments, message) -> None:
+    section = MINIMAL["experiments"]["one"]
+    content = {"experiments": {name: section | changes for name, changes in experiments.items()}}
+    with pytest.raises(ConfigurationError, match=message):
+        load_profile(write(tmp_path, content))
 
 
 def test_repeats_differ_by_their_seed_alone(tmp_path) -> None:
@@ -87,10 +120,14 @@ def test_repeats_differ_by_their_seed_alone(tmp_path) -> None:
 
 
 def test_length_scales_the_steps_of_a_recipe(tmp_path) -> None:
-    short = load_profile(write(tmp_path, changed("length", to={"ours": 0.01, "paper": 9.0})))
-    whole = load_profile(write(tmp_path, MINIMAL))
-    for stage, full in zip(short.stages("one"), whole.stages("one"), strict=True):
-        assert stage.steps == max(1, round(0.01 * full.steps))
+    section = MINIMAL["experiments"]["one"]
+    recipes = ("ours", "paper", "between")
+    content = {
+        "length": {"ours": 2.0, "paper": 3.0, "between": 0.01},
+        "experiments": {name: section | {"task": "one", "recipe": name} for name in recipes},
+    }
+    profile = load_profile(write(tmp_path, content))
+    assert [profile.stages(name)[0].steps for name in recipes] == [10, 15, 1]
 
 
 def test_a_prior_of_its_own_counts(tmp_path) -> None:

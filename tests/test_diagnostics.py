@@ -3,9 +3,10 @@
 import math
 
 import pyro
+import pytest
 import torch
 
-from cryoanm_lib.diagnostics import information_limit, opposite_weight, residuals
+from cryoanm_lib.diagnostics import information_limit, opposite_weight, residuals, turning_error
 from cryoanm_lib.forward import Latents
 from cryoanm_lib.likelihood import log_likelihood
 from cryoanm_lib.program import Prior
@@ -27,6 +28,23 @@ def test_residuals_by_hand() -> None:
     torch.testing.assert_close(found["pose"], torch.tensor([2.0, 180.0]), rtol=0, atol=1e-4)
     torch.testing.assert_close(found["amplitude"], torch.tensor([1.5, 0.0]))
     torch.testing.assert_close(found["defocus"], torch.tensor([1.5, 0.0]))
+
+
+@pytest.mark.parametrize("resolution", [8, 16, 32])
+def test_quarter_turns_are_exact_on_rings(tiny_program, resolution) -> None:
+    """The square crop maps onto itself; in between it does not, and less so the less it holds."""
+    program = tiny_program()
+    assert turning_error(program, resolution, 90.0) < 1e-5
+    assert turning_error(program, resolution, 180.0) < 1e-5
+    assert turning_error(program, resolution, 45.0) > 1e-3
+
+
+def test_what_is_seen_turns_where_the_spectrum_has_faded(tiny_program) -> None:
+    """With atoms of 3 px nothing is left at the edge of the crop, so that its shape does not matter."""
+    program = tiny_program()
+    program.forward_model.atom_width = 3.0
+    program.forward_model.reference *= 0.4
+    assert turning_error(program, 32, 45.0) < 0.01
 
 
 def test_opposite_weight_by_hand() -> None:

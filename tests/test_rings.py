@@ -78,7 +78,7 @@ def test_a_learned_reference_finds_itself(rings) -> None:
     upright = rings(torch.randn(1, 16, 16))
     encoder = rings.pose_encoder(1)
     with torch.no_grad():
-        encoder.references[..., 0, :] = torch.view_as_real(rings.grid(upright)[0].conj().resolve_conj().T)
+        encoder.references[0] = torch.view_as_real(upright[0].conj().resolve_conj())
     for n in (0, 7, 40):
         image = rings.turn_back(upright, turned_by(n, rings) * torch.tensor([1.0, -1.0]))
         assert encoder.correlations(image)[0, 0].argmax() == n
@@ -94,14 +94,15 @@ def test_networks_keep_the_batch(rings, batch) -> None:
 
 
 def test_every_parameter_learns(rings) -> None:
-    """The gradient reaches each weight of each network."""
+    """The gradient reaches nearly each weight of each network: a rectifier may leave out a few."""
     torch.manual_seed(2)
     seen = rings(torch.randn(8, 16, 16))
     encoder, dense = rings.pose_encoder(2), rings.encoder(2)
     logits, vectors = encoder(seen)
     (logits.square().sum() + vectors.square().sum() + dense(seen).square().sum()).backward()
     for name, parameter in [*encoder.named_parameters(), *dense.named_parameters()]:
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+        moved = parameter.grad.abs() > 1e-6 * parameter.grad.abs().max()
+        assert parameter.grad.abs().max() > 1e-5 and moved.double().mean() > 0.8, name
 
 
 def test_what_is_computed_is_not_saved(rings) -> None:

@@ -11,7 +11,7 @@ from cryoanm_lib.configuration import load_profile
 from cryoanm_lib.errors import ArtifactError
 from cryoanm_lib.experiment import Fit, draw_test_images, fit_or_load, gather_metrics
 from cryoanm_lib.reference import Reference, load_reference, save_reference
-from cryoanm_lib.tables import headline_table, markdown_table, stage_table, tasks_of
+from cryoanm_lib.tables import headline_table, markdown_table, stage_table, tasks_of, two_digits
 
 TINY = """
 test_images: 40
@@ -91,15 +91,16 @@ def test_headline_table_sets_both_recipes_beside_paper_and_limit(metrics) -> Non
     key = "pose_residual_mean_deg"
     ours = sorted(metrics[name][key] for name in ("all", "all_seed_2"))
     assert cells[:3] == ["All three", "pose", "33°"]
-    assert cells[3] == f"{metrics['all_paper'][key]:.2g}°"
-    assert cells[4] == f"**{sum(ours) / 2:.2g}° ({ours[1]:.2g}°)**"
-    assert cells[5] == f"{metrics['all'][f'{key}_limit']:.2g}°"
+    assert cells[3] == two_digits(metrics["all_paper"][key], "°")
+    assert cells[4] == f"**{two_digits(sum(ours) / 2, '°')} ({two_digits(ours[1], '°')})**"
+    assert cells[5] == two_digits(metrics["all"][f"{key}_limit"], "°")
     assert lines[3].split("|")[3].strip() == "not reached"
 
 
 def test_a_fixed_training_set_has_a_residual_of_its_own(metrics) -> None:
     assert metrics["all_paper"]["pose_residual_mean_deg_training"] > 0
-    assert "pose_residual_mean_deg_training" not in metrics["all"]
+    assert metrics["all_paper"]["epochs"] == 2.0
+    assert not {"pose_residual_mean_deg_training", "epochs"} & set(metrics["all"])
 
 
 def test_a_reference_run_is_kept_and_found_again(folder, metrics, monkeypatch) -> None:
@@ -113,9 +114,29 @@ def test_a_reference_run_is_kept_and_found_again(folder, metrics, monkeypatch) -
     assert reference.histories["less"][-1]["pose_residual"] == pytest.approx(
         metrics["less"]["pose_residual_mean_deg"], abs=1e-4
     )
-    assert {"commit", "date", "torch", "processor"} <= set(reference.made)
+    assert {"commit", "date", "torch", "device", "threads"} <= set(reference.made)
     with pytest.raises(ArtifactError, match="no reference run of profile 'other'"):
         load_reference("other")
+    (folder / "damaged.json").write_text('{"made": {}}')
+    with pytest.raises(ArtifactError, match="keys are missing"):
+        load_reference("damaged")
+
+
+def test_a_reference_run_is_of_the_books_protein(folder) -> None:
+    settings = load_profile(folder / "tiny.yaml", structure="adk_closed")
+    with pytest.raises(ArtifactError, match="of adk_open, the protein of the book, not of adk_closed"):
+        save_reference(settings, folder, folder / "other.json")
+
+
+def test_the_reference_run_of_the_book_is_whole() -> None:
+    """Every run of the profile is there, in the words of today, and every curve that a notebook draws."""
+    reference, settings = load_reference("full"), load_profile("full")
+    assert set(reference.metrics) == set(settings.runs)
+    for name in settings.runs:
+        assert settings.description(name).items() <= reference.metrics[name].items()
+        assert reference.metrics[name]["config_hash"] == settings.config_hash(name)
+    drawn = {n for n, run in reference.metrics.items() if run["task"] == "pose_amplitude"}
+    assert drawn <= set(reference.histories)
 
 
 def test_markdown_table() -> None:
@@ -173,8 +194,15 @@ def test_two_sidedness_is_drawn_beside_the_exact_one(tiny_fit) -> None:
     figure = plots.plot_two_sidedness(exact, {"guide": tiny_fit})
     figure.canvas.draw()
     truth, guide = figure.axes[0].lines
+    assert (guide.get_ydata() >= 0).all()
     assert truth.get_ydata().tolist() == pytest.approx([0.1, 0.0])
     assert list(guide.get_xdata()) == [12, 16]
+
+
+def test_sides_are_drawn_along_the_training(tiny_fit) -> None:
+    figure = plots.plot_sides({"guide": tiny_fit, "again": tiny_fit})
+    figure.canvas.draw()
+    assert {"guide", "again", "steps; K on top"} <= _texts(figure)
 
 
 def test_disagreements_show_image_crop_and_densities(tiny_fit) -> None:

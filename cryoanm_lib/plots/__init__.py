@@ -1,6 +1,6 @@
 """Every figure of the book, one function each, returning the Figure."""
 
-from cryoanm_lib.plots.components import plot_disagreements, plot_two_sidedness
+from cryoanm_lib.plots.components import plot_disagreements, plot_sides, plot_two_sidedness
 from cryoanm_lib.plots.images import (
     plot_conformations,
     plot_crop_levels,
@@ -66,6 +66,7 @@ __all__ = [
     "plot_residual_distributions",
     "plot_residuals",
     "plot_rings",
+    "plot_sides",
     "plot_spectrum",
     "plot_spring_energy",
     "plot_transition",

@@ -14,7 +14,7 @@ from cryoanm_lib.diagnostics import TWO_SIDED_WEIGHT, opposite_weight
 from cryoanm_lib.distributions import ProjectedNormalMixture
 from cryoanm_lib.experiment import Fit
 from cryoanm_lib.fourier import coefficients_to_image, crop_coefficients
-from cryoanm_lib.landscapes import pose_profiles
+from cryoanm_lib.landscapes import far_half_mass, pose_profiles
 from cryoanm_lib.plots.style import COLOURS, TRUTH_COLOUR, WIDTH, new_figure
 from cryoanm_lib.program import Particles, to_forward
 from cryoanm_lib.rotation import angle_to_unit_vector, unit_vector_to_angle
@@ -26,20 +26,21 @@ def plot_two_sidedness(exact: Mapping[int, Float[Tensor, "images"]], fits: Mappi
     Parameters
     ----------
     exact : mapping of int to Float[Tensor, "images"]
-        For each K the posterior mass that faces away from the highest peak, image by image.
+        For each K the posterior mass of the half circle that faces away from the highest peak, for the first
+        test images.
     fits : mapping of str to Fit
         Experiments that infer the pose in stages, by what to call them; the last stage at each K counts.
     """
     figure, axes = new_figure(1, 2, height=3.2)
     measures = (
-        (axes[0, 0], lambda mass: mass.mean().item(), "mean weight of the far side"),
+        (axes[0, 0], lambda mass: mass.mean().item(), "mean mass of the far side"),
         (axes[0, 1], lambda mass: (mass >= TWO_SIDED_WEIGHT).double().mean().item(), "two-sided images"),
     )
     curves = {"exact posterior": dict(exact)}
     for label, fit in fits.items():
         stages = fit.profile.stages(fit.name)
         curves[label] = {
-            stage.resolution: opposite_weight(snapshot)
+            stage.resolution: _far_mass_of_guide(snapshot, len(exact[stage.resolution]))
             for stage, snapshot in zip(stages, fit.snapshots, strict=True)
             if stage.resolution in exact
         }
@@ -51,6 +52,49 @@ def plot_two_sidedness(exact: Mapping[int, Float[Tensor, "images"]], fits: Mappi
         ax.set(xlabel="K", title=title, xticks=list(exact))
         ax.set_ylim(bottom=-0.02)
         ax.grid(axis="y", alpha=0.3)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def _far_mass_of_guide(snapshot: Mapping[str, Tensor], count: int) -> Float[Tensor, "images"]:
+    """The same mass under the guide's mixture, for the first images."""
+    angles = torch.arange(-180, 180, 1.0).deg2rad()
+    guide = ProjectedNormalMixture(snapshot["pose_logits"][:count], snapshot["pose_concentrations"][:count])
+    return far_half_mass(guide.log_prob(angle_to_unit_vector(angles)[:, None]).T)
+
+
+def plot_sides(fits: Mapping[str, Fit]) -> Figure:
+    """How the weight of opposite components and the share of flipped draws move during training.
+
+    Parameters
+    ----------
+    fits : mapping of str to Fit
+        Experiments that infer the pose, by what to call them.
+    """
+    figure, axes = new_figure(len(fits), 1, height=1.2 + 1.6 * len(fits))
+    for ax, (label, fit) in zip(axes[:, 0], fits.items(), strict=True):
+        steps = [record["total_steps"] for record in fit.history]
+        opposite = [record["pose_opposite_weight"] for record in fit.history]
+        flipped = [record["pose_flipped_fraction"] for record in fit.history]
+        ax.plot(steps, opposite, marker="o", markersize=3, label="weight of opposite components")
+        ax.plot(steps, flipped, marker="o", markersize=3, linestyle=":", label="flipped draws")
+        start = 0
+        for index, stage in enumerate(fit.profile.stages(fit.name)):
+            end = max(record["total_steps"] for record in fit.history if record["stage"] == index)
+            if index % 2 == 0:
+                ax.axvspan(start, end, color="0.93", zorder=0, linewidth=0)
+            place = ((start + end) / 2, 0.98)
+            ax.annotate(
+                str(stage.resolution),
+                place,
+                xycoords=("data", "axes fraction"),
+                ha="center",
+                va="top",
+                fontsize=8,
+            )
+            start = end
+        ax.set(title=label, ylabel="mean over images", ylim=(-0.03, 0.62))
+    axes[-1, 0].set_xlabel("steps; K on top")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 

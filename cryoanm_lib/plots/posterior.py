@@ -293,8 +293,8 @@ def plot_offsets(fits: Sequence[Fit], resolution: int, count: int = 60) -> Figur
     axes[0, 0].set(ylabel="log-likelihood\n(1000 nats)", title=f"the landscape at K = {resolution}")
     bins = np.linspace(-180, 180, 181)
     for number, fit in enumerate(fits):
-        angles = (unit_vector_to_angle(latents["pose"]) for latents in (fit.snapshots[-1], fit.truth))
-        errors = torch.rad2deg(wrap_angle(next(angles) - next(angles)))
+        found, true = (unit_vector_to_angle(latents["pose"]) for latents in (fit.snapshots[-1], fit.truth))
+        errors = torch.rad2deg(wrap_angle(found - true))
         style = {"color": COLOURS[number], "alpha": 0.7, "label": f"seed {fit.profile.seed_of(fit.name)}"}
         axes[1, 0].hist(errors.numpy(), bins=bins, weights=np.full(len(errors), 100 / len(errors)), **style)
     axes[1, 0].set(xlabel="predicted less true pose (°)", ylabel="images (%)", xlim=(-180, 180))

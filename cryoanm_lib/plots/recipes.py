@@ -35,7 +35,7 @@ def plot_headline(metrics: Mapping[str, Mapping], tasks: Sequence[str] | None = 
             shown = (runs["ours"] or runs["paper"])[0]
             if key in shown:
                 points["limit"].append((shown[f"{key}_limit"], row))
-                points["reported"] += [(v, row) for v in [shown[f"{key}_paper"]] if v is not None]
+                points["reported"] += [(v, row) for v in [shown.get(f"{key}_paper")] if v is not None]
         for row in range(len(found)):
             values = [value for drawn in points.values() for value, at in drawn if at == row]
             if values:
@@ -77,7 +77,7 @@ def plot_recipes(ours: Fit, papers: Fit) -> Figure:
             seconds, values = zip(*((r["seconds"], r[f"{latent}_residual"]) for r in history), strict=True)
             ax.loglog(seconds, values, marker="o", markersize=3, color=colour, label=label)
         ax.axhline(ours.metrics[f"{key}_limit"], color=TRUTH_COLOUR, linestyle="--", label="limit")
-        if (reported := ours.metrics[f"{key}_paper"]) is not None:
+        if (reported := ours.metrics.get(f"{key}_paper")) is not None:
             ax.axhline(reported, color=REPORTED, linestyle=":", label="paper reported")
         ax.set(xlabel="training time (s)", title=RESIDUAL_LABELS[latent])
         for along in "xy":
@@ -118,7 +118,7 @@ def plot_ablation(histories: Mapping[str, Sequence[Mapping]], limits: Mapping[st
 
 
 def plot_generalisation(metrics: Mapping[str, Mapping]) -> Figure:
-    """Residuals of fresh images against those of the images trained on, for runs with a fixed training set.
+    """Residuals of fresh images against those of the images trained on, by the paper's recipe.
 
     Parameters
     ----------
@@ -127,7 +127,8 @@ def plot_generalisation(metrics: Mapping[str, Mapping]) -> Figure:
     """
     figure, axes = new_figure(1, len(RESIDUAL_KEYS), height=2.7)
     for ax, (latent, key) in zip(axes[0], RESIDUAL_KEYS.items(), strict=True):
-        pairs = [(run[f"{key}_training"], run[key]) for run in metrics.values() if f"{key}_training" in run]
+        runs = [run for run in metrics.values() if run["recipe"] == "paper" and f"{key}_training" in run]
+        pairs = [(run[f"{key}_training"], run[key]) for run in runs]
         ax.scatter(*(zip(*pairs, strict=True) if pairs else ([], [])), color=PAPERS, s=24)
         span = [value for pair in pairs for value in pair] or [0.1, 1.0]
         low, high = 0.8 * min(span), 1.25 * max(span)

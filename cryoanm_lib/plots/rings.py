@@ -18,7 +18,7 @@ def plot_rings(program: CryoProgram, particles: Particles, index: int = 0, shown
     Parameters
     ----------
     program : CryoProgram
-        With a guide on rings that infers the pose.
+        With a guide on rings that infers the pose, in evaluation mode as of `load_fit`.
     particles : Particles
         Images, at the resolution of the guide or higher.
     index : int

@@ -45,6 +45,20 @@ def test_plans_every_fit_notebook_and_page(snakemake, checkout, name):
     }
 
 
+def test_notebooks_open_what_the_workflow_gives_them(checkout):
+    """A fit that a notebook opens and its row of the table lacks would be trained inside the notebook."""
+    table = (checkout / "workflow/rules/common.smk").read_text()
+    for path in sorted((checkout / "notebooks").glob("*.ipynb")):
+        text = "".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"])
+        opened = {
+            name for name in load_profile("laptop").runs if f'"{name}"' in text and "fit_or_load" in text
+        }
+        start = table.index(f'"{path.stem}"')
+        row = table[start : table.index("\n    ]" if "[\n" in table[start : start + 40] else "],", start)]
+        if "METRICS" not in row:
+            assert opened == {name for name in load_profile("laptop").runs if f'"{name}"' in row}, path.stem
+
+
 def test_structure_names_other_fits(snakemake):
     one, other = (
         made_by("fit", planned(snakemake("--summary", "--config", "profile=smoke", f"structure={structure}")))

@@ -9,9 +9,10 @@ from snakemake.exceptions import WorkflowError
 PROFILES = ("smoke", "laptop", "full", "paper")
 DEFAULTS = {"profile": "laptop", "structure": "adk_open"}
 
-# What each notebook shows: fits by the name of their experiment, or the table of all metrics.
+# What each notebook shows: fits by the name of their experiment, and files.
 # A notebook opens what it needs from results/; nothing else in the workflow depends on the pairing.
 METRICS = "results/metrics.json"
+REFERENCE = "cryoanm_lib/data/reference_full.json"
 NOTEBOOKS = {
     "01_anm": [],
     "02_projection": [],
@@ -29,13 +30,13 @@ NOTEBOOKS = {
         *("pose_then_amplitude", "pose_then_amplitude_paper"),
         *("joint", "joint_paper"),
     ],
-    "07_experiments": [METRICS],
-    "08_summary": [METRICS],
+    "07_experiments": [METRICS, REFERENCE],
+    "08_summary": [METRICS, REFERENCE],
 }
 
 # An edit of the library retrains. What is drawn and tabulated after training concerns the notebooks only.
-LIBRARY = sorted(str(p) for kind in ("*.py", "plots/*.py", "data/*.*") for p in Path("cryoanm_lib").glob(kind))
-AFTER_TRAINING = ("plots/", "tables", "landscapes", "reference", "data/reference")
+LIBRARY = sorted(str(p) for kind in ("*.py", "plots/*.py", "data/*.csv") for p in Path("cryoanm_lib").glob(kind))
+AFTER_TRAINING = ("plots/", "tables", "landscapes", "reference")
 TRAINING_SOURCES = [p for p in LIBRARY if not p.startswith(tuple(f"cryoanm_lib/{part}" for part in AFTER_TRAINING))]
 
 FIT_FILES = ("config.json", "metrics.json", "history.json", "weights.safetensors", "predictions.safetensors")
@@ -120,17 +121,19 @@ def discard_if_older(path, sources):
 
 def needs(notebook):
     """Files that must exist before this notebook is run."""
-    fits = [need for need in NOTEBOOKS[notebook] if need != METRICS]
+    files = [need for need in NOTEBOOKS[notebook] if need in (METRICS, REFERENCE)]
+    fits = [need for need in NOTEBOOKS[notebook] if need not in files]
     unknown = [name for name in fits if name not in EXPERIMENTS]
     if unknown:
         raise WorkflowError(
             f"notebook {notebook} needs experiment '{unknown[0]}', which config/{PROFILE}.yaml does not "
             f"define; it defines: {', '.join(EXPERIMENTS)}"
         )
-    return fit_files(*fits) + [need for need in NOTEBOOKS[notebook] if need == METRICS]
+    return fit_files(*fits) + files
 
 
 PROFILE, STRUCTURE = read_settings(config)
+PROFILE_FILES = sorted({"config/laptop.yaml", f"config/{PROFILE}.yaml"})  # the others are laid over the laptop's
 
 # Jobs use this very interpreter, its tools and its kernel, whatever else the machine has installed.
 TOOLS = str(Path(sys.executable).parent)

@@ -2,7 +2,7 @@ rule metrics:
     # Every headline number, one object an experiment, beside the paper's value.
     input:
         fit_files(*EXPERIMENTS),
-        f"config/{PROFILE}.yaml",
+        PROFILE_FILES,
     output:
         METRICS,
     log:

@@ -4,7 +4,7 @@ rule notebook:
     input:
         LIBRARY,
         as_file(STRUCTURE),
-        f"config/{PROFILE}.yaml",
+        PROFILE_FILES,
         lambda wildcards: needs(wildcards.notebook),
         notebook="notebooks/{notebook}.ipynb",
     output:
