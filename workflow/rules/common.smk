@@ -25,6 +25,7 @@ NOTEBOOKS = {
     "05_pseudo_symmetry": [
         *("pose_marching", "pose_one_component"),
         *("simulated_two_components", "simulated_one_component"),
+        REFERENCE,
     ],
     "06_joint_inference": [
         *("pose_then_amplitude", "pose_then_amplitude_paper"),
