@@ -6,7 +6,7 @@ Data flow from top to bottom, and a module imports from those above it alone:
     structure_files -> structure -> anm
     rotation, fourier -> projection, ctf -> forward -> likelihood
     distributions, encoders -> rings -> program -> objectives
-    diagnostics -> training
+    diagnostics -> exact, training
     storage, provenance -> checkpoint, configuration -> experiment -> reference
     landscapes, tables, plots
 """
@@ -16,15 +16,7 @@ ORDER = (
     *("errors", "settings", "structure_files", "structure", "anm"),
     *("rotation", "fourier", "projection", "ctf", "forward", "likelihood"),
     *("distributions", "encoders", "rings", "program", "objectives"),
-    *(
-        "diagnostics",
-        "training",
-        "storage",
-        "provenance",
-        "checkpoint",
-        "configuration",
-        "experiment",
-        "reference",
-    ),
+    *("diagnostics", "exact", "training"),
+    *("storage", "provenance", "checkpoint", "configuration", "experiment", "reference"),
     *("landscapes", "tables", "plots", "__main__"),
 )

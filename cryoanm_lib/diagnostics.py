@@ -120,6 +120,28 @@ def information_limit(
     resolution : int
         K.
     """
+    fisher = fisher_information(forward, truth, inferred, prior, noise, resolution)
+    deviation = torch.linalg.inv(fisher).diagonal(dim1=1, dim2=2).sqrt()
+    expected = 2 * deviation / math.sqrt(math.pi)
+    numbers = {"pose": 1, "amplitude": forward.n_modes, "defocus": 1}
+    names = [name for name in numbers if name in inferred]
+    widths = [numbers[name] for name in names]
+    limit = {name: part.mean(1) for name, part in zip(names, expected.split(widths, dim=1), strict=True)}
+    return limit | {"pose": torch.rad2deg(limit["pose"])} if "pose" in limit else limit
+
+
+def fisher_information(
+    forward: ForwardModel,
+    truth: Mapping[str, Tensor],
+    inferred: tuple[str, ...],
+    prior: Prior,
+    noise: float,
+    resolution: int,
+) -> Float[Tensor, "images unknowns unknowns"]:
+    """F = JᵀJ/σ² + prior precision in float64, by forward-mode derivatives; arguments as `information_limit`.
+
+    The unknowns stand in the order pose (radians), amplitudes, defocus, as far as they are inferred.
+    """
     sigma = cropped_noise(noise, resolution, forward.box_size)
     pose = unit_vector_to_angle(truth["pose"])
     amplitude, defocus = truth["amplitude"], truth["defocus"]
@@ -139,12 +161,7 @@ def information_limit(
         "defocus": torch.full_like(pose, prior.defocus_scale**-2),
     }
     precision = torch.stack([known[name] for name, _ in directions], dim=-1).double()
-    fisher = jacobian @ jacobian.transpose(1, 2) + torch.diag_embed(precision)
-    deviation = torch.linalg.inv(fisher).diagonal(dim1=1, dim2=2).sqrt()
-    expected = 2 * deviation / math.sqrt(math.pi)
-    columns = {name: [i for i, (label, _) in enumerate(directions) if label == name] for name in inferred}
-    limit = {name: expected[:, index].mean(1) for name, index in columns.items()}
-    return limit | {"pose": torch.rad2deg(limit["pose"])} if "pose" in limit else limit
+    return jacobian @ jacobian.transpose(1, 2) + torch.diag_embed(precision)
 
 
 def _pose_prior_precision(prior: Prior, pose: Float[Tensor, "images"]) -> Float[Tensor, "images"]:

@@ -210,7 +210,10 @@ def test_ranges_are_those_of_the_default_protein(tmp_path, capsys) -> None:
     (tmp_path / "metrics.json").write_text("{}")
     arguments = ["check", "--profile", "smoke", str(tmp_path / "metrics.json")]
     assert main(arguments) == 1
-    assert "pose_marching.pose_residual_mean_deg_limit is missing; expected 0.043 to 0.046" in capsys.readouterr().out
+    assert (
+        "pose_marching.pose_residual_mean_deg_limit is missing; expected 0.043 to 0.046"
+        in capsys.readouterr().out
+    )
     assert main([*arguments, "--structure", "adk_closed"]) == 0
     assert "no ranges are known for adk_closed" in capsys.readouterr().out
 
