@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cryoanm_lib.diagnostics import RESIDUAL_KEYS
@@ -51,7 +52,7 @@ def plot_headline(metrics: Mapping[str, Mapping], tasks: Sequence[str] | None = 
         ax.set(xscale="log", xlabel=RESIDUAL_LABELS[latent], yticks=range(len(found)))
         ax.set_yticklabels([_short(task) for task in found], fontsize=9)
         ax.set_ylim(len(found) - 0.5, -0.5)
-        plain_log_ticks(ax, "x")
+        plain_log_ticks(ax, "x", most=4)
         ax.grid(axis="x", alpha=0.3)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
@@ -104,17 +105,37 @@ def plot_ablation(histories: Mapping[str, Sequence[Mapping]], limits: Mapping[st
             seconds = [record["seconds"] for record in history]
             values = [record[f"{latent}_residual"] for record in history]
             ax.loglog(seconds, values, color=shade, linewidth=1.4, label=f"{number}  {label}")
-            ax.annotate(
-                str(number), (seconds[-1], values[-1]), xytext=(3, 0), textcoords="offset points",
-                fontsize=9, va="center", color=shade,
-            )  # fmt: skip
         ax.axhline(limit, color=TRUTH_COLOUR, linestyle="--", label="limit")
         ax.set(xlabel="training time (s)", title=RESIDUAL_LABELS[latent])
+        ax.set_xlim(right=1.6 * max(history[-1]["seconds"] for history in histories.values()))
+        _number_ends(
+            ax, [(h[-1]["seconds"], h[-1][f"{latent}_residual"]) for h in histories.values()], shades
+        )
         for along in "xy":
             plain_log_ticks(ax, along)
         ax.grid(axis="y", alpha=0.3)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
+
+
+def _number_ends(axes: Axes, ends: Sequence[tuple[float, float]], shades: Sequence) -> None:
+    """Write each curve's number beside its end, moved up where it would cover the one below."""
+    axes.set_ylim(top=2.0 * axes.get_ylim()[1])
+    low, high = np.log(axes.get_ylim())
+    gap, floor = 0.045 * (high - low), -np.inf
+    for number in sorted(range(len(ends)), key=lambda n: ends[n][1]):
+        seconds, value = ends[number]
+        floor = max(np.log(value), floor + gap)
+        axes.annotate(
+            str(number),
+            (seconds, np.exp(floor)),
+            xytext=(4, 0),
+            textcoords="offset points",
+            fontsize=9,
+            va="center",
+            color=shades[number],
+            annotation_clip=False,
+        )
 
 
 def plot_generalisation(metrics: Mapping[str, Mapping]) -> Figure:
