@@ -25,7 +25,7 @@ def stage_table(fit: Fit) -> str:
         total = max(record["total_steps"] for record in fit.history if record["stage"] == index)
         found = residuals(snapshot, fit.truth)
         row = [index + 1, stage.resolution, stage.objective.replace("_", " "), total - done]
-        row += [f"{found[name].mean():.2f}{_UNITS[name]}" for name in fit.program.inferred]
+        row += [two_digits(found[name].mean().item(), _UNITS[name]) for name in fit.program.inferred]
         row += [f"{100 * (found['pose'] > FLIP_DEGREES).double().mean():.1f} %"] if "pose" in found else []
         rows.append(row)
         done = total
@@ -45,7 +45,7 @@ def headline_table(metrics: Mapping[str, Mapping], tasks: Iterable[str] | None =
         Those to show; default all that either recipe was run on.
     """
     heading = ["experiment", "latent", "paper reported", "paper's recipe here", "our recipe", "limit"]
-    heading += ["training"]
+    heading += ["training (s)"]
     rows = []
     for runs in tasks_of(metrics, tasks).values():
         shown = (runs["ours"] or runs["paper"])[0]
@@ -111,7 +111,7 @@ def _of_seeds(runs: list[Mapping], key: str, unit: str) -> str:
 def _times(runs: Mapping[str, list[Mapping]]) -> str:
     """Median seconds of training, the paper's recipe before ours."""
     seconds = [[run["train_seconds"] for run in runs[recipe]] for recipe in ("paper", "ours")]
-    return " / ".join(f"{median(values):.0f} s" if values else "—" for values in seconds)
+    return " / ".join(f"{median(values):.0f}" if values else "—" for values in seconds)
 
 
 def two_digits(value: float, unit: str = "") -> str:

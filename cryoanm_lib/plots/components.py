@@ -142,10 +142,10 @@ def plot_disagreements(particles: Particles, fits: Mapping[str, Fit], stage: int
         for (label, density), colour in zip(densities.items(), COLOURS, strict=False):
             ax.plot(degrees, density[column], color=colour, linewidth=1.2, label=label)
         ax.set(xticks=[-180, 0, 180], yticks=[])
+        ax.set_xlabel("off by (°)", fontsize=10)
     axes[0, 0].set_ylabel("image")
     axes[1, 0].set_ylabel(f"at K = {resolution}")
     axes[2, 0].set_ylabel("density")
-    figure.supxlabel("angle from the true pose (°)", fontsize=11)
     figure.legend(*axes[2, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
