@@ -7,7 +7,7 @@ Data flow from top to bottom, and a module imports from those above it alone:
     rotation, fourier -> projection, ctf -> forward -> likelihood
     distributions, encoders -> rings -> program -> objectives
     diagnostics -> exact, training
-    storage, provenance -> checkpoint, configuration -> experiment -> reference
+    storage, provenance -> checkpoint, profile_files -> configuration -> experiment -> reference
     landscapes, tables, plots
 """
 
@@ -17,6 +17,6 @@ ORDER = (
     *("rotation", "fourier", "projection", "ctf", "forward", "likelihood"),
     *("distributions", "encoders", "rings", "program", "objectives"),
     *("diagnostics", "exact", "training"),
-    *("storage", "provenance", "checkpoint", "configuration", "experiment", "reference"),
+    *("storage", "provenance", "checkpoint", "profile_files", "configuration", "experiment", "reference"),
     *("landscapes", "tables", "plots", "__main__"),
 )

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import yaml
 
-from cryoanm_lib.configuration import DEFAULT_STRUCTURE, config_folder, load_profile
+from cryoanm_lib.configuration import DEFAULT_STRUCTURE, load_profile
 from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.experiment import check_metrics, fit, gather_metrics
+from cryoanm_lib.profile_files import config_folder
 from cryoanm_lib.reference import save_reference
 from cryoanm_lib.storage import load_json, save_json
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run, without pickle: tensors in safetensors, all else as JSON in its header."""
+"""Checkpoints of a training run, which run no code when read: safetensors, with JSON in the header."""
 
 import json
 from dataclasses import asdict, replace

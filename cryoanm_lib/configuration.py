@@ -10,13 +10,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from cryoanm_lib.anm import DEFAULT_CUTOFF, NormalModes, normal_modes
 from cryoanm_lib.encoders import CHANNELS, Pixels, Representation
 from cryoanm_lib.errors import ConfigurationError
 from cryoanm_lib.forward import ForwardModel
+from cryoanm_lib.profile_files import ONLY_IN_FILES, PROFILES, config_folder, read_profile
 from cryoanm_lib.program import CryoProgram, Prior
 from cryoanm_lib.rings import REFERENCES, Rings
 from cryoanm_lib.settings import Count, LatentName, Positive, Section
@@ -26,19 +26,11 @@ from cryoanm_lib.training import Stage
 #: The protein of the book, embedded in the library; the expected ranges of metrics are for it.
 DEFAULT_STRUCTURE = "adk_open"
 
-PROFILES = ("smoke", "laptop", "full", "paper")
-
-#: The profiles that others may be based on; they stand on their own.
-BASES = ("laptop",)
-
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # It names a folder.
 ExperimentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 MetricName = Literal["pose_residual_mean_deg", "amplitude_residual_mean", "defocus_residual_mean"]
 
-
-# Keys of a file that are worked off before the rest is checked: the profile below, and a place for anchors.
-ONLY_IN_FILES = ("based_on", "defaults")
 
 # What is said of an experiment, and does not change its result.
 DESCRIPTION = {"title", "task", "recipe", "paper", "paper_says"}
@@ -309,7 +301,7 @@ def load_profile(profile: str | Path, structure: str | None = None) -> Profile:
         raise ConfigurationError(
             f"profile {str(profile)!r} does not exist: choose from {PROFILES}, or give a path"
         )
-    content = {"name": path.stem} | _read_profile(path)
+    content = {"name": path.stem} | read_profile(path)
     content |= {} if structure is None else {"structure": str(structure)}
     try:
         # JSON and not the dictionary: its lists may become tuples although nothing else is coerced.
@@ -318,51 +310,6 @@ def load_profile(profile: str | Path, structure: str | None = None) -> Profile:
         raise ConfigurationError(_explain(path.name, error)) from None
     except TypeError as error:
         raise ConfigurationError(f"{path.name}: {error}: use text, numbers, lists and tables only") from None
-
-
-def _read_profile(path: Path) -> dict:
-    """The tables of a profile, laid over those of the one that it is based on."""
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path.name} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigurationError(f"{path.name} holds {type(content).__name__}, not a table of keys")
-    base, _ = (content.pop(key, None) for key in ONLY_IN_FILES)
-    if base is None:
-        return content
-    if base not in BASES or path.resolve() == (config_folder() / f"{base}.yaml").resolve():
-        raise ConfigurationError(
-            f"{path.name}: based_on = {base!r} is not usable: choose from {', '.join(BASES)}"
-        )
-    return _laid_over(_read_profile(config_folder() / f"{base}.yaml"), content)
-
-
-def _laid_over(below: dict, above: dict) -> dict:
-    """Two nested tables as one; where both have a value, the one above counts."""
-    both = {key: _laid_over(below[key], value) for key, value in above.items()
-            if isinstance(value, dict) and isinstance(below.get(key), dict)}  # fmt: skip
-    return below | above | both
-
-
-def config_folder() -> Path:
-    """The repository's `config/`, or the copy of it that an installed library carries."""
-    package = Path(__file__).resolve().parent
-    beside = package.parent / "config"
-    return beside if (beside / "laptop.yaml").is_file() else package / "config"
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one table, of which YAML would keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
 
 
 def _explain(file_name: str, error: ValidationError) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -110,8 +110,9 @@ def exact_posterior(
     names = tuple(name for name in LATENTS if name in program.inferred)
     lattice = _Lattice.covering(program, particles, resolution, names)
     for _ in range(40):
-        lattice = lattice.pruned()
-        wide = lattice.too_wide() | lattice.unsettled(tolerance)
+        fisher = lattice.fisher()
+        lattice = lattice.pruned(fisher)
+        wide = lattice.too_wide(fisher) | lattice.unsettled(tolerance)
         if not wide.any():
             return lattice.posterior()
         lattice = lattice.halved(wide)
@@ -153,7 +154,7 @@ class _Lattice:
         if not all((value == value[:1]).all() for value in given):
             return empty._evaluated(image, index, level)
         centre = low + (nodes + 0.5) * coarse
-        return _replaced(empty, log_joint=_of_templates(program, particles, resolution, names, centre))
+        return replace(empty, log_joint=_of_templates(program, particles, resolution, names, centre))
 
     @property
     def spacing(self) -> Float[Tensor, "images columns"]:
@@ -166,18 +167,18 @@ class _Lattice:
         return self.origin + (self.index + 0.5) * self.spacing[self.image]
 
     def _evaluated(self, image: Tensor, index: Tensor, level: Tensor) -> "_Lattice":
-        bare = _replaced(self, image=image, index=index, level=level)
+        bare = replace(self, image=image, index=index, level=level)
         centre = bare.centre
         parts = [
             _log_joint(self.program, self.particles, self.resolution, self.names, image[part], centre[part])
             for part in torch.arange(len(image)).split(_CHUNK)
         ]
-        return _replaced(bare, log_joint=torch.cat(parts))
+        return replace(bare, log_joint=torch.cat(parts))
 
     def _best(self) -> Float[Tensor, "images"]:
         return _max_of_each(self.log_joint, self.image, len(self.particles))
 
-    def _fisher(self) -> Float[Tensor, "images columns columns"]:
+    def fisher(self) -> Float[Tensor, "images columns columns"]:
         """Fisher information at the best cell of each image."""
         best = _argmax_of_each(self.log_joint, self.image, len(self.particles))
         here = _with_given(self.particles, self.image[best], self.centre[best], self.names)
@@ -186,29 +187,23 @@ class _Lattice:
             program.forward_model, here, self.names, program.prior, program.noise, self.resolution
         )
 
-    def pruned(self) -> "_Lattice":
+    def pruned(self, fisher: Tensor) -> "_Lattice":
         """Without the cells that cannot hold a peak near the height of the best."""
         half = self.spacing.double() / 2
-        rise = 0.5 * (self._fisher().abs() * half[:, :, None] * half[:, None, :]).sum((1, 2))
+        rise = 0.5 * (fisher.abs() * half[:, :, None] * half[:, None, :]).sum((1, 2))
         keep = self.log_joint + rise[self.image] >= (self._best() - NEGLIGIBLE)[self.image]
-        return _replaced(self, image=self.image[keep], index=self.index[keep], log_joint=self.log_joint[keep])
+        return replace(self, image=self.image[keep], index=self.index[keep], log_joint=self.log_joint[keep])
 
-    def too_wide(self) -> Tensor:
+    def too_wide(self, fisher: Tensor) -> Tensor:
         """For each image and column whether the cells are wider than the posterior."""
-        return self.spacing**2 * self._fisher().diagonal(dim1=1, dim2=2) > 1.0
+        return self.spacing**2 * fisher.diagonal(dim1=1, dim2=2) > 1.0
 
     def unsettled(self, tolerance: float) -> Tensor:
         """For each image, in all columns, whether the two halves of the lattice disagree on the evidence."""
         n_images, odd = len(self.particles), self.index.sum(-1) % 2 == 1
         halves = [_logsumexp_of_each(self.log_joint[h], self.image[h], n_images) for h in (odd, ~odd)]
         moved = (halves[0] - halves[1]).abs()
-        return (~(moved <= tolerance))[:, None].expand(-1, len(self.names_of_columns))
-
-    @property
-    def names_of_columns(self) -> list[str]:
-        """The latent that each column belongs to."""
-        widths = {"amplitude": self.program.forward_model.n_modes}
-        return [name for name in self.names for _ in range(widths.get(name, 1))]
+        return (~(moved <= tolerance))[:, None].expand_as(self.level)
 
     def halved(self, wide: Tensor) -> "_Lattice":
         """With cells cut in two along the columns that are marked for their image."""
@@ -228,10 +223,6 @@ class _Lattice:
         evidence = _logsumexp_of_each(weight, self.image, len(self.particles))
         mass = weight - evidence[self.image]
         return ExactPosterior(self.names, self.image, self.centre, spacing[self.image], mass, evidence)
-
-
-def _replaced(lattice: _Lattice, **changes: object) -> _Lattice:
-    return _Lattice(**({name: getattr(lattice, name) for name in lattice.__dataclass_fields__} | changes))
 
 
 def _spans(

@@ -87,11 +87,10 @@ def _folder(settings: Profile, results: Path, name: str) -> Path:
 
 def _kept(record: dict) -> dict:
     """Four decimals of what a figure needs."""
-    wanted = [key for key in record if key in HISTORY_KEYS or key.endswith(("_residual", "_fraction"))]
     return {
         key: round(value, 4) if isinstance(value, float) else value
         for key, value in record.items()
-        if key in wanted
+        if key in HISTORY_KEYS or key.endswith(("_residual", "_fraction"))
     }
 
 

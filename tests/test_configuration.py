@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cryoanm_lib.configuration import PROFILES, Profile, config_folder, load_profile
+from cryoanm_lib.configuration import Profile, load_profile
 from cryoanm_lib.diagnostics import RESIDUAL_KEYS
 from cryoanm_lib.errors import ConfigurationError
+from cryoanm_lib.profile_files import PROFILES, config_folder
 
 MINIMAL = {
     "experiments": {"one": {"title": "One", "infer": ["pose"], "stages": [{"resolution": 16, "steps": 5}]}}

@@ -89,7 +89,7 @@ def plot_recipes(ours: Fit, papers: Fit) -> Figure:
 
 
 def plot_ablation(histories: Mapping[str, Sequence[Mapping]], limits: Mapping[str, float]) -> Figure:
-    """Residual against training time as one recipe is turned into another, one change at a time.
+    """Residual against training time as one recipe is turned into another, change by change.
 
     Parameters
     ----------
