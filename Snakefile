@@ -3,7 +3,7 @@
 #   --config structure=adk_open|<PDB ID>|<path to a PDB or mmCIF file>   which protein
 #
 # fit (one per experiment) -> notebook (papermill) -> book (Jupyter Book)
-#                          -> metrics  -> check_metrics
+#     -> assess            -> metrics  -> check_metrics
 from snakemake.utils import min_version
 
 min_version("9.0")
@@ -14,11 +14,13 @@ include: "workflow/rules/common.smk"
 
 wildcard_constraints:
     experiment="|".join(EXPERIMENTS),
+    assessment="|".join(ASSESSED),
     digest="[0-9a-f]{8}",
     notebook="|".join(NOTEBOOKS),
 
 
 include: "workflow/rules/fit.smk"
+include: "workflow/rules/assess.smk"
 include: "workflow/rules/metrics.smk"
 include: "workflow/rules/notebook.smk"
 include: "workflow/rules/book.smk"

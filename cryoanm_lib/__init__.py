@@ -6,8 +6,10 @@ Data flow from top to bottom, and a module imports from those above it alone:
     structure_files -> structure -> anm
     rotation, fourier -> projection, ctf -> forward -> likelihood
     distributions, encoders -> rings -> program -> objectives
-    diagnostics -> exact, training
-    storage, provenance -> checkpoint, profile_files -> configuration -> experiment -> reference
+    unknowns -> information, templates -> exact
+    predictive, mixture, climb -> search -> refine, amortised -> calibration, referee
+    diagnostics -> training -> storage, provenance -> checkpoint
+    profile_files, sections -> configuration -> experiment -> assessment -> reference
     landscapes, tables, plots
 """
 
@@ -16,7 +18,9 @@ ORDER = (
     *("errors", "settings", "structure_files", "structure", "anm"),
     *("rotation", "fourier", "projection", "ctf", "forward", "likelihood"),
     *("distributions", "encoders", "rings", "program", "objectives"),
-    *("diagnostics", "exact", "training"),
-    *("storage", "provenance", "checkpoint", "profile_files", "configuration", "experiment", "reference"),
+    *("unknowns", "information", "templates", "exact"),
+    *("predictive", "mixture", "climb", "search", "refine", "amortised", "calibration", "referee"),
+    *("diagnostics", "training", "storage", "provenance", "checkpoint"),
+    *("profile_files", "sections", "configuration", "experiment", "assessment", "reference"),
     *("landscapes", "tables", "plots", "__main__"),
 )

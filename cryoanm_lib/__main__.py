@@ -1,4 +1,4 @@
-"""What Snakemake calls:  python -m cryoanm_lib fit | metrics | check | reference."""
+"""What Snakemake calls:  python -m cryoanm_lib fit | assess | metrics | check | reference."""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from cryoanm_lib.assessment import assess
 from cryoanm_lib.configuration import DEFAULT_STRUCTURE, load_profile
 from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.experiment import check_metrics, fit, gather_metrics
@@ -24,6 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     shared.add_argument("--results", type=Path, default=Path("results"))
     train = commands.add_parser("fit", parents=[shared], help="train one experiment")
     train.add_argument("experiment")
+    refined = commands.add_parser("assess", parents=[shared], help="refine and test a finished experiment")
+    refined.add_argument("assessment")
     commands.add_parser("metrics", parents=[shared], help="gather results/metrics.json")
     commands.add_parser("reference", parents=[shared], help="keep finished fits as the reference run")
     check = commands.add_parser("check", parents=[shared], help="compare metrics with their expected ranges")
@@ -38,6 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _fit(given: argparse.Namespace) -> int:
     fit(load_profile(given.profile, given.structure), given.experiment, given.results)
+    return 0
+
+
+def _assess(given: argparse.Namespace) -> int:
+    assess(load_profile(given.profile, given.structure), given.assessment, given.results)
     return 0
 
 
@@ -74,7 +82,7 @@ def _check(given: argparse.Namespace) -> int:
     return 1 if complaints else 0
 
 
-COMMANDS = {"fit": _fit, "metrics": _metrics, "check": _check, "reference": _reference}
+COMMANDS = {"fit": _fit, "assess": _assess, "metrics": _metrics, "check": _check, "reference": _reference}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,118 +12,32 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from cryoanm_lib.anm import DEFAULT_CUTOFF, NormalModes, normal_modes
-from cryoanm_lib.encoders import CHANNELS, Pixels, Representation
-from cryoanm_lib.errors import ConfigurationError
+from cryoanm_lib.anm import NormalModes, normal_modes
+from cryoanm_lib.errors import ConfigurationError, ForwardModelError
 from cryoanm_lib.forward import ForwardModel
+from cryoanm_lib.fourier import check_resolution
 from cryoanm_lib.profile_files import ONLY_IN_FILES, PROFILES, config_folder, read_profile
 from cryoanm_lib.program import CryoProgram, Prior
-from cryoanm_lib.rings import REFERENCES, Rings
-from cryoanm_lib.settings import Count, LatentName, Positive, Section
+from cryoanm_lib.sections import (
+    DESCRIPTION,
+    AssessmentSection,
+    CheckSection,
+    ExperimentName,
+    ExperimentSection,
+    GuideSection,
+    LengthSection,
+    ModelSection,
+    Seed,
+)
+from cryoanm_lib.settings import Count, LatentName, Section
 from cryoanm_lib.structure import Structure, load_structure, structure_file
 from cryoanm_lib.training import Stage
 
 #: The protein of the book, embedded in the library; the expected ranges of metrics are for it.
 DEFAULT_STRUCTURE = "adk_open"
 
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-# It names a folder.
-ExperimentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-MetricName = Literal["pose_residual_mean_deg", "amplitude_residual_mean", "defocus_residual_mean"]
-
-
-# What is said of an experiment, and does not change its result.
-DESCRIPTION = {"title", "task", "recipe", "paper", "paper_says"}
-
-
-class ModelSection(Section):
-    """The forward model, shared by all experiments."""
-
-    modes: Count = Field(1, description="normal modes along which the structure bends")
-    cutoff: Positive = Field(DEFAULT_CUTOFF, description="ANM cutoff in Å")
-    box_size: Annotated[int, Field(ge=8)] = Field(64, description="N, pixels along an edge of the image")
-    pixel_size: Positive = Field(1.0, description="Å per pixel")
-    atom_width: Annotated[float, Field(ge=0.1, allow_inf_nan=False)] = Field(
-        0.8, description="σ_a of a pseudo-atom, in pixels"
-    )
-    noise: Positive = Field(0.1, description="σ_n of a pixel")
-    projector: Literal["fourier", "separable", "sparse"] = Field("fourier", description="how to project")
-
-
-class GuideSection(Section):
-    """The guide of one experiment."""
-
-    components: Count = Field(2, description="projected normals in the pose's mixture")
-    stratified: bool = Field(True, description="sum over the mixture's components instead of sampling one")
-    upright: bool = Field(True, description="amplitude and defocus see the image turned back by the pose")
-    encoder: Literal["rings", "convolutional"] = Field("rings", description="how the networks see the image")
-    image_size: Annotated[int, Field(ge=8, multiple_of=2)] = Field(
-        32, description="pixels that the networks see along an edge"
-    )
-    references: Count = Field(REFERENCES, description="learned references of the pose's network; rings only")
-    channels: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
-        CHANNELS, description="widths of the double convolutions; convolutional only"
-    )
-
-    @model_validator(mode="after")
-    def _poolings_fit_the_image(self) -> "GuideSection":
-        smallest = 2 ** len(self.channels)
-        if self.encoder == "convolutional" and self.image_size % smallest:
-            raise ValueError(
-                f"image_size = {self.image_size} must be a multiple of {smallest}, since "
-                f"{len(self.channels)} poolings halve it"
-            )
-        return self
-
-    def representation(self) -> Representation:
-        """How the networks see the image."""
-        if self.encoder == "rings":
-            return Rings(self.image_size, self.references)
-        return Pixels(self.image_size, self.channels)
-
-
-class ExperimentSection(Section):
-    """One experiment: which latents are inferred, by which guide, trained how."""
-
-    title: str = Field(description="one line for tables and figures")
-    task: ExperimentName | None = Field(None, description="row of the summary; default its own name")
-    recipe: Literal["ours", "paper", "between"] = Field("ours", description="whose; its place in that row")
-    infer: Annotated[tuple[LatentName, ...], Field(min_length=1)] = Field(
-        description="latents inferred; others given"
-    )
-    prior: Prior | None = Field(None, description="in place of the profile's prior")
-    guide: GuideSection = GuideSection()
-    training_images: Count | None = Field(
-        None, description="a fixed set of this size; default: fresh ones each step"
-    )
-    batch_size: Count = Field(100, description="images a step")
-    stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = Field(description="the schedule")
-    seed: Seed | None = Field(None, description="in place of the profile's seed")
-    more_seeds: tuple[Seed, ...] = Field((), description="run again with these, as <name>_seed_<n>")
-    paper: dict[MetricName, Positive] = Field({}, description="values the paper reports, by metric")
-    paper_says: str = Field("", description="what the paper reports in words")
-
-    @model_validator(mode="after")
-    def _stages_train_what_is_inferred(self) -> "ExperimentSection":
-        for index, stage in enumerate(self.stages):
-            extra = set(stage.train or ()) - set(self.infer)
-            if extra:
-                raise ValueError(
-                    f"stages[{index}].train names {sorted(extra)}, which infer = {self.infer} does not"
-                )
-        if self.training_images is not None and self.training_images % self.batch_size:
-            raise ValueError(
-                f"training_images = {self.training_images} is no multiple of batch_size = {self.batch_size}"
-            )
-        return self
-
-
-class LengthSection(Section):
-    """How long to train, as a factor on the steps of every stage, by recipe."""
-
-    ours: Positive = Field(1.0, description="for our recipe")
-    paper: Positive = Field(1.0, description="for the paper's recipe")
-    between: Positive = Field(1.0, description="for what lies between them")
+# Settings that no fit depends on, and those that it takes from its own section.
+NOT_OF_A_FIT = {"name", "experiments", "assessments", "checks", "device", "prior", "length"}
 
 
 class Profile(Section):
@@ -145,6 +59,8 @@ class Profile(Section):
     experiments: Annotated[dict[ExperimentName, ExperimentSection], Field(min_length=1)] = Field(
         description="by name"
     )
+    assessments: dict[ExperimentName, AssessmentSection] = Field({}, description="by name")
+    checks: CheckSection = CheckSection()
 
     @model_validator(mode="after")
     def _resolutions_fit_the_box(self) -> "Profile":
@@ -186,9 +102,24 @@ class Profile(Section):
                 raise ValueError(f"experiments.{name} infers other latents than its task {task!r}")
         return self
 
+    @model_validator(mode="after")
+    def _assessments_are_of_experiments(self) -> "Profile":
+        runs = self.runs
+        for name, assessment in self.assessments.items():
+            if assessment.of not in runs:
+                raise ValueError(f"assessments.{name}.of = {assessment.of!r} is none of {', '.join(runs)}")
+            if name in runs:
+                raise ValueError(f"assessments.{name} has the name of an experiment: rename it")
+            if (resolution := assessment.resolution) is not None:
+                try:
+                    check_resolution(resolution, self.model.box_size)
+                except ForwardModelError as error:
+                    raise ValueError(f"assessments.{name}: {error}") from error
+        return self
+
     @property
     def noise(self) -> float:
-        """σ_n of a pixel."""
+        """σ_n of a pixel, where an experiment has none of its own."""
         return self.model.noise
 
     def load_structure(self) -> Structure:
@@ -212,7 +143,7 @@ class Profile(Section):
         return CryoProgram(
             self.forward_model(),
             self.prior_of(experiment),
-            self.noise,
+            self.noise_of(experiment),
             section.infer,
             **section.guide.model_dump(include={"components", "stratified", "upright"}),
             representation=section.guide.representation(),
@@ -256,6 +187,11 @@ class Profile(Section):
         own = self.experiment(experiment).prior
         return self.prior if own is None else own
 
+    def noise_of(self, experiment: str) -> float:
+        """σ_n of an experiment."""
+        own = self.experiment(experiment).noise
+        return self.noise if own is None else own
+
     def seed_of(self, experiment: str) -> int:
         """The seed that fixes an experiment."""
         own = self.experiment(experiment).seed
@@ -266,7 +202,7 @@ class Profile(Section):
 
         The device is not among them, nor is the code: Snakemake trains again when the library changes.
         """
-        content = self.model_dump(mode="json", exclude={"name", "experiments", "device", "prior", "length"})
+        content = self.model_dump(mode="json", exclude=NOT_OF_A_FIT)
         content["prior"] = self.prior_of(experiment).model_dump(mode="json")
         content["experiment"] = self.experiment(experiment).model_dump(
             mode="json", exclude={*DESCRIPTION, "prior", "seed", "more_seeds"}
@@ -274,11 +210,36 @@ class Profile(Section):
         content["seed"] = self.seed_of(experiment)
         if (path := structure_file(self.structure)) is not None and path.is_file():
             content["structure"] = hashlib.sha256(path.read_bytes()).hexdigest()
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+        return _digest(content)
 
     def artifact_path(self, experiment: str) -> Path:
         """Folder of an experiment's results, below the results folder."""
         return Path("fits", f"{experiment}-{self.config_hash(experiment)}")
+
+    def assessment(self, name: str) -> AssessmentSection:
+        """The section of an assessment, its resolution filled in."""
+        if name not in self.assessments:
+            raise ConfigurationError(
+                f"profile {self.name!r} has no assessment {name!r}; it has {', '.join(self.assessments)}"
+            )
+        section = self.assessments[name]
+        if section.resolution is not None:
+            return section
+        return section.model_copy(update={"resolution": self.stages(section.of)[-1].resolution})
+
+    def assessment_hash(self, name: str) -> str:
+        """Eight hexadecimal digits that change with every setting on which an assessment's result depends."""
+        section = self.assessment(name)
+        content = section.model_dump(exclude={"title"}) | self.checks.model_dump()
+        return _digest(content | {"fit": self.config_hash(section.of)})
+
+    def assessment_path(self, name: str) -> Path:
+        """Folder of an assessment's results, below the results folder."""
+        return Path("assessments", f"{name}-{self.assessment_hash(name)}")
+
+
+def _digest(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def load_profile(profile: str | Path, structure: str | None = None) -> Profile:
@@ -347,6 +308,8 @@ def _allowed_keys(parents: list) -> list[str]:
         "stages": Stage,
         "length": LengthSection,
         "experiments": ExperimentSection,
+        "assessments": AssessmentSection,
+        "checks": CheckSection,
     }
     named = [sections[part] for part in parents if part in sections]
     return sorted(named[-1].model_fields) if named else sorted([*Profile.model_fields, *ONLY_IN_FILES])

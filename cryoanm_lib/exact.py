@@ -1,29 +1,30 @@
 """The exact posterior of a few latents, on a lattice that is refined wherever probability may hide."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cryoanm_lib.diagnostics import fisher_information
-from cryoanm_lib.distributions import ProjectedNormal
 from cryoanm_lib.errors import CryoANMError
-from cryoanm_lib.fourier import crop_coefficients, to_real
-from cryoanm_lib.likelihood import cropped_noise, log_likelihood
-from cryoanm_lib.program import LATENTS, CryoProgram, Particles, Prior, to_forward
-from cryoanm_lib.rotation import angle_to_unit_vector
-
-#: Deviations of a prior that the lattice spans to either side.
-REACH = 6.0
+from cryoanm_lib.fourier import crop_coefficients
+from cryoanm_lib.information import fisher_information
+from cryoanm_lib.likelihood import log_likelihood
+from cryoanm_lib.program import CryoProgram, Particles
+from cryoanm_lib.templates import Lattice, Templates, coefficients_reusing, same_projection
+from cryoanm_lib.unknowns import Unknowns
 
 #: A cell that cannot rise to within this many nats of the best one is dropped.
-NEGLIGIBLE = 16.0
+NEGLIGIBLE = 14.0
 
-# Predictions that are held in memory at a time.
-_CHUNK = 4096
+# Cells whose densities are worked out at a time, and cells of the covering lattice that are held at a time.
+_CHUNK = 2048
+_HELD = 2**23
+
+# Steps in which a parabola is followed across a cell.
+_POINTS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,50 +33,84 @@ class ExactPosterior:
 
     Attributes
     ----------
-    inferred : tuple of str
-        The latents that were unknown; their numbers are the columns, a pose as an angle in radians.
+    program, particles, resolution : CryoProgram, Particles, int
+        Whose posterior it is.
     image : Int[Tensor, "cells"]
-        The image that a cell belongs to.
+        The image that a cell belongs to, in rising order.
     centre, spacing : Float[Tensor, "cells columns"]
-        The middle of a cell, and its edges.
+        The middle of a cell, and its edges; the columns are those of `Unknowns`.
     log_mass : Float[Tensor, "cells"]
         Logarithm of a cell's probability; they add up to one for each image.
+    slope, bend : Float[Tensor, "cells columns"]
+        First and second derivative of the log-density along each column, in units of the spacing.
     log_evidence : Float[Tensor, "images"]
         log p(image), the latents integrated out.
     """
 
-    inferred: tuple[str, ...]
+    program: CryoProgram
+    particles: Particles
+    resolution: int
     image: Int[Tensor, "cells"]
     centre: Float[Tensor, "cells columns"]
     spacing: Float[Tensor, "cells columns"]
     log_mass: Float[Tensor, "cells"]
+    slope: Float[Tensor, "cells columns"]
+    bend: Float[Tensor, "cells columns"]
     log_evidence: Float[Tensor, "images"]
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.log_evidence)
 
-    def sample(self, generator: torch.Generator | None = None) -> dict[str, Float[Tensor, "images ..."]]:
-        """One draw for each image: a cell by its probability, then a point within it; as of the guide."""
-        uniform = torch.rand(self.log_mass.shape, generator=generator, dtype=self.log_mass.dtype)
-        # The largest of log p + Gumbel noise is a draw from p.
-        race = self.log_mass - (-uniform.clamp(min=1e-300).log()).log()
-        winner = _argmax_of_each(race, self.image, len(self))
-        jitter = torch.rand(self.centre[winner].shape, generator=generator, dtype=self.centre.dtype) - 0.5
-        return _as_latents(self.centre[winner] + jitter * self.spacing[winner], self.inferred)
+    def sample(
+        self, count: int, generator: torch.Generator | None = None
+    ) -> dict[str, Float[Tensor, "draws images ..."]]:
+        """Draws for each image: a cell by its probability, then a point of it under the local parabola."""
+        at = (torch.arange(_POINTS, dtype=torch.float64) + 0.5) / _POINTS - 0.5
+        log_within = self.slope[..., None] * at + 0.5 * self.bend[..., None] * at**2
+        # A cell's mass is its density in the middle times what the parabolas add on the way to the edges.
+        mass = (self.log_mass + log_within.exp().mean(-1).log().sum(-1)).exp()
+        reached = mass.cumsum(0)
+        before, total = _before_and_total(reached, self.image, len(self))
+        uniform = torch.rand(count, len(self), generator=generator, dtype=torch.float64)
+        cell = torch.searchsorted(reached, before + uniform * total).clamp(max=len(reached) - 1)
+        within = log_within[cell].softmax(-1).cumsum(-1)
+        uniform = torch.rand(*cell.shape, self.centre.shape[-1], 2, generator=generator, dtype=torch.float64)
+        point = (within < uniform[..., :1]).sum(-1).clamp(max=_POINTS - 1)
+        place = (point + uniform[..., 1]) / _POINTS - 0.5
+        unknowns = Unknowns.of(self.program)
+        drawn = unknowns.latents(unknowns.wrapped(self.centre[cell] + place * self.spacing[cell]))
+        return {name: value.to(self.program.forward_model.reference) for name, value in drawn.items()}
+
+    @torch.no_grad()
+    def log_density(self, latents: Mapping[str, Tensor]) -> Float[Tensor, "*draws images"]:
+        """log p(latents | image), by the model itself."""
+        return self.program.log_joint(self.particles, latents, self.resolution) - self.log_evidence
 
     def mean(self) -> dict[str, Float[Tensor, "images ..."]]:
         """Posterior mean of each latent; of the pose the mean direction, a unit vector."""
         weight = self.log_mass.exp()[:, None]
-        latents = _as_latents(self.centre, self.inferred)
         means = {}
-        for name, value in latents.items():
+        for name, value in Unknowns.of(self.program).latents(self.centre).items():
             rows = value if value.ndim > 1 else value[:, None]
             mean = rows.new_zeros(len(self), rows.shape[1]).index_add(0, self.image, weight * rows)
             means[name] = mean if value.ndim > 1 else mean[:, 0]
         if "pose" in means:
             means["pose"] = torch.nn.functional.normalize(means["pose"], dim=-1)
         return means
+
+    @classmethod
+    def joined(cls, parts: Sequence["ExactPosterior"]) -> "ExactPosterior":
+        """The posterior of all images, from those of some."""
+        starts = torch.tensor([0, *(len(part) for part in parts[:-1])]).cumsum(0)
+        image = torch.cat([part.image + start for part, start in zip(parts, starts, strict=True)])
+        particles = Particles(
+            torch.cat([part.particles.coefficients for part in parts]),
+            {k: torch.cat([p.particles.latents[k] for p in parts]) for k in parts[0].particles.latents},
+        )
+        names = ("centre", "spacing", "log_mass", "slope", "bend", "log_evidence")
+        columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return replace(parts[0], particles=particles, image=image, **columns)
 
 
 @torch.no_grad()
@@ -94,7 +129,7 @@ def exact_posterior(
     Parameters
     ----------
     program : CryoProgram
-        Its model, prior and noise; the guide plays no part. Its projector must have forward-mode derivatives.
+        Its model, prior and noise; the guide plays no part.
     particles : Particles
         Images, and the latents that are given.
     resolution : int
@@ -107,91 +142,102 @@ def exact_posterior(
     CryoANMError
         If the evidence does not settle.
     """
-    names = tuple(name for name in LATENTS if name in program.inferred)
-    lattice = _Lattice.covering(program, particles, resolution, names)
+    templates = Templates(program, resolution)
+    held = max(1, _HELD // len(templates.lattice))
+    chunks = (particles[start : start + held] for start in range(0, len(particles), held))
+    return ExactPosterior.joined([_settled(_Cells.covering(templates, c), tolerance) for c in chunks])
+
+
+def _settled(cells: "_Cells", tolerance: float) -> ExactPosterior:
+    """Prune and halve until the two halves of the lattice agree."""
     for _ in range(40):
-        fisher = lattice.fisher()
-        lattice = lattice.pruned(fisher)
-        wide = lattice.too_wide(fisher) | lattice.unsettled(tolerance)
+        fisher = cells.fisher()
+        cells = cells.pruned(fisher)
+        wide = cells.too_wide(fisher) | cells.unsettled(tolerance)
         if not wide.any():
-            return lattice.posterior()
-        lattice = lattice.halved(wide)
+            return cells.posterior()
+        cells = cells.halved(wide)
     raise CryoANMError(
-        f"the evidence has not settled to {tolerance} nats at K = {resolution}: allow a larger tolerance"
+        f"the evidence has not settled to {tolerance} nats at K = {cells.resolution}: allow a larger "
+        "tolerance"
     )
 
 
 @dataclass(frozen=True, eq=False)
-class _Lattice:
+class _Cells:
     """Cells of all images, with the log-joint density at their centres."""
 
     program: CryoProgram
     particles: Particles
     resolution: int
-    names: tuple[str, ...]
+    lattice: Lattice
     image: Int[Tensor, "cells"]
     index: Int[Tensor, "cells columns"]
     level: Int[Tensor, "images columns"]
-    origin: Float[Tensor, "columns"]
-    coarse: Float[Tensor, "columns"]
     log_joint: Float[Tensor, "cells"]
 
     @classmethod
-    def covering(
-        cls, program: CryoProgram, particles: Particles, resolution: int, names: tuple[str, ...]
-    ) -> "_Lattice":
-        """The coarsest lattice, over the whole circle and `REACH` deviations of the other priors."""
-        spans, counts = _spans(program, resolution, names)
-        low, high = spans.unbind(-1)
-        axes = [torch.arange(n) for n in counts]
-        nodes = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
-        image = torch.arange(len(particles)).repeat_interleave(len(nodes))
-        index = nodes.repeat(len(particles), 1)
-        level = torch.zeros(len(particles), len(counts), dtype=torch.long)
-        coarse = (high - low) / torch.tensor(counts)
-        empty = cls(program, particles, resolution, names, image, index, level, low, coarse, torch.empty(0))
-        given = [particles.latents[name] for name in LATENTS if name not in names]
-        if not all((value == value[:1]).all() for value in given):
-            return empty._evaluated(image, index, level)
-        centre = low + (nodes + 0.5) * coarse
-        return replace(empty, log_joint=_of_templates(program, particles, resolution, names, centre))
+    def covering(cls, templates: Templates, particles: Particles) -> "_Cells":
+        """The coarsest lattice for every image, without the cells that are out of the question."""
+        lattice, log_joint = templates.lattice, templates.log_joint(particles)
+        image, best = torch.arange(len(particles)), log_joint.argmax(1)
+        level = torch.zeros(len(particles), lattice.index.shape[1], dtype=torch.long)
+        peaks = cls(
+            *(templates.program, particles, templates.resolution, lattice),
+            *(image, lattice.index[best], level, log_joint[image, best]),
+        )
+        least = peaks._least(peaks.fisher())
+        image, cell = torch.nonzero(log_joint >= least[:, None], as_tuple=True)
+        return replace(peaks, image=image, index=lattice.index[cell], log_joint=log_joint[image, cell])
 
     @property
     def spacing(self) -> Float[Tensor, "images columns"]:
         """Edges of the cells of each image."""
-        return self.coarse * 0.5**self.level
+        return self.lattice.spacing * 0.5**self.level
 
     @property
     def centre(self) -> Float[Tensor, "cells columns"]:
         """Middles of the cells."""
-        return self.origin + (self.index + 0.5) * self.spacing[self.image]
+        return self.lattice.origin + (self.index + 0.5) * self.spacing[self.image]
 
-    def _evaluated(self, image: Tensor, index: Tensor, level: Tensor) -> "_Lattice":
-        bare = replace(self, image=image, index=index, level=level)
-        centre = bare.centre
-        parts = [
-            _log_joint(self.program, self.particles, self.resolution, self.names, image[part], centre[part])
-            for part in torch.arange(len(image)).split(_CHUNK)
-        ]
-        return replace(bare, log_joint=torch.cat(parts))
+    def _latents(self, which: Int[Tensor, "some"] | slice = slice(None)) -> dict[str, Tensor]:
+        """All latents at some of the cells."""
+        image, like = self.image[which], self.program.forward_model.reference
+        chosen = Unknowns.of(self.program).latents(self.centre[which].to(like))
+        return {name: value[image] for name, value in self.particles.latents.items()} | chosen
 
-    def _best(self) -> Float[Tensor, "images"]:
-        return _max_of_each(self.log_joint, self.image, len(self.particles))
+    def _evaluated(self) -> "_Cells":
+        """With log p(image, latents) worked out at each cell."""
+        program, model = self.program, self.program.forward_model
+        observed = crop_coefficients(self.particles.coefficients, self.resolution)
+        group = same_projection(program, self.index, self.image)
+        order = group.argsort()  # cells that share a projection stand together, whatever the chunk
+        log_joint = torch.empty(len(order), dtype=torch.float64)
+        latents = self._latents()
+        for part in order.split(_CHUNK):
+            here = {name: value[part] for name, value in latents.items()}
+            same = torch.unique(group[part], return_inverse=True)[1]
+            predicted = coefficients_reusing(program, here, same, self.resolution)
+            likelihood = log_likelihood(
+                observed[self.image[part]], predicted, program.noise, self.resolution, model.box_size
+            )
+            log_joint[part] = likelihood.double() + program.log_prior(here)
+        return replace(self, log_joint=log_joint)
 
     def fisher(self) -> Float[Tensor, "images columns columns"]:
         """Fisher information at the best cell of each image."""
         best = _argmax_of_each(self.log_joint, self.image, len(self.particles))
-        here = _with_given(self.particles, self.image[best], self.centre[best], self.names)
-        program = self.program
-        return fisher_information(
-            program.forward_model, here, self.names, program.prior, program.noise, self.resolution
-        )
+        return fisher_information(self.program, self._latents(best), self.resolution)
 
-    def pruned(self, fisher: Tensor) -> "_Lattice":
-        """Without the cells that cannot hold a peak near the height of the best."""
-        half = self.spacing.double() / 2
+    def _least(self, fisher: Tensor) -> Float[Tensor, "images"]:
+        """The density that a cell must have to hold a peak near the height of the best."""
+        half = self.spacing / 2
         rise = 0.5 * (fisher.abs() * half[:, :, None] * half[:, None, :]).sum((1, 2))
-        keep = self.log_joint + rise[self.image] >= (self._best() - NEGLIGIBLE)[self.image]
+        return _max_of_each(self.log_joint, self.image, len(self.particles)) - NEGLIGIBLE - rise
+
+    def pruned(self, fisher: Tensor) -> "_Cells":
+        """Without the cells that cannot hold a peak near the height of the best."""
+        keep = self.log_joint >= self._least(fisher)[self.image]
         return replace(self, image=self.image[keep], index=self.index[keep], log_joint=self.log_joint[keep])
 
     def too_wide(self, fisher: Tensor) -> Tensor:
@@ -205,7 +251,7 @@ class _Lattice:
         moved = (halves[0] - halves[1]).abs()
         return (~(moved <= tolerance))[:, None].expand_as(self.level)
 
-    def halved(self, wide: Tensor) -> "_Lattice":
+    def halved(self, wide: Tensor) -> "_Cells":
         """With cells cut in two along the columns that are marked for their image."""
         image, index = self.image, self.index
         for column in range(index.shape[1]):
@@ -214,120 +260,58 @@ class _Lattice:
             step[:, column] = 1
             doubled = torch.where(cut[:, None], index + step * index, index)
             image, index = torch.cat([image, image[cut]]), torch.cat([doubled, (doubled + step)[cut]])
-        return self._evaluated(image, index, self.level + wide.long())
+        return replace(self, image=image, index=index, level=self.level + wide.long())._evaluated()
 
     def posterior(self) -> ExactPosterior:
         """Normalised, image by image."""
-        spacing = self.spacing.to(self.log_joint)
-        weight = self.log_joint + spacing.log().sum(-1)[self.image]
-        evidence = _logsumexp_of_each(weight, self.image, len(self.particles))
-        mass = weight - evidence[self.image]
-        return ExactPosterior(self.names, self.image, self.centre, spacing[self.image], mass, evidence)
+        order = self.image.argsort(stable=True)
+        cells = replace(
+            self, image=self.image[order], index=self.index[order], log_joint=self.log_joint[order]
+        )
+        image, spacing = cells.image, cells.spacing[cells.image]
+        weight = cells.log_joint + spacing.log().sum(-1)
+        evidence = _logsumexp_of_each(weight, image, len(self.particles))
+        return ExactPosterior(
+            *(self.program, self.particles, self.resolution),
+            *(image, cells.centre, spacing, weight - evidence[image], *cells.parabolas(), evidence),
+        )
+
+    def parabolas(self) -> tuple[Float[Tensor, "cells columns"], Float[Tensor, "cells columns"]]:
+        """Slope and bend of the log-density across each cell, from its neighbours; 0 where one is missing."""
+        counts = (self.lattice.index.amax(0) + 1) * 2**self.level
+        key = self._key(self.index, counts)
+        sorted_key, order = key.sort()
+        slopes, bends = torch.zeros_like(self.centre), torch.zeros_like(self.centre)
+        for column, name in enumerate(Unknowns.of(self.program).columns):
+            heights, found = [], torch.ones(len(key), dtype=torch.bool)
+            for way in (-1, 1):
+                beside = self.index.clone()
+                beside[:, column] += way
+                if name == "pose":
+                    beside[:, column] %= counts[self.image, column]
+                wanted = self._key(beside, counts)
+                place = torch.searchsorted(sorted_key, wanted).clamp(max=len(key) - 1)
+                found &= sorted_key[place] == wanted
+                heights.append(self.log_joint[order[place]])
+            slopes[:, column] = torch.where(found, (heights[1] - heights[0]) / 2, 0.0)
+            bends[:, column] = torch.where(found, heights[1] - 2 * self.log_joint + heights[0], 0.0)
+        return slopes, bends
+
+    def _key(self, index: Int[Tensor, "cells columns"], counts: Tensor) -> Int[Tensor, "cells"]:
+        """One number for the position of each cell of each image, unlike any other's."""
+        key = self.image.clone()
+        for column, most in zip(index.unbind(-1), counts.amax(0), strict=True):
+            key = key * (most + 2) + column + 1  # one more on either side, where neighbours may be asked for
+        return key
 
 
-def _spans(
-    program: CryoProgram, resolution: int, names: tuple[str, ...]
-) -> tuple[Float[Tensor, "columns 2"], list[int]]:
-    """Ends of each column, and cells that let no atom move by more than half a pixel of the crop."""
-    model, prior = program.forward_model, program.prior
-    pixel = model.pixel_size * model.box_size / resolution
-    radius = model.reference[:, :2].norm(dim=-1).max().item()
-    farthest = model.modes.norm(dim=-1).amax(-1).tolist()
-    # Half a radian of the transfer function's phase at the highest frequency, for want of a pixel.
-    phase = 0.5 / (resolution / (2 * model.box_size)) ** 2
-    amplitude = REACH * prior.amplitude_scale
-    spans, steps = [], []
-    for name in names:
-        if name == "pose":
-            spans.append((-math.pi, math.pi))
-            steps.append(0.5 * pixel / radius)
-        elif name == "amplitude":
-            spans += [(-amplitude, amplitude)] * model.n_modes
-            steps += [0.5 * pixel / move for move in farthest]
-        else:
-            reach = REACH * prior.defocus_scale
-            spans.append((prior.defocus_mean - reach, prior.defocus_mean + reach))
-            steps.append(phase)
-    counts = [max(4, 2 * math.ceil((b - a) / step / 2)) for (a, b), step in zip(spans, steps, strict=True)]
-    return torch.tensor(spans, dtype=torch.float64), counts
-
-
-def _log_joint(
-    program: CryoProgram,
-    particles: Particles,
-    resolution: int,
-    names: tuple[str, ...],
-    image: Int[Tensor, "cells"],
-    centre: Float[Tensor, "cells columns"],
-) -> Float[Tensor, "cells"]:
-    """log p(image, latents) at points, one image each; what is given has no prior."""
-    model = program.forward_model
-    latents = _with_given(particles, image, centre, names)
-    predicted = model.coefficients(to_forward(latents), resolution)
-    observed = crop_coefficients(particles.coefficients, resolution)[image]
-    likelihood = log_likelihood(observed, predicted, program.noise, resolution, model.box_size)
-    return likelihood.double() + _log_prior(program.prior, latents, names)
-
-
-def _log_prior(prior: Prior, latents: Mapping[str, Tensor], names: tuple[str, ...]) -> Float[Tensor, "cells"]:
-    """Sum of the log-priors of the unknown latents."""
-    total = latents["pose"].new_zeros(len(latents["pose"]), dtype=torch.float64)
-    if "pose" in names:
-        like = latents["pose"].new_tensor(prior.pose_concentration)
-        total = total + ProjectedNormal(like).log_prob(latents["pose"])
-    if "amplitude" in names:
-        normal = torch.distributions.Normal(0.0, prior.amplitude_scale)
-        total = total + normal.log_prob(latents["amplitude"]).sum(-1)
-    if "defocus" in names:
-        normal = torch.distributions.Normal(prior.defocus_mean, prior.defocus_scale)
-        total = total + normal.log_prob(latents["defocus"])
-    return total
-
-
-def _of_templates(
-    program: CryoProgram,
-    particles: Particles,
-    resolution: int,
-    names: tuple[str, ...],
-    centre: Float[Tensor, "nodes columns"],
-) -> Float[Tensor, "cells"]:
-    """The same at all nodes for all images, where what is given is common to them: one matrix product.
-
-    |y - μ|² = |y|² - 2 y·μ + |μ|², relative to the node at which each image is likeliest.
-    """
-    model = program.forward_model
-    sigma = cropped_noise(program.noise, resolution, model.box_size)
-    first = torch.zeros(len(centre), dtype=torch.long)
-    latents = _with_given(particles, first, centre, names)
-    coefficients = [
-        model.coefficients(to_forward({name: value[part] for name, value in latents.items()}), resolution)
-        for part in torch.arange(len(centre)).split(_CHUNK)
-    ]
-    templates = to_real(torch.cat(coefficients), resolution) / sigma
-    observed = to_real(crop_coefficients(particles.coefficients, resolution), resolution) / sigma
-    relative = observed @ templates.T - 0.5 * templates.square().sum(-1)
-    alone = -0.5 * observed.double().square().sum(-1, keepdim=True)
-    constant = observed.shape[-1] * math.log(math.sqrt(2 * math.pi) * sigma)
-    likelihood = relative.double() + alone - constant
-    return (likelihood + _log_prior(program.prior, latents, names)).flatten()
-
-
-def _with_given(
-    particles: Particles, image: Int[Tensor, "points"], values: Tensor, names: tuple[str, ...]
-) -> dict[str, Tensor]:
-    """The latents at points: those that are given from the image, the others from the columns."""
-    like = particles.latents["pose"]
-    given = {name: particles.latents[name][image] for name in LATENTS if name not in names}
-    return given | {name: value.to(like) for name, value in _as_latents(values, names).items()}
-
-
-def _as_latents(values: Float[Tensor, "points columns"], names: tuple[str, ...]) -> dict[str, Tensor]:
-    """Columns by the latent's name: a unit vector for the pose."""
-    single = [name for name in names if name != "amplitude"]
-    widths = [1 if name in single else values.shape[-1] - len(single) for name in names]
-    parts = dict(zip(names, values.split(widths, dim=-1), strict=True))
-    converted = {"pose": lambda part: angle_to_unit_vector(part[:, 0]), "defocus": lambda part: part[:, 0]}
-    return {name: converted.get(name, lambda part: part)(part) for name, part in parts.items()}
+def _before_and_total(
+    reached: Float[Tensor, "cells"], image: Int[Tensor, "cells"], n_images: int
+) -> tuple[Float[Tensor, "images"], Float[Tensor, "images"]]:
+    """Of a running sum over cells in the order of their images: where each image starts, and its share."""
+    after = _max_of_each(reached, image, n_images)
+    before = torch.cat([after.new_zeros(1), after[:-1]])
+    return before, after - before
 
 
 def _max_of_each(values: Tensor, image: Tensor, n_images: int) -> Tensor:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from cryoanm_lib.checkpoint import flatten_snapshots, load_checkpoint, read_snapshots, save_checkpoint
 from cryoanm_lib.configuration import Profile, load_profile
-from cryoanm_lib.diagnostics import FLIP_DEGREES, RESIDUAL_KEYS, information_limit, residuals
+from cryoanm_lib.diagnostics import FLIP_DEGREES, RESIDUAL_KEYS, residuals
 from cryoanm_lib.errors import ArtifactError, ConfigurationError
+from cryoanm_lib.information import information_limit
 from cryoanm_lib.program import LATENTS, CryoProgram, Particles
 from cryoanm_lib.provenance import commit, processor
 from cryoanm_lib.storage import load_json, load_tensors, save_json, save_tensors, unusable
@@ -105,7 +106,10 @@ def fit(settings: Profile, name: str, results: Path, show_progress: bool = True)
         "config_hash": digest,
         "seed": settings.seed_of(name),
         **_headline(settings, name, trainer),
-        **_circumstances(trainer),
+        "test_images": len(trainer.test),
+        "train_seconds": trainer.progress.seconds,
+        "steps": trainer.progress.total_steps,
+        **circumstances(next(trainer.program.parameters()).device),
     }
     truth = {f"truth.{k}": v for k, v in trainer.truth.items()}
     save_tensors(folder / "weights.safetensors", trainer.program.encoders.state_dict(), config_hash=digest)
@@ -241,10 +245,8 @@ def _headline(settings: Profile, name: str, trainer: Trainer) -> dict[str, float
     found = residuals(trainer.progress.snapshots[-1], truth)
     # The networks look at no more than their own size: they cannot read better than this.
     seen = min(stage.resolution, section.guide.image_size)
-    # "fourier" whatever was trained with: a sparse tensor has no forward-mode derivative.
-    forward = settings.forward_model("fourier")
     limit, limit_seen = (
-        information_limit(forward, truth, section.infer, settings.prior_of(name), settings.noise, resolution)
+        information_limit(settings.program(name), truth, resolution)
         for resolution in (stage.resolution, seen)
     )
     headline: dict[str, float] = {"resolution": stage.resolution, "resolution_seen": seen}
@@ -266,15 +268,10 @@ def _headline(settings: Profile, name: str, trainer: Trainer) -> dict[str, float
     return headline
 
 
-def _circumstances(trainer: Trainer) -> dict:
-    """What the numbers cost, and where they were made."""
-    device = next(trainer.program.parameters()).device
-    cuda = device.type == "cuda"
+def circumstances(device: torch.device) -> dict:
+    """Where numbers were made, and by what."""
     return {
-        "test_images": len(trainer.test),
-        "train_seconds": trainer.progress.seconds,
-        "steps": trainer.progress.total_steps,
-        "device": torch.cuda.get_device_name(device) if cuda else processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "commit": commit(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -282,11 +279,17 @@ def _circumstances(trainer: Trainer) -> dict:
 
 
 def gather_metrics(settings: Profile, results: Path) -> dict[str, dict]:
-    """The metrics of every run of a profile by name, with the row and column of the summary it belongs to."""
-    return {
+    """The metrics of every run and assessment of a profile by name, with what tables say of it."""
+    fits = {
         name: load_json(results / settings.artifact_path(name) / "metrics.json") | settings.description(name)
         for name in settings.runs
     }
+    assessments = {
+        name: load_json(results / settings.assessment_path(name) / "metrics.json")
+        | {"title": section.title, "of": section.of, "recipe": "refined"}
+        for name, section in settings.assessments.items()
+    }
+    return fits | assessments
 
 
 def check_metrics(metrics: dict[str, dict], expected: dict[str, dict[str, list[float]]]) -> list[str]:

@@ -1,6 +1,7 @@
 """The forward model (Algorithm 1): latents in, images or Fourier coefficients out."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,11 @@ from torch import Tensor, nn
 from cryoanm_lib.ctf import ctf
 from cryoanm_lib.errors import ForwardModelError
 from cryoanm_lib.fourier import check_resolution, coefficients_to_image, half_plane_frequencies
-from cryoanm_lib.projection import PROJECTORS
+from cryoanm_lib.projection import PROJECTORS, fourier_slopes
 from cryoanm_lib.rotation import rotation_z
+
+#: Latents by which images have derivatives, in the order in which `ForwardModel.slopes` returns them.
+DIRECTIONS = ("pose", "amplitude", "defocus")
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,10 +215,60 @@ class ForwardModel(nn.Module):
         ForwardModelError
             If K is not usable with the box, or there is not one amplitude for each mode.
         """
-        frequencies = self.frequencies(resolution)
+        return ctf(latents.defocus, self.frequencies(resolution)) * self.projections(latents, resolution)
+
+    def projections(self, latents: Latents, resolution: int) -> Complex[Tensor, "*batch kept"]:
+        """Coefficients as they are before the microscope's transfer: the defocus plays no part."""
         project = PROJECTORS[self.projector]
-        projection = project(self.positions(latents), self.box_size, self.atom_width, resolution)
-        return ctf(latents.defocus, frequencies) * projection
+        return project(self.positions(latents), self.box_size, self.atom_width, resolution)
+
+    def slopes(
+        self, latents: Latents, resolution: int, along: Sequence[str]
+    ) -> tuple[Complex[Tensor, "*batch kept"], Complex[Tensor, "*batch directions kept"]]:
+        """Coefficients, and their derivatives by some of the latents, straight from the coordinates.
+
+        Parameters
+        ----------
+        latents : Latents
+            Of one image or a batch.
+        resolution : int
+            K, as for `coefficients`.
+        along : sequence of str
+            Directions in this order: "pose", a turn about z in radians; "amplitude", one for each mode;
+            "defocus".
+
+        Raises
+        ------
+        ForwardModelError
+            If K is not usable with the box, a direction is unknown, or there is not one amplitude for each
+            mode.
+        """
+        unknown = [name for name in along if name not in DIRECTIONS]
+        if unknown:
+            raise ForwardModelError(f"no derivative along {unknown}: choose from {', '.join(DIRECTIONS)}")
+        frequencies, positions = self.frequencies(resolution), self.positions(latents)
+        velocities = self._velocities(latents, positions, along)
+        projection, moved = fourier_slopes(positions, velocities, self.box_size, self.atom_width, resolution)
+        transfer = ctf(latents.defocus, frequencies)
+        slopes = [transfer[..., None, :] * moved]
+        if "defocus" in along:
+            squared = frequencies.square().sum(-1)
+            blurred = -squared * (latents.defocus[..., None] * squared).cos() * projection
+            slopes.append(blurred[..., None, :])
+        return transfer * projection, torch.cat(slopes, dim=-2)
+
+    def _velocities(
+        self, latents: Latents, positions: Float[Tensor, "*batch atoms 2"], along: Sequence[str]
+    ) -> Float[Tensor, "*batch directions atoms 2"]:
+        """Pixels that each atom moves on the detector along the directions that move atoms."""
+        directions = []
+        if "pose" in along:
+            x, y = (positions - latents.shifts[..., None, :]).unbind(-1)
+            directions.append(torch.stack([-y, x], dim=-1)[..., None, :, :])
+        if "amplitude" in along:
+            on_detector = latents.rotations[..., None, :2, :].transpose(-2, -1)
+            directions.append(self.modes @ on_detector / self.pixel_size)
+        return torch.cat(directions, dim=-3) if directions else positions[..., None, :0, :, :][..., :0, :, :]
 
     def images(self, latents: Latents, resolution: int | None = None) -> Float[Tensor, "*batch K K"]:
         """Noise-free images, K × K pixels (the whole box by default), contrast transfer included."""

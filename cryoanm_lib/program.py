@@ -1,6 +1,6 @@
 """The probabilistic program: the model p (Algorithm 1) and the guide q (Algorithm 2), side by side."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import pyro
@@ -16,10 +16,13 @@ from cryoanm_lib.encoders import Representation
 from cryoanm_lib.errors import ConfigurationError
 from cryoanm_lib.forward import ForwardModel, Latents
 from cryoanm_lib.fourier import coefficients_to_image, crop_coefficients, to_real
-from cryoanm_lib.likelihood import cropped_noise
+from cryoanm_lib.likelihood import cropped_noise, log_likelihood
 from cryoanm_lib.rings import Rings
 from cryoanm_lib.rotation import rotation_from_unit_vector
 from cryoanm_lib.settings import Finite, Positive, Section
+
+# Points at which images are predicted at a time: what they need should stay near the processor.
+_CHUNK = 512
 
 #: The latents of an image, in the order in which the guide draws them.
 LATENTS = ("pose", "amplitude", "defocus")
@@ -157,6 +160,50 @@ class CryoProgram(nn.Module):
             sigma = cropped_noise(self.noise, resolution, self.forward_model.box_size)
             pyro.sample("image", dist.Normal(to_real(predicted, resolution), sigma).to_event(1), obs=observed)
 
+    def log_prior(self, latents: Mapping[str, Tensor]) -> Float[Tensor, "*batch"]:
+        """Log-density in float64 of the latents that are inferred, before an image is seen."""
+        prior, log_density = self.prior, {}
+        like = self.forward_model.reference.double()
+        if "pose" in self.inferred:
+            pose = ProjectedNormal(like.new_tensor(prior.pose_concentration))
+            log_density["pose"] = pose.log_prob(latents["pose"].double())
+        if "amplitude" in self.inferred:
+            amplitude = dist.Normal(like.new_tensor(0.0), prior.amplitude_scale)
+            log_density["amplitude"] = amplitude.log_prob(latents["amplitude"]).sum(-1)
+        if "defocus" in self.inferred:
+            defocus = dist.Normal(like.new_tensor(prior.defocus_mean), prior.defocus_scale)
+            log_density["defocus"] = defocus.log_prob(latents["defocus"])
+        return sum(log_density.values())
+
+    def log_joint(
+        self, particles: Particles, latents: Mapping[str, Tensor], resolution: int
+    ) -> Float[Tensor, "*draws images"]:
+        """log p(image, latents) at resolution K, in float64; what is not inferred comes with the particles.
+
+        Parameters
+        ----------
+        particles : Particles
+            Images.
+        latents : mapping of str to Tensor
+            Those inferred, of each image, with any number of draws in front.
+        resolution : int
+            K.
+        """
+        n_images, model = len(particles), self.forward_model
+        chosen = {name: latents[name] for name in self.inferred}
+        draws = self.log_prior(chosen).shape[:-1]
+        observed = crop_coefficients(particles.coefficients, resolution)
+        flat = {name: value.flatten(0, len(draws)) for name, value in chosen.items()}
+        parts = []
+        for part in torch.arange(draws.numel() * n_images, device=observed.device).split(_CHUNK):
+            image = part % n_images
+            given = {name: value[image] for name, value in particles.latents.items()}
+            here = {name: value[part] for name, value in flat.items()}
+            predicted = model.coefficients(to_forward(given | here), resolution)
+            scored = log_likelihood(observed[image], predicted, self.noise, resolution, model.box_size)
+            parts.append(scored.double() + self.log_prior(here))
+        return torch.cat(parts).view(*draws, n_images)
+
     # ---------------------------------------------------------------- q: how it is read backwards
 
     def guide(self, particles: Particles, resolution: int) -> None:
@@ -228,15 +275,53 @@ class CryoProgram(nn.Module):
         Returns the draws by the latent's name, and where the pose is inferred "pose_logits" (images,
         components) and "pose_concentrations" (images, components, 2).
         """
+        return self._in_batches(self._sample_chunk, particles, resolution, batch_size)
+
+    @torch.no_grad()
+    def propose(
+        self, particles: Particles, resolution: int, batch_size: int = 500
+    ) -> dict[str, Float[Tensor, "images components ..."]]:
+        """The middle of what the guide says of each inferred latent, for each component of its mixture."""
+        return self._in_batches(self._propose_chunk, particles, resolution, batch_size)
+
+    def _in_batches(
+        self, answer: Callable, particles: Particles, resolution: int, batch_size: int
+    ) -> dict[str, Float[Tensor, "images ..."]]:
+        """What the guide answers, its networks set to be used and not trained, on the CPU."""
         modes = {encoder: encoder.training for encoder in self.encoders.values()}
         self.encoders.eval()
         chunks = [
-            self._sample_chunk(particles[start : start + batch_size], resolution)
+            answer(particles[start : start + batch_size], resolution)
             for start in range(0, len(particles), batch_size)
         ]
         for encoder, mode in modes.items():
             encoder.train(mode)
         return {name: torch.cat([chunk[name] for chunk in chunks]).cpu() for name in chunks[0]}
+
+    def _propose_chunk(self, particles: Particles, resolution: int) -> dict[str, Tensor]:
+        seen, poses = self.see(particles, resolution), particles.latents["pose"][:, None]
+        if "pose" in self.inferred:
+            poses = torch.nn.functional.normalize(self.pose_distribution(seen).concentrations, dim=-1)
+        of_component = []
+        for pose in poses.unbind(1):
+            upright = self.representation.turn_back(seen, pose) if self.upright else seen
+            middle = {"pose": pose}
+            if "amplitude" in self.inferred:
+                middle["amplitude"] = self.amplitude_distribution(upright).mean
+            if "defocus" in self.inferred:
+                middle["defocus"] = self.defocus_distribution(upright).mean
+            of_component.append(middle)
+        return {name: torch.stack([m[name] for m in of_component], dim=1) for name in self.inferred}
+
+    def guide_log_density(
+        self, particles: Particles, latents: Mapping[str, Tensor], resolution: int
+    ) -> Float[Tensor, "images"]:
+        """log q(latents | image) of one set of latents for each image."""
+        chosen = {name: latents[name] for name in self.inferred}
+        with poutine.condition(data=chosen):
+            trace = poutine.trace(self.guide).get_trace(particles, resolution)
+        trace.compute_log_prob()
+        return sum(trace.nodes[name]["log_prob"] for name in self.inferred)
 
     def _sample_chunk(self, particles: Particles, resolution: int) -> dict[str, Tensor]:
         sites = poutine.trace(self.guide).get_trace(particles, resolution).nodes

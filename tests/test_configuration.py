@@ -88,7 +88,10 @@ def test_a_file_of_the_name_of_its_base_may_be_based_on_it(tmp_path) -> None:
 def test_a_misspelt_key_is_answered_with_all_that_are_allowed(tmp_path) -> None:
     with pytest.raises(ConfigurationError, match=r"length.our: unknown key; allowed: between, ours, paper"):
         load_profile(write(tmp_path, changed("length", to={"our": 1.0})))
-    with pytest.raises(ConfigurationError, match=r"base_on: unknown key; allowed: based_on, chain, defaults"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"base_on: unknown key; allowed: assessments, based_on, chain, checks, defaults",
+    ):
         load_profile(write(tmp_path, changed("base_on", to="laptop")))
 
 

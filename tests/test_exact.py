@@ -6,9 +6,11 @@ import pyro
 import pytest
 import torch
 
-from cryoanm_lib.diagnostics import information_limit, residuals
-from cryoanm_lib.exact import ExactPosterior, exact_posterior
+from cryoanm_lib.calibration import ranks, uniformity
+from cryoanm_lib.diagnostics import residuals
+from cryoanm_lib.exact import exact_posterior
 from cryoanm_lib.fourier import crop_coefficients, to_real
+from cryoanm_lib.information import information_limit
 from cryoanm_lib.likelihood import cropped_noise, landscape
 from cryoanm_lib.program import Prior, to_forward
 from cryoanm_lib.rotation import unit_vector_to_angle
@@ -76,11 +78,8 @@ def test_with_no_information_the_posterior_is_the_prior(tiny_program) -> None:
     program = tiny_program(inferred=("pose", "amplitude", "defocus"), noise=100.0)
     pyro.set_rng_seed(3)
     posterior = exact_posterior(program, program.simulate(1, 16), 8)
-    generator = torch.Generator().manual_seed(0)
-    draws = [posterior.sample(generator) for _ in range(2000)]
-    amplitudes = torch.stack([draw["amplitude"][0, 0] for draw in draws])
-    defocus = torch.stack([draw["defocus"][0] for draw in draws])
-    poses = torch.stack([draw["pose"][0] for draw in draws])
+    draws = posterior.sample(2000, torch.Generator().manual_seed(0))
+    amplitudes, defocus, poses = draws["amplitude"][:, 0, 0], draws["defocus"][:, 0], draws["pose"][:, 0]
     assert amplitudes.std() == pytest.approx(3.0, abs=5 * 3.0 / math.sqrt(4000))
     assert defocus.std() == pytest.approx(3.0, abs=5 * 3.0 / math.sqrt(4000))
     assert defocus.mean() == pytest.approx(50.0, abs=5 * 3.0 / math.sqrt(2000))
@@ -94,19 +93,42 @@ def test_draws_are_as_far_from_the_truth_as_the_limit_says(tiny_program, inferre
     pyro.set_rng_seed(4)
     particles = program.simulate(40, 32)
     posterior = exact_posterior(program, particles, 32)
-    generator = torch.Generator().manual_seed(0)
-    found = [residuals(_as_float(posterior, generator), particles.latents) for _ in range(50)]
-    limit = information_limit(
-        program.forward_model, particles.latents, program.inferred, program.prior, program.noise, 32
-    )
+    found = residuals(posterior.sample(50, torch.Generator().manual_seed(0)), particles.latents)
+    limit = information_limit(program, particles.latents, 32)
     for name in inferred:
-        mean = torch.stack([draw[name] for draw in found]).mean(0)
         # Posterior mean and truth deviate by one draw each image: |normal| has a relative spread of 0.76.
-        assert (mean / limit[name]).mean() == pytest.approx(1.0, abs=5 * 0.5 / math.sqrt(40))
+        assert (found[name].mean(0) / limit[name]).mean() == pytest.approx(1.0, abs=5 * 0.5 / math.sqrt(40))
 
 
-def _as_float(posterior: ExactPosterior, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    return {name: value.float() for name, value in posterior.sample(generator).items()}
+@pytest.mark.parametrize("noise", [0.05, 0.6])
+def test_ranks_of_the_truth_among_draws_are_uniform(tiny_program, noise) -> None:
+    """Simulation-based calibration with 300 images: each p above 1e-4, a false alarm once in 3000 runs."""
+    program = tiny_program(inferred=("pose", "amplitude", "defocus"), noise=noise)
+    pyro.set_rng_seed(6)
+    particles = program.simulate(300, 16)
+    generator = torch.Generator().manual_seed(0)
+    draws = exact_posterior(program, particles, 16).sample(100, generator)
+    for rank in ranks(draws, particles.latents).values():
+        assert uniformity(rank[:, 0], 100, generator) > 1e-4
+
+
+def test_draws_have_the_shape_of_the_density(tiny_program) -> None:
+    """Cells as wide as the posterior itself must not blur it: deviation of 20 000 draws of a Gaussian.
+
+    Its standard error is 0.5 %; uniform draws within cells of one deviation would be 4 % too wide.
+    """
+    program = tiny_program(inferred=("amplitude",), noise=0.02)
+    pyro.set_rng_seed(7)
+    particles = program.simulate(1, 32)
+    posterior = exact_posterior(program, particles, 32)
+    drawn = posterior.sample(20_000, torch.Generator().manual_seed(0))["amplitude"][:, 0, 0].double()
+    fine = drawn.mean() + torch.linspace(-8, 8, 4001, dtype=torch.float64) * drawn.std()
+    density = posterior.log_density({"amplitude": fine[:, None, None].float()})[:, 0].exp()
+    mass = density / density.sum()
+    mean = (mass * fine).sum()
+    expected = (mass * (fine - mean) ** 2).sum().sqrt()
+    assert drawn.std().item() == pytest.approx(expected.item(), rel=0.025)
+    assert (density.sum() * (fine[1] - fine[0])).item() == pytest.approx(1.0, abs=0.02)
 
 
 def test_given_latents_that_differ_are_used_image_by_image(tiny_program) -> None:

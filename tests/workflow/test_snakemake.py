@@ -137,6 +137,6 @@ def test_jobs_never_share_a_core(probe, real, promised, threads):
 @pytest.mark.parametrize("pdb_id", ["1e10", "4ake"])
 def test_a_pdb_id_that_looks_like_a_number_stays_text(probe, pdb_id, monkeypatch):
     # Handed down as to a job, the folders need no structure, hence no network.
-    handed_down = json.dumps({"of": ["laptop", pdb_id], "folders": {}})
+    handed_down = json.dumps({"of": ["laptop", pdb_id], "fits": {}, "assessments": {}, "assessed": {}})
     monkeypatch.setenv("CRYOANM_ARTIFACTS", handed_down)
     assert f"structure '{pdb_id}'" in probe(2, "--config", f"structure={pdb_id}")

@@ -9,7 +9,7 @@ from snakemake.exceptions import WorkflowError
 PROFILES = ("smoke", "laptop", "full", "paper")
 DEFAULTS = {"profile": "laptop", "structure": "adk_open"}
 
-# What each notebook shows: fits by the name of their experiment, and files.
+# What each notebook shows: fits and assessments by their names, and files.
 # A notebook opens what it needs from results/; nothing else in the workflow depends on the pairing.
 METRICS = "results/metrics.json"
 REFERENCE = "cryoanm_lib/data/reference_full.json"
@@ -32,15 +32,34 @@ NOTEBOOKS = {
         *("joint", "joint_paper"),
     ],
     "07_experiments": [METRICS, REFERENCE],
-    "08_summary": [METRICS, REFERENCE],
+    "08_exact_posterior": [
+        *("pose_amplitude", "pose_amplitude_paper", "joint"),
+        *("pose_amplitude_refined", "joint_refined", "pose_amplitude_paper_refined"),
+        METRICS,
+    ],
+    "09_wrong_model": ["pose_amplitude"],
+    "10_summary": [METRICS, REFERENCE],
 }
 
-# An edit of the library retrains. What is drawn and tabulated after training concerns the notebooks only.
+# An edit of the library retrains. What tests a finished fit does not, nor what only draws and tabulates.
 LIBRARY = sorted(str(p) for kind in ("*.py", "plots/*.py", "data/*.csv") for p in Path("cryoanm_lib").glob(kind))
-AFTER_TRAINING = ("plots/", "tables", "landscapes", "reference")
-TRAINING_SOURCES = [p for p in LIBRARY if not p.startswith(tuple(f"cryoanm_lib/{part}" for part in AFTER_TRAINING))]
+ASSESSING = (
+    *("templates", "exact", "predictive", "mixture", "climb", "search", "refine", "amortised", "calibration"),
+    "assessment",
+)
+SHOWING = ("plots/", "tables", "landscapes", "reference", "referee", "transition")
+
+
+def sources(*parts):
+    """Files of the library whose names begin with one of these."""
+    return [path for path in LIBRARY if path.startswith(tuple(f"cryoanm_lib/{part}" for part in parts))]
+
+
+TRAINING_SOURCES = [path for path in LIBRARY if path not in sources(*ASSESSING, *SHOWING)]
+AFTER_TRAINING_SOURCES = sources(*ASSESSING)
 
 FIT_FILES = ("config.json", "metrics.json", "history.json", "weights.safetensors", "predictions.safetensors")
+ASSESSMENT_FILES = ("metrics.json", "posteriors.safetensors")
 BOOK = "book/_build/html/index.html"
 
 
@@ -86,14 +105,14 @@ def as_file(structure):
 
 
 def artifact_folders():
-    """Folder of each experiment's fit, below results/.
+    """Folder of each fit and each assessment, below results/, and which fit an assessment is of.
 
     Every job reads this file again. It takes the folders from the run that started it, which spares
     it the seconds that importing torch would cost.
     """
     handed_down = json.loads(os.environ.get("CRYOANM_ARTIFACTS", "{}"))
     if handed_down.get("of") == [PROFILE, STRUCTURE]:
-        return handed_down["folders"]
+        return handed_down
     sys.path.insert(0, os.getcwd())  # `snakemake` is a console script, which leaves this folder out
     from cryoanm_lib.configuration import load_profile
     from cryoanm_lib.errors import CryoANMError
@@ -103,14 +122,25 @@ def artifact_folders():
         setup.forward_model()  # a structure that cannot be used is one error now, and not one for each job
     except CryoANMError as error:
         raise WorkflowError(f"profile {PROFILE}, structure {STRUCTURE}: {error}") from None
-    folders = {name: setup.artifact_path(name).as_posix() for name in setup.runs}
-    os.environ.update(CRYOANM_ARTIFACTS=json.dumps({"of": [PROFILE, STRUCTURE], "folders": folders}))
-    return folders
+    handed_down = {
+        "of": [PROFILE, STRUCTURE],
+        "fits": {name: setup.artifact_path(name).as_posix() for name in setup.runs},
+        "assessments": {name: setup.assessment_path(name).as_posix() for name in setup.assessments},
+        "assessed": {name: section.of for name, section in setup.assessments.items()},
+    }
+    os.environ.update(CRYOANM_ARTIFACTS=json.dumps(handed_down))
+    return handed_down
 
 
 def fit_files(*experiments):
     """Everything that the fits of these experiments leave in results/fits/."""
-    return [f"results/{ARTIFACTS[name]}/{file}" for name in experiments for file in FIT_FILES]
+    return [f"results/{ARTIFACTS['fits'][name]}/{file}" for name in experiments for file in FIT_FILES]
+
+
+def assessment_files(*assessments):
+    """Everything that these assessments leave in results/assessments/."""
+    folders = ARTIFACTS["assessments"]
+    return [f"results/{folders[name]}/{file}" for name in assessments for file in ASSESSMENT_FILES]
 
 
 def discard_if_older(path, sources):
@@ -123,14 +153,15 @@ def discard_if_older(path, sources):
 def needs(notebook):
     """Files that must exist before this notebook is run."""
     files = [need for need in NOTEBOOKS[notebook] if need in (METRICS, REFERENCE)]
-    fits = [need for need in NOTEBOOKS[notebook] if need not in files]
-    unknown = [name for name in fits if name not in EXPERIMENTS]
+    runs = [need for need in NOTEBOOKS[notebook] if need not in files]
+    unknown = [name for name in runs if name not in (*EXPERIMENTS, *ASSESSED)]
     if unknown:
         raise WorkflowError(
-            f"notebook {notebook} needs experiment '{unknown[0]}', which config/{PROFILE}.yaml does not "
-            f"define; it defines: {', '.join(EXPERIMENTS)}"
+            f"notebook {notebook} needs '{unknown[0]}', which config/{PROFILE}.yaml does not define; it "
+            f"defines: {', '.join((*EXPERIMENTS, *ASSESSED))}"
         )
-    return fit_files(*fits) + files
+    fits, assessments = ([name for name in runs if name in known] for known in (EXPERIMENTS, ASSESSED))
+    return fit_files(*fits) + assessment_files(*assessments) + files
 
 
 PROFILE, STRUCTURE = read_settings(config)
@@ -149,4 +180,4 @@ if " " in sys.executable:  # Snakemake pastes it unquoted into the commands that
     sys.executable = Path(sys.executable).name
 
 ARTIFACTS = artifact_folders()
-EXPERIMENTS = tuple(ARTIFACTS)
+EXPERIMENTS, ASSESSED = tuple(ARTIFACTS["fits"]), ARTIFACTS["assessed"]

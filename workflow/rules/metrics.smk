@@ -1,7 +1,8 @@
 rule metrics:
-    # Every headline number, one object an experiment, beside the paper's value.
+    # Every headline number, one object an experiment or assessment, beside the paper's value.
     input:
         fit_files(*EXPERIMENTS),
+        assessment_files(*ASSESSED),
         PROFILE_FILES,
     output:
         METRICS,

@@ -1,0 +1,274 @@
+"""One assessment from a finished fit to an artifact: its images refined, and every error bar tested."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cryoanm_lib.amortised import GuidePosterior, elbo
+from cryoanm_lib.calibration import (
+    LEVELS,
+    Posterior,
+    central_level,
+    coverage,
+    credible_level,
+    ranks,
+    uniformity,
+)
+from cryoanm_lib.configuration import Profile, load_profile
+from cryoanm_lib.diagnostics import RESIDUAL_KEYS, residuals
+from cryoanm_lib.errors import ArtifactError
+from cryoanm_lib.exact import exact_posterior
+from cryoanm_lib.experiment import circumstances, draw_test_images, find_results, fit_or_load, load_fit
+from cryoanm_lib.information import information_limit, signal_to_noise
+from cryoanm_lib.predictive import predictive_p_value
+from cryoanm_lib.program import CryoProgram, Particles
+from cryoanm_lib.refine import SUSPICIOUS, RefinedPosterior, refine
+from cryoanm_lib.search import SEARCH_RESOLUTION, WideSearch
+from cryoanm_lib.storage import load_json, load_tensors, save_json, save_tensors
+
+#: The ways to a posterior that are compared, in the order of what they cost.
+METHODS = ("guide", "refined", "exact")
+
+#: A draw further from the truth than this many times the limit is an outlier, as one honest one in 15 000 is.
+OUTLIER = 5.0
+
+# What draws the posteriors' samples, whatever else a run draws.
+_DRAW_SEED = 3_000_000_019
+
+
+@dataclass(frozen=True, eq=False)
+class Assessment:
+    """A finished assessment.
+
+    Attributes
+    ----------
+    name : str
+        In the profile.
+    profile : Profile
+        The configuration that it came from.
+    metrics : dict
+        Headline numbers; those of the guide and of the exact posterior begin with their names.
+    truth : dict of Tensor
+        Latents that made the test images.
+    limit : dict of Tensor
+        The information limit of each image.
+    tested : dict of dict of Tensor
+        For each of `METHODS`, of the first images: "level", the smallest credible region with the truth in
+        it; "rank.<latent>" of the truth among draws; "draw.<latent>", one draw. "log_evidence" of refined and
+        exact, "elbo" of the guide. "surprise", "effective_share", "p_value" and "weighed" of the refined.
+    """
+
+    name: str
+    profile: Profile
+    metrics: dict
+    truth: dict[str, Tensor]
+    limit: dict[str, Tensor]
+    tested: dict[str, dict[str, Tensor]] = field(repr=False)
+
+
+def assess_or_load(
+    name: str, profile: str | Path = "laptop", structure: str | None = None, results: str | Path = "results"
+) -> Assessment:
+    """The artifact of an assessment if there is one of this very configuration, else made on the spot.
+
+    Parameters
+    ----------
+    name : str
+        An assessment of the profile.
+    profile : str or Path
+        Name or file of the profile.
+    structure : str, optional
+        Takes the place of the profile's structure.
+    results : str or Path
+        Folder of results; a relative one is looked up from the working directory and its parents.
+    """
+    settings, folder = load_profile(profile, structure), find_results(results)
+    if not (folder / settings.assessment_path(name) / "metrics.json").is_file():
+        fit_or_load(settings.assessment(name).of, profile, structure, folder)
+        assess(settings, name, folder)
+    return load_assessment(settings, name, folder)
+
+
+def assess(settings: Profile, name: str, results: Path) -> None:
+    """Refine the test images of a finished experiment, test the answers, and write the artifact."""
+    section, checks = settings.assessment(name), settings.checks
+    program = load_fit(settings, section.of, results).program
+    images, resolution = draw_test_images(settings, section.of), section.resolution
+    generator = torch.Generator().manual_seed(settings.seed_of(section.of) + _DRAW_SEED)
+    limit = information_limit(program, images.latents, resolution)
+    refined, speed = _timed_refinement(program, images, resolution, generator)
+    posteriors: dict[str, Posterior] = {
+        "guide": GuidePosterior(program, images[: checks.guide_images], resolution),
+        "refined": refined,
+    }
+    if section.exact:
+        posteriors["exact"] = exact_posterior(program, images[: checks.exact_images], resolution)
+    tested, metrics = {}, {}
+    for method, posterior in posteriors.items():
+        draws = posterior.sample(checks.draws, generator)
+        shown = {latent: value[: len(posterior)] for latent, value in images.latents.items()}
+        tested[method] = _tested(posterior, draws, shown)
+        prefix = "" if method == "refined" else f"{method}_"
+        found = _summary(draws, shown, limit, tested[method], generator)
+        metrics |= {f"{prefix}{key}": value for key, value in found.items()}
+    tested["refined"] |= _checks_of(refined, tested["refined"])
+    metrics |= _of_refinement(tested["refined"]) | {"images_per_second": speed}
+    if section.exact:
+        metrics |= _gaps(posteriors, tested, generator)
+    _save(settings, name, results, metrics, images, limit, tested)
+
+
+def load_assessment(settings: Profile, name: str, results: Path) -> Assessment:
+    """Read the artifact of an assessment.
+
+    Raises
+    ------
+    ArtifactError
+        If it is missing, damaged, or belongs to another configuration.
+    """
+    folder, expected = results / settings.assessment_path(name), settings.assessment_hash(name)
+    metrics = load_json(folder / "metrics.json")
+    tensors, of_tensors = load_tensors(folder / "posteriors.safetensors")
+    for found in (metrics, of_tensors):
+        if found.get("config_hash") != expected:
+            raise ArtifactError(
+                f"{folder} holds configuration {found.get('config_hash')}, not {expected}: delete the folder "
+                "and run the assessment again"
+            )
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        group, _, rest = key.partition(".")
+        groups.setdefault(group, {})[rest] = value
+    truth, limit = groups.pop("truth"), groups.pop("limit")
+    return Assessment(name, settings, metrics, truth, limit, {m: groups[m] for m in METHODS if m in groups})
+
+
+def _timed_refinement(
+    program: CryoProgram, images: Particles, resolution: int, generator: torch.Generator
+) -> tuple[RefinedPosterior, float]:
+    """The refined posterior, and images a second once templates exist."""
+    search = WideSearch(program, min(resolution, SEARCH_RESOLUTION))
+    search.starts(images[:1])
+    refine(program, images[:8], resolution, search=search)  # the first call pays for what torch sets up
+    start = time.perf_counter()
+    posterior = refine(program, images, resolution, search=search, generator=generator)
+    return posterior, len(images) / (time.perf_counter() - start)
+
+
+def _tested(
+    posterior: Posterior, draws: Mapping[str, Tensor], truth: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Level and ranks of the truth, and one draw, image by image."""
+    found = {"level": credible_level(posterior, draws, truth)}
+    found |= {f"rank.{latent}": rank for latent, rank in ranks(draws, truth).items()}
+    return found | {f"draw.{latent}": value[0].contiguous() for latent, value in draws.items()}
+
+
+def _summary(
+    draws: Mapping[str, Tensor],
+    truth: Mapping[str, Tensor],
+    limit: Mapping[str, Tensor],
+    tested: Mapping[str, Tensor],
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """Residuals beside the limit, outliers, coverage, and the uniformity of ranks."""
+    away = residuals(draws, truth)
+    n_draws, n_images = next(iter(away.values())).shape
+    found: dict[str, float] = {}
+    outlier = torch.zeros(n_images, dtype=torch.bool)
+    for latent, value in away.items():
+        own = limit[latent][:n_images]
+        found[RESIDUAL_KEYS[latent]] = value.mean().item()
+        found[f"{RESIDUAL_KEYS[latent]}_limit"] = own.mean().item()
+        found[f"{latent}_residual_over_limit"] = (value.double().mean() / own.mean()).item()
+        outlier |= value[0] > OUTLIER * own
+        rank = tested[f"rank.{latent}"]
+        each = [uniformity(column, n_draws, generator) for column in rank.unbind(-1)]
+        found[f"sbc_p_{latent}"] = min(
+            1.0, min(each) * len(each)
+        )  # of several modes the worst, by Bonferroni
+        for level in LEVELS:
+            inside = coverage(central_level(rank).flatten(), level, n_draws)
+            found[f"{latent}_coverage_{100 * level:.0f}"] = inside
+    found["outlier_fraction"] = outlier.double().mean().item()
+    found["images"] = n_images
+    for level in LEVELS:
+        found[f"coverage_{100 * level:.0f}"] = coverage(tested["level"], level, n_draws)
+    return found
+
+
+def _checks_of(posterior: RefinedPosterior, tested: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the refinement says of itself, and the predictive check at one draw."""
+    draw = {key.removeprefix("draw."): value for key, value in tested.items() if key.startswith("draw.")}
+    return {
+        "log_evidence": posterior.log_evidence,
+        "effective_share": posterior.effective_share,
+        "weighed": posterior.weighed,
+        "surprise": posterior.surprise,
+        "p_value": predictive_p_value(posterior.program, posterior.particles, draw, posterior.resolution),
+    }
+
+
+def _of_refinement(refined: Mapping[str, Tensor]) -> dict[str, float]:
+    """The same in a few numbers."""
+    return {
+        "effective_share_median": refined["effective_share"].median().item(),
+        "effective_share_min": refined["effective_share"].min().item(),
+        "weighed_fraction": refined["weighed"].double().mean().item(),
+        "alarm_fraction": (refined["p_value"] < SUSPICIOUS).double().mean().item(),
+        "predictive_p": uniformity(refined["p_value"], 10**9),
+    }
+
+
+def _gaps(
+    posteriors: Mapping[str, Posterior], tested: dict[str, dict[str, Tensor]], generator: torch.Generator
+) -> dict[str, float]:
+    """Exact log-evidence less the ELBO and less the refined one, on the images that have all of them."""
+    exact, guide = posteriors["exact"], posteriors["guide"]
+    count = min(len(exact), len(guide))
+    bound, error = elbo(
+        GuidePosterior(guide.program, guide.particles[:count], guide.resolution), generator=generator
+    )
+    tested["guide"] |= {"elbo": bound, "elbo_error": error}
+    tested["exact"]["log_evidence"] = exact.log_evidence
+    gap = exact.log_evidence[:count] - bound
+    off = exact.log_evidence - tested["refined"]["log_evidence"][: len(exact)]
+    return {
+        "elbo_gap_mean": gap.mean().item(),
+        "elbo_gap_median": gap.median().item(),
+        "evidence_error_median": off.abs().median().item(),
+        "evidence_error_max": off.abs().max().item(),
+    }
+
+
+def _save(
+    settings: Profile,
+    name: str,
+    results: Path,
+    metrics: dict,
+    images: Particles,
+    limit: Mapping[str, Tensor],
+    tested: Mapping[str, Mapping[str, Tensor]],
+) -> None:
+    """Write the artifact, the metrics last: where they stand, it is whole."""
+    section, digest = settings.assessment(name), settings.assessment_hash(name)
+    folder, program = results / settings.assessment_path(name), settings.program(section.of)
+    tensors = {f"truth.{latent}": value for latent, value in images.latents.items()}
+    tensors |= {f"limit.{latent}": value for latent, value in limit.items()}
+    tensors |= {f"{method}.{key}": v for method, found in tested.items() for key, v in found.items()}
+    about = {
+        "profile": settings.name,
+        "structure": settings.structure,
+        "config_hash": digest,
+        "seed": settings.seed_of(section.of),
+        "resolution": section.resolution,
+        "noise": program.noise,
+        "snr": signal_to_noise(program, images.latents).mean().item(),
+        "test_images": len(images),
+    }
+    save_tensors(folder / "posteriors.safetensors", tensors, config_hash=digest)
+    save_json(folder / "metrics.json", about | metrics | circumstances(torch.device("cpu")))

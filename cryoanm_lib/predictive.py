@@ -1,0 +1,100 @@
+"""Does the answer explain the image?  What is left without the prediction, against what noise leaves."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryoanm_lib.fourier import crop_coefficients, half_plane_frequencies, to_real
+from cryoanm_lib.likelihood import cropped_noise
+from cryoanm_lib.program import CryoProgram, Particles, to_forward
+
+
+def standard_residual(
+    program: CryoProgram, particles: Particles, latents: Mapping[str, Tensor], resolution: int
+) -> Float[Tensor, "images dof"]:
+    """Observed less predicted crop in units of the noise, in the basis of `to_real`: normal if right.
+
+    Parameters
+    ----------
+    program : CryoProgram
+        The model.
+    particles : Particles
+        Images, and the latents that are given.
+    latents : mapping of str to Tensor
+        One set of those inferred for each image.
+    resolution : int
+        K.
+    """
+    model = program.forward_model
+    chosen = {name: latents[name] for name in program.inferred}
+    predicted = model.coefficients(to_forward({**particles.latents, **chosen}), resolution)
+    left = crop_coefficients(particles.coefficients, resolution) - predicted
+    return to_real(left, resolution) / cropped_noise(program.noise, resolution, model.box_size)
+
+
+def predictive_p_value(
+    program: CryoProgram, particles: Particles, latents: Mapping[str, Tensor], resolution: int
+) -> Float[Tensor, "images"]:
+    """How often noise alone leaves a squared residual as large as that of a posterior draw.
+
+    |r|² is χ² with a degree of freedom for each value of the crop. At a draw from the exact posterior this
+    is uniform over images, because (image, draw) and (image, truth) are then alike; a small value says that
+    the model cannot explain the image.
+
+    Parameters
+    ----------
+    program : CryoProgram
+        The model.
+    particles : Particles
+        Images, and the latents that are given.
+    latents : mapping of str to Tensor
+        One posterior draw for each image.
+    resolution : int
+        K.
+    """
+    residual = standard_residual(program, particles, latents, resolution).double()
+    return chi_square_tail(residual.square().sum(-1), residual.shape[-1])
+
+
+def ring_p_values(
+    program: CryoProgram, particles: Particles, latents: Mapping[str, Tensor], resolution: int
+) -> Float[Tensor, "images rings"]:
+    """The same for each ring of frequencies |k| alone, rounded to integers: where the model fails.
+
+    Parameters
+    ----------
+    program : CryoProgram
+        The model.
+    particles : Particles
+        Images, and the latents that are given.
+    latents : mapping of str to Tensor
+        One posterior draw for each image.
+    resolution : int
+        K.
+    """
+    residual = standard_residual(program, particles, latents, resolution).double()
+    ring = _rings(resolution)
+    squared = residual.new_zeros(len(residual), int(ring.max()) + 1).index_add(1, ring, residual.square())
+    return chi_square_tail(squared, torch.bincount(ring))
+
+
+def _rings(resolution: int) -> Int[Tensor, "dof"]:
+    """The ring of every value of the crop: real and imaginary parts side by side, but for k = 0."""
+    ring = half_plane_frequencies(resolution).norm(dim=-1).round().long()
+    return torch.cat([ring[:1], ring[1:].repeat_interleave(2)])
+
+
+def chi_square_tail(
+    value: Float[Tensor, "*batch"], degrees: int | Int[Tensor, "*#batch"]
+) -> Float[Tensor, "*batch"]:
+    """Probability that a χ² variable exceeds a value.
+
+    Examples
+    --------
+    >>> [f"{p:.2f}" for p in chi_square_tail(torch.tensor([0.0, 3.84]), 1)]
+    ['1.00', '0.05']
+    """
+    half = torch.as_tensor(degrees, dtype=value.dtype) / 2
+    return torch.special.gammaincc(half.expand_as(value), value / 2)

@@ -1,0 +1,92 @@
+"""Referees that know of no lattice and no peak: Pyro's NUTS, and a classifier that tells samples apart."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.infer import MCMC, NUTS
+from sklearn.model_selection import cross_val_score
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from cryoanm_lib.program import CryoProgram, Particles
+from cryoanm_lib.unknowns import Unknowns
+
+
+def nuts_draws(
+    program: CryoProgram,
+    particles: Particles,
+    resolution: int,
+    start: Mapping[str, Tensor],
+    count: int = 500,
+    warmup: int = 200,
+    seed: int = 0,
+) -> dict[str, Float[Tensor, "draws 1 ..."]]:
+    """Draws from the posterior of one image by the No-U-Turn Sampler, on the density of Pyro's model.
+
+    A single chain does not cross between peaks: it judges the peak that it starts on.
+
+    Parameters
+    ----------
+    program : CryoProgram
+        Its model; the guide plays no part. Best in float64.
+    particles : Particles
+        One image.
+    resolution : int
+        K.
+    start : mapping of str to Tensor
+        Latents to start from, in columns.
+    count, warmup : int
+        Draws kept, and steps before them that set step size and metric.
+    seed : int
+        Of the chain.
+    """
+    unknowns = Unknowns.of(program)
+
+    def potential(position: Mapping[str, Tensor]) -> Tensor:
+        latents = unknowns.latents(position["columns"] * scale + origin)
+        with poutine.condition(data=latents):
+            trace = poutine.trace(program.model).get_trace(particles, resolution)
+        return -trace.log_prob_sum()
+
+    origin = unknowns.values({name: start[name] for name in unknowns.names}).double()
+    # Radians beside ångström: a unit of the chain is a thousandth of a turn, and the metric does the rest.
+    scale = torch.tensor([1e-3 if name == "pose" else 1.0 for name in unknowns.columns], dtype=torch.float64)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        kernel = NUTS(potential_fn=potential, full_mass=True)
+        chain = MCMC(
+            kernel,
+            num_samples=count,
+            warmup_steps=warmup,
+            initial_params={"columns": torch.zeros_like(origin)},
+            disable_progbar=True,
+        )
+        chain.run()
+    return unknowns.latents(unknowns.wrapped(chain.get_samples()["columns"] * scale + origin))
+
+
+def two_sample_accuracy(
+    first: Float[Tensor, "draws columns"], second: Float[Tensor, "draws columns"], seed: int = 0
+) -> float:
+    """How often a classifier tells from which of two samples a point is (C2ST): 0.5 if they are alike.
+
+    A small perceptron, trained and tested on different fifths of the points.
+
+    Parameters
+    ----------
+    first, second : Float[Tensor, "draws columns"]
+        As many points of each.
+    seed : int
+        Of the folds and the perceptron.
+    """
+    points = torch.cat([first, second]).double().numpy()
+    labels = np.repeat([0, 1], [len(first), len(second)])
+    order = np.random.default_rng(seed).permutation(len(points))
+    perceptron = MLPClassifier((20, 20), max_iter=500, early_stopping=True, random_state=seed)
+    classifier = make_pipeline(StandardScaler(), perceptron)
+    return float(cross_val_score(classifier, points[order], labels[order], cv=5).mean())

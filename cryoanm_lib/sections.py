@@ -1,0 +1,131 @@
+"""The parts of a profile: every key that its file may hold, what it may be, and what it is by default."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from cryoanm_lib.anm import DEFAULT_CUTOFF
+from cryoanm_lib.encoders import CHANNELS, Pixels, Representation
+from cryoanm_lib.program import Prior
+from cryoanm_lib.rings import REFERENCES, Rings
+from cryoanm_lib.settings import Count, LatentName, Positive, Section
+from cryoanm_lib.training import Stage
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+# It names a folder.
+ExperimentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+MetricName = Literal["pose_residual_mean_deg", "amplitude_residual_mean", "defocus_residual_mean"]
+
+
+# What is said of an experiment, and does not change its result.
+DESCRIPTION = {"title", "task", "recipe", "paper", "paper_says"}
+
+
+class ModelSection(Section):
+    """The forward model, shared by all experiments."""
+
+    modes: Count = Field(1, description="normal modes along which the structure bends")
+    cutoff: Positive = Field(DEFAULT_CUTOFF, description="ANM cutoff in Å")
+    box_size: Annotated[int, Field(ge=8)] = Field(64, description="N, pixels along an edge of the image")
+    pixel_size: Positive = Field(1.0, description="Å per pixel")
+    atom_width: Annotated[float, Field(ge=0.1, allow_inf_nan=False)] = Field(
+        0.8, description="σ_a of a pseudo-atom, in pixels"
+    )
+    noise: Positive = Field(0.1, description="σ_n of a pixel")
+    projector: Literal["fourier", "separable", "sparse"] = Field("fourier", description="how to project")
+
+
+class GuideSection(Section):
+    """The guide of one experiment."""
+
+    components: Count = Field(2, description="projected normals in the pose's mixture")
+    stratified: bool = Field(True, description="sum over the mixture's components instead of sampling one")
+    upright: bool = Field(True, description="amplitude and defocus see the image turned back by the pose")
+    encoder: Literal["rings", "convolutional"] = Field("rings", description="how the networks see the image")
+    image_size: Annotated[int, Field(ge=8, multiple_of=2)] = Field(
+        32, description="pixels that the networks see along an edge"
+    )
+    references: Count = Field(REFERENCES, description="learned references of the pose's network; rings only")
+    channels: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
+        CHANNELS, description="widths of the double convolutions; convolutional only"
+    )
+
+    @model_validator(mode="after")
+    def _poolings_fit_the_image(self) -> "GuideSection":
+        smallest = 2 ** len(self.channels)
+        if self.encoder == "convolutional" and self.image_size % smallest:
+            raise ValueError(
+                f"image_size = {self.image_size} must be a multiple of {smallest}, since "
+                f"{len(self.channels)} poolings halve it"
+            )
+        return self
+
+    def representation(self) -> Representation:
+        """How the networks see the image."""
+        if self.encoder == "rings":
+            return Rings(self.image_size, self.references)
+        return Pixels(self.image_size, self.channels)
+
+
+class ExperimentSection(Section):
+    """One experiment: which latents are inferred, by which guide, trained how."""
+
+    title: str = Field(description="one line for tables and figures")
+    task: ExperimentName | None = Field(None, description="row of the summary; default its own name")
+    recipe: Literal["ours", "paper", "between"] = Field("ours", description="whose; its place in that row")
+    infer: Annotated[tuple[LatentName, ...], Field(min_length=1)] = Field(
+        description="latents inferred; others given"
+    )
+    prior: Prior | None = Field(None, description="in place of the profile's prior")
+    noise: Positive | None = Field(None, description="σ_n in place of the model's")
+    guide: GuideSection = GuideSection()
+    training_images: Count | None = Field(
+        None, description="a fixed set of this size; default: fresh ones each step"
+    )
+    batch_size: Count = Field(100, description="images a step")
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = Field(description="the schedule")
+    seed: Seed | None = Field(None, description="in place of the profile's seed")
+    more_seeds: tuple[Seed, ...] = Field((), description="run again with these, as <name>_seed_<n>")
+    paper: dict[MetricName, Positive] = Field({}, description="values the paper reports, by metric")
+    paper_says: str = Field("", description="what the paper reports in words")
+
+    @model_validator(mode="after")
+    def _stages_train_what_is_inferred(self) -> "ExperimentSection":
+        for index, stage in enumerate(self.stages):
+            extra = set(stage.train or ()) - set(self.infer)
+            if extra:
+                raise ValueError(
+                    f"stages[{index}].train names {sorted(extra)}, which infer = {self.infer} does not"
+                )
+        if self.training_images is not None and self.training_images % self.batch_size:
+            raise ValueError(
+                f"training_images = {self.training_images} is no multiple of batch_size = {self.batch_size}"
+            )
+        return self
+
+
+class LengthSection(Section):
+    """How long to train, as a factor on the steps of every stage, by recipe."""
+
+    ours: Positive = Field(1.0, description="for our recipe")
+    paper: Positive = Field(1.0, description="for the paper's recipe")
+    between: Positive = Field(1.0, description="for what lies between them")
+
+
+class AssessmentSection(Section):
+    """A finished experiment refined image by image, and tested beside its guide and the exact posterior."""
+
+    of: ExperimentName = Field(description="the experiment, or a repeat of it")
+    title: str = Field(description="one line for tables and figures")
+    resolution: Annotated[int, Field(ge=4)] | None = Field(
+        None, description="K; default that of the last stage"
+    )
+    exact: bool = Field(True, description="compute the exact posterior too")
+
+
+class CheckSection(Section):
+    """How much is spent on the tests of an assessment."""
+
+    draws: Count = Field(199, description="posterior draws an image; 199 make all levels of coverage exact")
+    guide_images: Count = Field(300, description="test images, at most, whose guide is tested")
+    exact_images: Count = Field(1000, description="test images, at most, whose posterior is computed exactly")

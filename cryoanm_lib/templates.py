@@ -1,0 +1,183 @@
+"""What the model predicts on a lattice over the whole prior, scored for all images by one matrix product."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryoanm_lib.ctf import ctf
+from cryoanm_lib.fourier import crop_coefficients, to_real
+from cryoanm_lib.likelihood import cropped_noise
+from cryoanm_lib.program import CryoProgram, Particles, to_forward
+from cryoanm_lib.unknowns import Unknowns
+
+#: Deviations of a prior that the lattice spans to either side.
+REACH = 6.0
+
+# Templates that are made at a time, and bytes of them that are kept for the next images.
+_CHUNK = 4096
+_KEPT_BYTES = 2**29
+
+
+@dataclass(frozen=True, eq=False)
+class Lattice:
+    """Cells that cover the circle of poses, and `REACH` deviations of the other priors to either side.
+
+    They let no atom move by more than half a pixel of the crop from one to the next.
+
+    Attributes
+    ----------
+    origin, spacing : Float[Tensor, "columns"]
+        Lower corner of the first cell, and the edges of all.
+    index : Int[Tensor, "cells columns"]
+        Position of each cell; the columns are those of `Unknowns`.
+    """
+
+    origin: Float[Tensor, "columns"]
+    spacing: Float[Tensor, "columns"]
+    index: Int[Tensor, "cells columns"]
+
+    @classmethod
+    def covering(cls, program: CryoProgram, resolution: int) -> "Lattice":
+        """The lattice for what a program infers, at resolution K."""
+        model, prior = program.forward_model, program.prior
+        pixel = model.pixel_size * model.box_size / resolution
+        radius = model.reference[:, :2].norm(dim=-1).max().item()
+        farthest = iter(model.modes.norm(dim=-1).amax(-1).tolist())
+        ends, steps = [], []
+        for name in Unknowns.of(program).columns:
+            if name == "pose":
+                ends.append((-math.pi, math.pi))
+                steps.append(0.5 * pixel / radius)
+            elif name == "amplitude":
+                ends.append((-REACH * prior.amplitude_scale, REACH * prior.amplitude_scale))
+                steps.append(0.5 * pixel / next(farthest))
+            else:
+                reach = REACH * prior.defocus_scale
+                ends.append((prior.defocus_mean - reach, prior.defocus_mean + reach))
+                # Half a radian of the transfer function's phase at the highest frequency.
+                steps.append(0.5 / (resolution / (2 * model.box_size)) ** 2)
+        # An even number, so that the circle has as many odd cells as even ones.
+        counts = [
+            max(4, 2 * math.ceil((high - low) / step / 2))
+            for (low, high), step in zip(ends, steps, strict=True)
+        ]
+        axes = torch.meshgrid(*(torch.arange(count) for count in counts), indexing="ij")
+        low, high = torch.tensor(ends, dtype=torch.float64).unbind(-1)
+        return cls(low, (high - low) / torch.tensor(counts), torch.stack(axes, dim=-1).flatten(0, -2))
+
+    def __len__(self) -> int:
+        """Number of cells."""
+        return len(self.index)
+
+    @property
+    def centre(self) -> Float[Tensor, "cells columns"]:
+        """Middles of the cells."""
+        return self.origin + (self.index + 0.5) * self.spacing
+
+
+class Templates:
+    """Scores of images at the cells of the covering lattice.
+
+    Where the latents that are given are common to all images, so are the templates: they are made once and
+    kept, and the scores are one matrix product. Else each image has its own.
+
+    Parameters
+    ----------
+    program : CryoProgram
+        The model; the guide plays no part.
+    resolution : int
+        K.
+    """
+
+    def __init__(self, program: CryoProgram, resolution: int) -> None:
+        self.program, self.resolution = program, resolution
+        self.lattice = Lattice.covering(program, resolution)
+        self._values = self.lattice.centre.to(program.forward_model.reference.dtype)
+        self._log_prior = program.log_prior(Unknowns.of(program).latents(self.lattice.centre))
+        self._sigma = cropped_noise(program.noise, resolution, program.forward_model.box_size)
+        self._kept: tuple[dict[str, Tensor], list[Tensor]] | None = None
+
+    @torch.no_grad()
+    def log_joint(self, particles: Particles) -> Float[Tensor, "images cells"]:
+        """log p(image, latents) of every image at every cell: |y - μ|² = |y|² - 2 y·μ + |μ|²."""
+        cropped = crop_coefficients(particles.coefficients, self.resolution)
+        observed = to_real(cropped, self.resolution) / self._sigma
+        given = {k: v for k, v in particles.latents.items() if k not in self.program.inferred}
+        if all((value == value[:1]).all() for value in given.values()):
+            scores = self._scored(observed, self._common({name: value[:1] for name, value in given.items()}))
+        else:
+            own = ({k: v[i : i + 1] for k, v in given.items()} for i in range(len(particles)))
+            scores = torch.cat(
+                [self._scored(row, self._made(g)) for row, g in zip(observed.split(1), own, strict=True)]
+            )
+        constant = observed.shape[-1] * math.log(math.sqrt(2 * math.pi) * self._sigma)
+        alone = -0.5 * observed.double().square().sum(-1, keepdim=True) - constant
+        return scores.double() + alone + self._log_prior
+
+    def _scored(
+        self, observed: Float[Tensor, "images dof"], made: Iterable[Float[Tensor, "chunk dof"]]
+    ) -> Float[Tensor, "images cells"]:
+        """y·μ - |μ|²/2."""
+        return torch.cat([observed @ part.T - 0.5 * part.square().sum(-1) for part in made], dim=1)
+
+    def _common(self, given: Mapping[str, Tensor]) -> Iterable[Float[Tensor, "chunk dof"]]:
+        """The templates for given latents, those of the last call if they fit."""
+        if self._kept is not None and all(value.equal(self._kept[0][k]) for k, value in given.items()):
+            return self._kept[1]
+        dof = 2 * len(self.program.forward_model.frequencies(self.resolution)) - 1
+        if len(self.lattice) * dof * self._values.element_size() > _KEPT_BYTES:
+            return self._made(given)
+        self._kept = (dict(given), list(self._made(given)))
+        return self._kept[1]
+
+    def _made(self, given: Mapping[str, Tensor]) -> Iterator[Float[Tensor, "chunk dof"]]:
+        """Templates in units of the noise, some at a time."""
+        for part in torch.arange(len(self.lattice)).split(_CHUNK):
+            rows = {**given, **Unknowns.of(self.program).latents(self._values[part])}
+            latents = {name: value.expand(len(part), *value.shape[1:]) for name, value in rows.items()}
+            group = same_projection(self.program, self.lattice.index[part])
+            predicted = coefficients_reusing(self.program, latents, group, self.resolution)
+            yield to_real(predicted, self.resolution) / self._sigma
+
+
+def same_projection(
+    program: CryoProgram, index: Int[Tensor, "cells columns"], image: Int[Tensor, "cells"] | None = None
+) -> Int[Tensor, "cells"]:
+    """A number for each cell that it shares with those that differ from it in defocus alone."""
+    columns = [
+        c for c, name in zip(index.unbind(-1), Unknowns.of(program).columns, strict=True) if name != "defocus"
+    ]
+    key = torch.zeros(len(index), dtype=torch.long) if image is None else image.clone()
+    for column in columns:
+        low, high = column.amin(), column.amax()
+        key = key * (high - low + 1) + column - low
+    return torch.unique(key, return_inverse=True)[1]
+
+
+def coefficients_reusing(
+    program: CryoProgram, latents: Mapping[str, Tensor], group: Int[Tensor, "cells"], resolution: int
+) -> Float[Tensor, "cells kept"]:
+    """Coefficients of cells, projected once for each group of cells that share a projection.
+
+    Parameters
+    ----------
+    program : CryoProgram
+        The model.
+    latents : mapping of str to Tensor
+        All latents of each cell.
+    group : Int[Tensor, "cells"]
+        As of `same_projection`.
+    resolution : int
+        K.
+    """
+    model = program.forward_model
+    first = torch.empty(int(group.max()) + 1, dtype=torch.long)
+    first[group] = torch.arange(len(group))
+    forward = to_forward({name: value[first] for name, value in latents.items()})
+    return (
+        ctf(latents["defocus"], model.frequencies(resolution)) * model.projections(forward, resolution)[group]
+    )

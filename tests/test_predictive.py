@@ -1,0 +1,46 @@
+"""The predictive check: uniform when the model is right, and small when it is not."""
+
+import pyro
+import torch
+
+from cryoanm_lib.calibration import uniformity
+from cryoanm_lib.exact import exact_posterior
+from cryoanm_lib.forward import ForwardModel
+from cryoanm_lib.predictive import predictive_p_value, ring_p_values, standard_residual
+from cryoanm_lib.program import Particles, to_forward
+
+
+def test_residual_at_the_truth_is_standard_normal(tiny_program) -> None:
+    """225 values of 400 images: mean and variance within 5 standard errors."""
+    program = tiny_program(noise=0.1)
+    pyro.set_rng_seed(0)
+    particles = program.simulate(400, 32)
+    residual = standard_residual(program, particles, particles.latents, 16)
+    count = residual.numel()
+    assert residual.mean().abs() < 5 / count**0.5
+    assert (residual.var() - 1).abs() < 5 * (2 / count) ** 0.5
+
+
+def test_p_values_of_posterior_draws_are_uniform(tiny_program) -> None:
+    """300 simulations, in total and ring by ring; 10 tests at 1e-5 give a false alarm once in 10 000."""
+    program = tiny_program(inferred=("pose", "amplitude"), noise=0.2)
+    pyro.set_rng_seed(1)
+    particles = program.simulate(300, 16)
+    generator = torch.Generator().manual_seed(0)
+    drawn = exact_posterior(program, particles, 16).sample(1, generator)
+    draw = {name: value[0] for name, value in drawn.items()}
+    assert uniformity(predictive_p_value(program, particles, draw, 16), 10**9) > 1e-5
+    for ring in ring_p_values(program, particles, draw, 16).unbind(-1):
+        assert uniformity(ring, 10**9) > 1e-5
+
+
+def test_a_molecule_of_another_shape_raises_the_alarm(tiny_program, cluster) -> None:
+    program = tiny_program(inferred=("pose", "amplitude"), noise=0.05)
+    pyro.set_rng_seed(2)
+    particles = program.simulate(20, 32)
+    other = ForwardModel(cluster.flip(-1).float(), program.forward_model.modes, box_size=32)
+    images = other.simulate(to_forward(particles.latents), program.noise, 32)
+    foreign = Particles(images, particles.latents)
+    drawn = exact_posterior(program, foreign, 24).sample(1, torch.Generator().manual_seed(0))
+    draw = {name: value[0] for name, value in drawn.items()}
+    assert (predictive_p_value(program, foreign, draw, 24) < 1e-6).all()
