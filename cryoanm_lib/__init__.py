@@ -6,11 +6,11 @@ Data flow from top to bottom, and a module imports from those above it alone:
     structure_files -> structure -> anm
     rotation, fourier -> projection, ctf -> forward -> likelihood
     distributions, encoders -> rings -> program -> objectives
-    unknowns -> information, templates -> exact
+    unknowns, ragged -> information, templates -> exact
     predictive, mixture, climb -> search -> refine, amortised -> calibration, referee
     diagnostics -> training -> storage, provenance -> checkpoint
     profile_files, sections -> configuration -> experiment -> assessment -> reference
-    landscapes, tables, plots
+    transition, landscapes, tables, plots
 """
 
 #: Modules in the order in which data flows.
@@ -18,9 +18,9 @@ ORDER = (
     *("errors", "settings", "structure_files", "structure", "anm"),
     *("rotation", "fourier", "projection", "ctf", "forward", "likelihood"),
     *("distributions", "encoders", "rings", "program", "objectives"),
-    *("unknowns", "information", "templates", "exact"),
+    *("unknowns", "ragged", "information", "templates", "exact"),
     *("predictive", "mixture", "climb", "search", "refine", "amortised", "calibration", "referee"),
     *("diagnostics", "training", "storage", "provenance", "checkpoint"),
     *("profile_files", "sections", "configuration", "experiment", "assessment", "reference"),
-    *("landscapes", "tables", "plots", "__main__"),
+    *("transition", "landscapes", "tables", "plots", "__main__"),
 )

@@ -1,6 +1,5 @@
 """The exact posterior of a few latents, on a lattice that is refined wherever probability may hide."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +12,7 @@ from cryoanm_lib.fourier import crop_coefficients
 from cryoanm_lib.information import fisher_information
 from cryoanm_lib.likelihood import log_likelihood
 from cryoanm_lib.program import CryoProgram, Particles
+from cryoanm_lib.ragged import argmax_of_each, logsumexp_of_each, max_of_each
 from cryoanm_lib.templates import Lattice, Templates, coefficients_reusing, same_projection
 from cryoanm_lib.unknowns import Unknowns
 
@@ -226,14 +226,14 @@ class _Cells:
 
     def fisher(self) -> Float[Tensor, "images columns columns"]:
         """Fisher information at the best cell of each image."""
-        best = _argmax_of_each(self.log_joint, self.image, len(self.particles))
+        best = argmax_of_each(self.log_joint, self.image, len(self.particles))
         return fisher_information(self.program, self._latents(best), self.resolution)
 
     def _least(self, fisher: Tensor) -> Float[Tensor, "images"]:
         """The density that a cell must have to hold a peak near the height of the best."""
         half = self.spacing / 2
         rise = 0.5 * (fisher.abs() * half[:, :, None] * half[:, None, :]).sum((1, 2))
-        return _max_of_each(self.log_joint, self.image, len(self.particles)) - NEGLIGIBLE - rise
+        return max_of_each(self.log_joint, self.image, len(self.particles)) - NEGLIGIBLE - rise
 
     def pruned(self, fisher: Tensor) -> "_Cells":
         """Without the cells that cannot hold a peak near the height of the best."""
@@ -247,7 +247,7 @@ class _Cells:
     def unsettled(self, tolerance: float) -> Tensor:
         """For each image, in all columns, whether the two halves of the lattice disagree on the evidence."""
         n_images, odd = len(self.particles), self.index.sum(-1) % 2 == 1
-        halves = [_logsumexp_of_each(self.log_joint[h], self.image[h], n_images) for h in (odd, ~odd)]
+        halves = [logsumexp_of_each(self.log_joint[h], self.image[h], n_images) for h in (odd, ~odd)]
         moved = (halves[0] - halves[1]).abs()
         return (~(moved <= tolerance))[:, None].expand_as(self.level)
 
@@ -270,7 +270,7 @@ class _Cells:
         )
         image, spacing = cells.image, cells.spacing[cells.image]
         weight = cells.log_joint + spacing.log().sum(-1)
-        evidence = _logsumexp_of_each(weight, image, len(self.particles))
+        evidence = logsumexp_of_each(weight, image, len(self.particles))
         return ExactPosterior(
             *(self.program, self.particles, self.resolution),
             *(image, cells.centre, spacing, weight - evidence[image], *cells.parabolas(), evidence),
@@ -309,24 +309,6 @@ def _before_and_total(
     reached: Float[Tensor, "cells"], image: Int[Tensor, "cells"], n_images: int
 ) -> tuple[Float[Tensor, "images"], Float[Tensor, "images"]]:
     """Of a running sum over cells in the order of their images: where each image starts, and its share."""
-    after = _max_of_each(reached, image, n_images)
+    after = max_of_each(reached, image, n_images)
     before = torch.cat([after.new_zeros(1), after[:-1]])
     return before, after - before
-
-
-def _max_of_each(values: Tensor, image: Tensor, n_images: int) -> Tensor:
-    low = values.new_full((n_images,), -math.inf)
-    return low.scatter_reduce(0, image, values, reduce="amax")
-
-
-def _argmax_of_each(values: Tensor, image: Tensor, n_images: int) -> Tensor:
-    best = torch.nonzero(values == _max_of_each(values, image, n_images)[image])[:, 0]
-    first = torch.zeros(n_images, dtype=torch.long)
-    first[image[best].flip(0)] = best.flip(0)
-    return first
-
-
-def _logsumexp_of_each(values: Tensor, image: Tensor, n_images: int) -> Tensor:
-    top = _max_of_each(values, image, n_images)
-    total = values.new_zeros(n_images).index_add(0, image, (values - top[image]).exp())
-    return top + total.log()

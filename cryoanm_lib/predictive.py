@@ -61,7 +61,26 @@ def predictive_p_value(
 def ring_p_values(
     program: CryoProgram, particles: Particles, latents: Mapping[str, Tensor], resolution: int
 ) -> Float[Tensor, "images rings"]:
-    """The same for each ring of frequencies |k| alone, rounded to integers: where the model fails.
+    """The same for each ring of `chi_square_rings` alone: where the model fails.
+
+    Parameters
+    ----------
+    program : CryoProgram
+        The model.
+    particles : Particles
+        Images, and the latents that are given.
+    latents : mapping of str to Tensor
+        One posterior draw for each image.
+    resolution : int
+        K.
+    """
+    return chi_square_tail(*chi_square_rings(program, particles, latents, resolution))
+
+
+def chi_square_rings(
+    program: CryoProgram, particles: Particles, latents: Mapping[str, Tensor], resolution: int
+) -> tuple[Float[Tensor, "images rings"], Int[Tensor, "rings"]]:
+    """Squared residual on each ring of frequencies |k|, rounded to integers, and how many values it adds up.
 
     Parameters
     ----------
@@ -77,7 +96,7 @@ def ring_p_values(
     residual = standard_residual(program, particles, latents, resolution).double()
     ring = _rings(resolution)
     squared = residual.new_zeros(len(residual), int(ring.max()) + 1).index_add(1, ring, residual.square())
-    return chi_square_tail(squared, torch.bincount(ring))
+    return squared, torch.bincount(ring)
 
 
 def _rings(resolution: int) -> Int[Tensor, "dof"]:

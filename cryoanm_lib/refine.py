@@ -16,7 +16,7 @@ from cryoanm_lib.search import WideSearch
 from cryoanm_lib.unknowns import Unknowns
 
 #: Draws that check the shape of a posterior, and the effective share of them that passes.
-CHECK_DRAWS, GOOD_SHARE = 16, 0.9
+CHECK_DRAWS, GOOD_SHARE = 12, 0.9
 
 #: Draws an adaptive round, rounds at most, and the effective share that ends them.
 ROUND_DRAWS, ROUNDS, ENOUGH_SHARE = 256, 5, 0.6

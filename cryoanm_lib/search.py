@@ -1,13 +1,15 @@
 """The wide search: where in the whole prior an image may come from, by templates."""
 
-from collections.abc import Iterator
+import math
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cryoanm_lib.climb import Peaks, Starts
 from cryoanm_lib.program import CryoProgram, Particles
-from cryoanm_lib.templates import Lattice, Templates
+from cryoanm_lib.ragged import argmax_of_each, logsumexp_of_each
+from cryoanm_lib.templates import Templates
 
 #: K of the templates: lower ones lose the molecule sooner in the noise, higher ones cost more.
 SEARCH_RESOLUTION = 32
@@ -18,8 +20,9 @@ LEFT_OVER = 1e-3
 #: Starts an image, at most.
 MOST = 8
 
-# Cells along every column that are beside one another.
+# Cells along every column that are beside one another, and images that are scored at a time.
 _BESIDE = 2
+_IMAGES = 512
 
 
 class WideSearch:
@@ -36,6 +39,7 @@ class WideSearch:
     def __init__(self, program: CryoProgram, resolution: int = SEARCH_RESOLUTION) -> None:
         self.resolution = min(resolution, program.forward_model.box_size)
         self._templates = Templates(program, self.resolution)
+        self._lattice = self._templates.lattice
 
     def starts(self, particles: Particles, seen: Peaks | None = None) -> Starts:
         """The most probable cell of the lattice that is not beside a peak or a start, again and again.
@@ -45,36 +49,54 @@ class WideSearch:
         particles : Particles
             Images, and the latents that are given.
         seen : Peaks, optional
-            What has been found already.
+            What has been found already, in the order of the images.
         """
-        log_mass = self._templates.log_joint(particles).log_softmax(1)
+        image, cell, log_mass = self._probable(particles)
         if seen is not None:
-            nearest = ((seen.values - self._lattice.origin) / self._lattice.spacing).floor().long()
-            for image, index in self._one_each(seen.image, nearest):
-                log_mass[image] = log_mass[image].masked_fill(self._beside(index), -torch.inf)
+            index = ((seen.values - self._lattice.origin) / self._lattice.spacing).floor().long()
+            rank = torch.arange(len(seen)) - torch.searchsorted(seen.image, seen.image)
+            for number in range(int(rank.max()) + 1):
+                one_each = rank == number
+                far = ~self._beside(image, cell, seen.image[one_each], index[one_each], len(particles))
+                image, cell, log_mass = image[far], cell[far], log_mass[far]
         found = Starts(torch.empty(0, dtype=torch.long), self._lattice.centre[:0])
         for _ in range(MOST):
-            left = torch.nonzero(log_mass.logsumexp(1) > torch.tensor(LEFT_OVER).log())[:, 0]
-            if not len(left):
+            left = logsumexp_of_each(log_mass, image, len(particles)) > math.log(LEFT_OVER)
+            open_ = left[image]
+            image, cell, log_mass = image[open_], cell[open_], log_mass[open_]
+            if not len(image):
                 break
-            best = log_mass[left].argmax(1)
-            found = found.joined(Starts(left, self._lattice.centre[best]))
-            beside = self._beside(self._lattice.index[best])
-            log_mass[left] = log_mass[left].masked_fill(beside, -torch.inf)
+            best = argmax_of_each(log_mass, image, len(particles))[left]
+            found = found.joined(Starts(image[best], self._lattice.centre[cell[best]]))
+            index = self._lattice.index[cell[best]]
+            far = ~self._beside(image, cell, image[best], index, len(particles))
+            image, cell, log_mass = image[far], cell[far], log_mass[far]
         return found
 
-    @property
-    def _lattice(self) -> Lattice:
-        return self._templates.lattice
+    def _probable(
+        self, particles: Particles
+    ) -> tuple[Int[Tensor, "rows"], Int[Tensor, "rows"], Float[Tensor, "rows"]]:
+        """Image, cell and log-probability wherever that matters: the rest holds less than may be left."""
+        parts = []
+        for start in range(0, len(particles), _IMAGES):
+            log_mass = self._templates.log_joint(particles[start : start + _IMAGES]).log_softmax(1)
+            enough = log_mass > math.log(LEFT_OVER / len(self._lattice))
+            image, cell = torch.nonzero(enough, as_tuple=True)
+            parts.append((image + start, cell, log_mass[enough]))
+        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
-    def _one_each(self, image: Tensor, index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Peaks in groups that hold no image twice."""
-        rank = torch.arange(len(image)) - torch.searchsorted(image, image)
-        for number in range(int(rank.max()) + 1):
-            yield image[rank == number], index[rank == number]
-
-    def _beside(self, index: Tensor) -> Tensor:
-        """For each of some cells, those beside it; all columns go round at their ends, as the poses do."""
+    def _beside(
+        self,
+        image: Int[Tensor, "rows"],
+        cell: Int[Tensor, "rows"],
+        owner: Int[Tensor, "points"],
+        index: Int[Tensor, "points columns"],
+        n_images: int,
+    ) -> Bool[Tensor, "rows"]:
+        """Whether a cell is beside the point of its image; all columns go round at their ends."""
+        point = torch.zeros(n_images, index.shape[1], dtype=torch.long)
+        has_one = torch.zeros(n_images, dtype=torch.bool)
+        point[owner], has_one[owner] = index, True
         cells = self._lattice.index.amax(0) + 1
-        apart = (self._lattice.index - index[:, None]).abs()
-        return (torch.minimum(apart, cells - apart) <= _BESIDE).all(-1)
+        apart = (self._lattice.index[cell] - point[image]).abs()
+        return (torch.minimum(apart, cells - apart) <= _BESIDE).all(-1) & has_one[image]
