@@ -139,6 +139,7 @@ def load_assessment(settings: Profile, name: str, results: Path) -> Assessment:
                 f"{folder} holds configuration {found.get('config_hash')}, not {expected}: delete the folder "
                 "and run the assessment again"
             )
+    metrics |= settings.assessment_description(name)
     groups: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         group, _, rest = key.partition(".")

@@ -205,8 +205,9 @@ class Profile(Section):
         content = self.model_dump(mode="json", exclude=NOT_OF_A_FIT)
         content["prior"] = self.prior_of(experiment).model_dump(mode="json")
         content["experiment"] = self.experiment(experiment).model_dump(
-            mode="json", exclude={*DESCRIPTION, "prior", "seed", "more_seeds"}
+            mode="json", exclude={*DESCRIPTION, "prior", "noise", "seed", "more_seeds"}
         )
+        content["model"]["noise"] = self.noise_of(experiment)
         content["seed"] = self.seed_of(experiment)
         if (path := structure_file(self.structure)) is not None and path.is_file():
             content["structure"] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -226,6 +227,12 @@ class Profile(Section):
         if section.resolution is not None:
             return section
         return section.model_copy(update={"resolution": self.stages(section.of)[-1].resolution})
+
+    def assessment_description(self, name: str) -> dict:
+        """What tables say of an assessment."""
+        section = self.assessment(name)
+        task = self.experiment(section.of).task
+        return {"title": section.title, "of": section.of, "task": task, "recipe": "refined"}
 
     def assessment_hash(self, name: str) -> str:
         """Eight hexadecimal digits that change with every setting on which an assessment's result depends."""

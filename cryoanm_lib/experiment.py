@@ -286,8 +286,8 @@ def gather_metrics(settings: Profile, results: Path) -> dict[str, dict]:
     }
     assessments = {
         name: load_json(results / settings.assessment_path(name) / "metrics.json")
-        | {"title": section.title, "of": section.of, "recipe": "refined"}
-        for name, section in settings.assessments.items()
+        | settings.assessment_description(name)
+        for name in settings.assessments
     }
     return fits | assessments
 

@@ -1,5 +1,6 @@
 """Referees that know of no lattice and no peak: Pyro's NUTS, and a classifier that tells samples apart."""
 
+import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -33,19 +34,21 @@ def nuts_draws(
     Parameters
     ----------
     program : CryoProgram
-        Its model; the guide plays no part. Best in float64.
+        Its model, taken to float64; the guide plays no part.
     particles : Particles
         One image.
     resolution : int
         K.
     start : mapping of str to Tensor
-        Latents to start from, in columns.
+        Latents of this image to start from.
     count, warmup : int
         Draws kept, and steps before them that set step size and metric.
     seed : int
         Of the chain.
     """
-    unknowns = Unknowns.of(program)
+    unknowns, program = Unknowns.of(program), copy.deepcopy(program).double()
+    given = {name: value.double() for name, value in particles.latents.items()}
+    particles = Particles(particles.coefficients.to(torch.complex128), given)
 
     def potential(position: Mapping[str, Tensor]) -> Tensor:
         latents = unknowns.latents(position["columns"] * scale + origin)

@@ -3,8 +3,11 @@
 from collections.abc import Iterable, Mapping
 from statistics import median
 
+from cryoanm_lib.calibration import LEVELS
 from cryoanm_lib.diagnostics import FLIP_DEGREES, RESIDUAL_KEYS, residuals
 from cryoanm_lib.experiment import Fit
+from cryoanm_lib.information import information_limit
+from cryoanm_lib.program import CryoProgram, Particles
 
 _UNITS = {"pose": "°", "amplitude": "", "defocus": ""}
 
@@ -96,6 +99,77 @@ def markdown_table(heading: Iterable, rows: Iterable[Iterable]) -> str:
     heading = list(heading)
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def limit_table(programs: Iterable[CryoProgram], images: Particles, resolutions: Iterable[int]) -> str:
+    """The information limit of each program's unknowns, the mean over images, one row a resolution.
+
+    Parameters
+    ----------
+    programs : iterable of CryoProgram
+        Each a column for what it infers.
+    images : Particles
+        At whose latents the information is worked out.
+    resolutions : iterable of int
+        K of the rows.
+    """
+    programs = list(programs)
+    heading = ["K"] + [f"{name} (of {len(p.inferred)} unknown)" for p in programs for name in p.inferred]
+    rows = []
+    for resolution in resolutions:
+        row = [str(resolution)]
+        for program in programs:
+            limit = information_limit(program, images.latents, resolution)
+            row += [two_digits(limit[name].mean().item(), _UNITS[name]) for name in program.inferred]
+        rows.append(row)
+    return markdown_table(heading, rows)
+
+
+def refinement_table(assessments: Iterable[Mapping]) -> str:
+    """Residuals of guide and refined posterior as multiples of the limit, outliers and speed, one row each.
+
+    Parameters
+    ----------
+    assessments : iterable of mapping
+        Metrics of assessments.
+    """
+    latents = list(RESIDUAL_KEYS)
+    heading = ["refined", "K", *(f"{name}: guide → refined" for name in latents), "outliers", "images/s"]
+    rows = []
+    for metrics in assessments:
+        row = [metrics["title"], metrics["resolution"]]
+        for name in latents:
+            pair = [metrics.get(f"{p}{name}_residual_over_limit") for p in ("guide_", "")]
+            row.append("" if None in pair else f"{two_digits(pair[0])} → **{pair[1]:.2f}**")
+        row += [f"{100 * metrics['outlier_fraction']:.2g} %", f"{metrics['images_per_second']:.0f}"]
+        rows.append(row)
+    return markdown_table(heading, rows)
+
+
+def calibration_table(assessments: Iterable[Mapping]) -> str:
+    """Coverage of guide and refined posterior, one row each, by falling signal-to-noise ratio.
+
+    Parameters
+    ----------
+    assessments : iterable of mapping
+        Metrics of assessments.
+    """
+    levels = [f"{100 * level:.0f}" for level in LEVELS]
+    heading = [
+        "SNR",
+        *(f"guide, {level} %" for level in levels),
+        *(f"refined, {level} %" for level in levels),
+    ]
+    heading += ["weighed", "smallest p of ranks"]
+    rows = []
+    for metrics in sorted(assessments, key=lambda metrics: -metrics["snr"]):
+        row = [two_digits(metrics["snr"])]
+        for prefix in ("guide_", ""):
+            row += [f"{100 * metrics[f'{prefix}coverage_{level}']:.1f}" for level in levels]
+        tested = [value for key, value in metrics.items() if key.startswith("sbc_p_")]
+        row += [f"{100 * metrics['weighed_fraction']:.1f} %", f"{min(tested):.2g}"]
+        rows.append(row)
+    return markdown_table(heading, rows)
 
 
 def _of_seeds(runs: list[Mapping], key: str, unit: str) -> str:

@@ -1,12 +1,23 @@
 """Images of a molecule on its way between two known structures, which no single mode spans."""
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cryoanm_lib.calibration import LEVELS, coverage, credible_level, uniformity
+from cryoanm_lib.diagnostics import residuals
 from cryoanm_lib.forward import ForwardModel
+from cryoanm_lib.predictive import predictive_p_value
 from cryoanm_lib.program import CryoProgram, Particles, to_forward
+from cryoanm_lib.refine import SUSPICIOUS, RefinedPosterior, refine
+from cryoanm_lib.search import WideSearch
 from cryoanm_lib.structure import superpose
+
+# Posterior draws for each image.
+_DRAWS = 199
 
 
 class Transition:
@@ -29,6 +40,11 @@ class Transition:
         direction = (self.displacement / self.length)[None]
         sizes = (model.box_size, model.pixel_size, model.atom_width, model.projector)
         self.forward_model = ForwardModel(model.reference, direction, *sizes)
+
+    @cached_property
+    def search(self) -> WideSearch:
+        """Looks over the program's whole prior."""
+        return WideSearch(self.program)
 
     @property
     def amplitudes(self) -> Float[Tensor, "modes"]:
@@ -62,3 +78,89 @@ class Transition:
         images = self.forward_model.simulate(to_forward(latents), self.program.noise, resolution)
         nearest = (fraction * self.amplitudes).expand(n_images, -1)
         return Particles(images, latents | {"amplitude": nearest})
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """What a program says of images from somewhere on the way, and how wrong it is.
+
+    Attributes
+    ----------
+    images : Particles
+        With what one would wish to be told as their latents.
+    posterior : RefinedPosterior
+        What is told.
+    draws : dict of Tensor
+        (draws, images, …) from it.
+    p_value : Float[Tensor, "images"]
+        The predictive check at one draw an image.
+    """
+
+    images: Particles
+    posterior: RefinedPosterior
+    draws: dict[str, Tensor]
+    p_value: Float[Tensor, "images"]
+
+    def draw(self, count: int | None = None) -> dict[str, Tensor]:
+        """One draw for each of the first images, of all by default."""
+        return {name: value[0, :count] for name, value in self.draws.items()}
+
+    @property
+    def truth(self) -> float:
+        """The nearest amplitude of the first mode."""
+        return self.images.latents["amplitude"][0, 0].item()
+
+    @property
+    def amplitude_median(self) -> float:
+        """Median over images of the posterior's mean amplitude."""
+        return self.draws["amplitude"][..., 0].mean(0).median().item()
+
+    @property
+    def amplitude_claimed(self) -> float:
+        """Median over images of the deviation of the amplitude that the posterior claims."""
+        return self.draws["amplitude"][..., 0].std(0).median().item()
+
+    @property
+    def pose_residual(self) -> float:
+        """Mean residual of the pose in degrees."""
+        return residuals(self.draws, self.images.latents)["pose"].mean().item()
+
+    @property
+    def coverage(self) -> dict[float, float]:
+        """Share of images whose truth is inside the region of all latents, at each of `LEVELS`."""
+        level = credible_level(self.posterior, self.draws, self.images.latents)
+        return {nominal: coverage(level, nominal, _DRAWS) for nominal in LEVELS}
+
+    @property
+    def alarm_fraction(self) -> float:
+        """Share of images that are not explained."""
+        return (self.p_value < SUSPICIOUS).double().mean().item()
+
+    @property
+    def pooled_p(self) -> float:
+        """p-value of the test that those of all images are uniform."""
+        return uniformity(self.p_value, 10**9)
+
+
+def explain(transition: Transition, fraction: float, n_images: int, resolution: int) -> Explained:
+    """Simulate images at a fraction of the way, and refine them by the program, from the wide search alone.
+
+    Parameters
+    ----------
+    transition : Transition
+        The way, and the program that does not know of it.
+    fraction : float
+        t.
+    n_images : int
+        How many.
+    resolution : int
+        K, at least that of the search.
+    """
+    program = transition.program
+    images = transition.simulate(fraction, n_images, resolution)
+    generator = torch.Generator().manual_seed(n_images)
+    starts = transition.search.starts(images)
+    posterior = refine(program, images, resolution, starts, transition.search, generator)
+    draws = posterior.sample(_DRAWS, generator)
+    one = {name: value[0] for name, value in draws.items()}
+    return Explained(images, posterior, draws, predictive_p_value(program, images, one, resolution))

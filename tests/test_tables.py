@@ -131,11 +131,14 @@ def test_a_reference_run_is_of_the_books_protein(folder) -> None:
 def test_the_reference_run_of_the_book_is_whole() -> None:
     """Every run of the profile is there, in the words of today, and every curve that a notebook draws."""
     reference, settings = load_reference("full"), load_profile("full")
-    assert set(reference.metrics) == set(settings.runs)
+    assert set(reference.metrics) == {*settings.runs, *settings.assessments}
     for name in settings.runs:
         assert settings.description(name).items() <= reference.metrics[name].items()
         assert reference.metrics[name]["config_hash"] == settings.config_hash(name)
-    drawn = {n for n, run in reference.metrics.items() if run["task"] == "pose_amplitude"}
+    for name in settings.assessments:
+        assert settings.assessment_description(name).items() <= reference.metrics[name].items()
+        assert reference.metrics[name]["config_hash"] == settings.assessment_hash(name)
+    drawn = {name for name, run in settings.runs.items() if run.task == "pose_amplitude"}
     assert drawn <= set(reference.histories)
 
 

@@ -1,5 +1,14 @@
 """Every figure of the book, one function each, returning the Figure."""
 
+from cryoanm_lib.plots.calibration import (
+    plot_against_signal,
+    plot_coverage,
+    plot_elbo_gap,
+    plot_ranks,
+    plot_reach,
+    plot_referees,
+    plot_sharpening,
+)
 from cryoanm_lib.plots.components import plot_disagreements, plot_sides, plot_two_sidedness
 from cryoanm_lib.plots.images import (
     plot_conformations,
@@ -15,6 +24,7 @@ from cryoanm_lib.plots.landscape import (
     plot_planes,
     plot_pose_profiles,
 )
+from cryoanm_lib.plots.misfit import plot_alarm, plot_explanations, plot_ring_misfit
 from cryoanm_lib.plots.posterior import (
     plot_components,
     plot_joint,
@@ -41,13 +51,18 @@ __all__ = [
     "guide_graph",
     "model_graph",
     "plot_ablation",
+    "plot_against_signal",
+    "plot_alarm",
     "plot_blurred_profiles",
     "plot_components",
     "plot_conformations",
+    "plot_coverage",
     "plot_crop_levels",
     "plot_difficulty",
     "plot_disagreements",
+    "plot_elbo_gap",
     "plot_encoder",
+    "plot_explanations",
     "plot_fluctuations",
     "plot_generalisation",
     "plot_graph",
@@ -62,10 +77,15 @@ __all__ = [
     "plot_projected_normal",
     "plot_projection_steps",
     "plot_projector_agreement",
+    "plot_ranks",
+    "plot_reach",
     "plot_recipes",
+    "plot_referees",
     "plot_residual_distributions",
     "plot_residuals",
+    "plot_ring_misfit",
     "plot_rings",
+    "plot_sharpening",
     "plot_sides",
     "plot_spectrum",
     "plot_spring_energy",

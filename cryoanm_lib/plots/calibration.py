@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -13,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from cryoanm_lib.assessment import Assessment
-from cryoanm_lib.calibration import LEVELS, coverage, coverage_band
+from cryoanm_lib.calibration import coverage, coverage_band
 from cryoanm_lib.diagnostics import RESIDUAL_KEYS
 from cryoanm_lib.exact import exact_posterior
 from cryoanm_lib.plots.posterior import LABELS, RESIDUAL_LABELS, plain_log_ticks
@@ -70,9 +69,9 @@ def _draw_posterior(ax: Axes, program: CryoProgram, image: Particles, resolution
     grid = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1)
     values = unknowns.wrapped(centre + grid).flatten(0, 1)[:, None]
     log_density = posterior.log_density(unknowns.latents(values.float()))[:, 0].view(81, 81)
-    x, y = torch.rad2deg(sides[0] + centre[0]), sides[1] + centre[1]
-    density = (log_density - log_density.max()).exp().T
-    ax.pcolormesh(x, y, density, cmap="mako_r" if "mako_r" in plt.colormaps() else "Blues", rasterized=True)
+    x, y = torch.rad2deg(sides[0] + centre[0]).numpy(), (sides[1] + centre[1]).numpy()
+    density = (log_density - log_density.max()).exp().T.numpy()
+    ax.pcolormesh(x, y, density, cmap="Blues", rasterized=True)
     truth = unknowns.values({name: image.latents[name] for name in unknowns.names})[0].double()
     at = centre + unknowns.offset(truth, centre)
     ax.plot(torch.rad2deg(at[0]), at[1], "+", color=TRUTH_COLOUR, markersize=11, markeredgewidth=1.8)
@@ -144,15 +143,16 @@ def plot_reach(found: Mapping[str, Mapping[str, float]]) -> Figure:
                 ax.annotate(
                     f"{value:.2g}",
                     (value, row),
-                    xytext=(0, 6),
+                    xytext=(7, 0),
                     textcoords="offset points",
-                    ha="center",
-                    fontsize=8,
+                    va="center",
+                    fontsize=9,
                 )
         ax.set(xscale="log", xlabel=RESIDUAL_LABELS[latent], yticks=range(len(rows)))
         ax.set_yticklabels(rows, fontsize=9)
-        ax.set_ylim(len(rows) - 0.4, -0.8)
-        ax.margins(x=0.18)
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        shown = [values[latent] for values in found.values() if latent in values]
+        ax.set_xlim(min(shown) / 1.6, max(shown) * (max(shown) / min(shown)) ** 0.35)
         plain_log_ticks(ax, "x", most=4)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center")
     return figure
@@ -274,14 +274,3 @@ def plot_elbo_gap(assessments: Mapping[str, Assessment]) -> Figure:
     plain_log_ticks(ax, "x")
     ax.legend(fontsize=9)
     return figure
-
-
-def coverage_table(assessments: Mapping[str, Mapping]) -> list[list[str]]:
-    """Rows of a table: coverage of guide and refined posterior at each level, one an assessment."""
-    rows = []
-    for title, metrics in assessments.items():
-        row = [title, f"{metrics['snr']:.2g}"]
-        for prefix in ("guide_", ""):
-            row += [f"{100 * metrics[f'{prefix}coverage_{100 * level:.0f}']:.1f} %" for level in LEVELS]
-        rows.append(row)
-    return rows

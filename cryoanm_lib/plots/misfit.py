@@ -42,8 +42,9 @@ def plot_explanations(
         chosen = {latent: answers[name][latent] for latent in program.inferred}
         predicted = model.coefficients(to_forward({**particles.latents, **chosen}), resolution)
         observed = crop_coefficients(particles.coefficients, resolution)
-        shown = [coefficients_to_image(c, resolution)[0] for c in (observed, predicted, observed - predicted)]
-        span = shown[0].abs().max()
+        pictures = (observed, predicted, observed - predicted)
+        shown = [coefficients_to_image(c, resolution)[0].numpy() for c in pictures]
+        span = abs(shown[0]).max()
         for ax, picture in zip(row[:2], shown[:2], strict=True):
             ax.imshow(picture, vmin=-span, vmax=span)
         left = row[2].imshow(shown[2] / sigma, vmin=-5, vmax=5, cmap="RdBu_r")
@@ -105,7 +106,7 @@ def plot_ring_misfit(
     answers: Mapping[str, Mapping[str, Tensor]],
     resolution: int,
 ) -> Figure:
-    """Mean squared residual in units of the noise against spatial frequency: 1 if the model is right.
+    """Mean squared residual in units of the noise against spatial frequency, from the first ring on.
 
     Parameters
     ----------
@@ -123,9 +124,9 @@ def plot_ring_misfit(
     ax.axhline(1, color=GREY, linewidth=0.8)
     for name, particles in images.items():
         squared, degrees = chi_square_rings(program, particles, answers[name], resolution)
-        mean = (squared / degrees).mean(0)
-        frequency = torch.arange(len(mean)) / program.forward_model.box_size
-        ax.semilogy(frequency, mean, marker="o", markersize=3, label=name)
+        mean = (squared / degrees).mean(0)[1:]
+        frequency = torch.arange(1, len(mean) + 1) / program.forward_model.box_size
+        ax.semilogy(frequency.numpy(), mean.numpy(), marker="o", markersize=3, label=name)
     ax.set(xlabel="spatial frequency (1/px)", ylabel="mean squared residual (σ²)")
     plain_log_ticks(ax, "y")
     ax.legend(fontsize=9)

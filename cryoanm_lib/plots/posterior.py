@@ -244,7 +244,8 @@ def _stage_labels(fit: Fit) -> list[str]:
 
 def plain_log_ticks(axes: Axes, along: str, most: int = 5) -> None:
     """Numbers such as 0.1 and 20 on a logarithmic axis: a few of them, decades before others."""
-    axis, (low, high) = (axes.xaxis, axes.get_xlim()) if along == "x" else (axes.yaxis, axes.get_ylim())
+    axis, limits = (axes.xaxis, axes.get_xlim()) if along == "x" else (axes.yaxis, axes.get_ylim())
+    low, high = sorted(limits)
     for steps in ((1, 2, 3, 4, 5, 6, 8), (1, 2, 5), (1, 3), (1,)):
         ticks = [step * 10.0**decade for decade in range(-6, 7) for step in steps]
         ticks = [tick for tick in ticks if low <= tick <= high]
