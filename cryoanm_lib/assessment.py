@@ -105,8 +105,8 @@ def assess(settings: Profile, name: str, results: Path) -> None:
         "guide": GuidePosterior(program, images[: checks.guide_images], resolution),
         "refined": refined,
     }
-    if section.exact:
-        posteriors["exact"] = exact_posterior(program, images[: checks.exact_images], resolution)
+    if section.exact_images:
+        posteriors["exact"] = exact_posterior(program, images[: section.exact_images], resolution)
     tested, metrics = {}, {}
     for method, posterior in posteriors.items():
         draws = posterior.sample(checks.draws, generator)
@@ -117,7 +117,7 @@ def assess(settings: Profile, name: str, results: Path) -> None:
         metrics |= {f"{prefix}{key}": value for key, value in found.items()}
     tested["refined"] |= _checks_of(refined, tested["refined"])
     metrics |= _of_refinement(tested["refined"]) | {"images_per_second": speed}
-    if section.exact:
+    if "exact" in posteriors:
         metrics |= _gaps(posteriors, tested, generator)
     _save(settings, name, results, metrics, images, limit, tested)
 

@@ -218,15 +218,17 @@ class Profile(Section):
         return Path("fits", f"{experiment}-{self.config_hash(experiment)}")
 
     def assessment(self, name: str) -> AssessmentSection:
-        """The section of an assessment, its resolution filled in."""
+        """The section of an assessment, what it leaves open filled in."""
         if name not in self.assessments:
             raise ConfigurationError(
                 f"profile {self.name!r} has no assessment {name!r}; it has {', '.join(self.assessments)}"
             )
         section = self.assessments[name]
-        if section.resolution is not None:
-            return section
-        return section.model_copy(update={"resolution": self.stages(section.of)[-1].resolution})
+        defaults = {
+            "resolution": self.stages(section.of)[-1].resolution,
+            "exact_images": self.checks.exact_images,
+        }
+        return section.model_copy(update={k: v for k, v in defaults.items() if getattr(section, k) is None})
 
     def assessment_description(self, name: str) -> dict:
         """What tables say of an assessment."""
@@ -237,7 +239,7 @@ class Profile(Section):
     def assessment_hash(self, name: str) -> str:
         """Eight hexadecimal digits that change with every setting on which an assessment's result depends."""
         section = self.assessment(name)
-        content = section.model_dump(exclude={"title"}) | self.checks.model_dump()
+        content = self.checks.model_dump() | section.model_dump(exclude={"title"})
         return _digest(content | {"fit": self.config_hash(section.of)})
 
     def assessment_path(self, name: str) -> Path:

@@ -120,12 +120,14 @@ class AssessmentSection(Section):
     resolution: Annotated[int, Field(ge=4)] | None = Field(
         None, description="K; default that of the last stage"
     )
-    exact: bool = Field(True, description="compute the exact posterior too")
+    exact_images: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="in place of the checks'; none for 0"
+    )
 
 
 class CheckSection(Section):
     """How much is spent on the tests of an assessment."""
 
     draws: Count = Field(199, description="posterior draws an image; 199 make all levels of coverage exact")
-    guide_images: Count = Field(300, description="test images, at most, whose guide is tested")
+    guide_images: Count = Field(200, description="test images, at most, whose guide is tested")
     exact_images: Count = Field(1000, description="test images, at most, whose posterior is computed exactly")

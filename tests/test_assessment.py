@@ -24,7 +24,7 @@ experiments:
     stages: [{resolution: 16, steps: 4}]
 assessments:
   both_refined: {of: both, title: Both}
-  both_refined_24: {of: both, title: "Both, K = 24", resolution: 24, exact: false}
+  both_refined_24: {of: both, title: "Both, K = 24", resolution: 24, exact_images: 0}
 """
 
 
@@ -107,7 +107,11 @@ def test_an_assessment_depends_on_its_fit_and_its_own_settings(profile) -> None:
         ("of: both, title: Both}", "of: neither, title: Both}", "assessments.both_refined.of = 'neither'"),
         ("resolution: 24", "resolution: 65", "assessments.both_refined_24: resolution K = 65"),
         ("both_refined:", "both:", "assessments.both has the name of an experiment"),
-        ("exact: false", "exakt: false", "assessments.both_refined_24.exakt: unknown key; allowed: exact"),
+        (
+            "exact_images: 0",
+            "exakt: 0",
+            "assessments.both_refined_24.exakt: unknown key; allowed: exact_images",
+        ),
         ("draws: 19", "draws: 0", "checks.draws = 0"),
     ],
 )
