@@ -36,7 +36,7 @@ def stage_table(fit: Fit) -> str:
 
 
 def headline_table(metrics: Mapping[str, Mapping], tasks: Iterable[str] | None = None) -> str:
-    """One row for each inferred latent of each task: paper, its recipe here, our recipe, information limit.
+    """One row for each inferred latent of each task: paper, its recipe here, ours, refined, limit.
 
     Where a recipe was run with several seeds, the median is shown, and the worst in brackets.
 
@@ -47,8 +47,8 @@ def headline_table(metrics: Mapping[str, Mapping], tasks: Iterable[str] | None =
     tasks : iterable of str, optional
         Those to show; default all that either recipe was run on.
     """
-    heading = ["experiment", "latent", "paper reported", "paper's recipe here", "our recipe", "limit"]
-    heading += ["training (s)"]
+    heading = ["experiment", "latent", "paper reported", "paper's recipe here", "our recipe", "refined"]
+    heading += ["limit", "training (s)"]
     rows = []
     for runs in tasks_of(metrics, tasks).values():
         shown = (runs["ours"] or runs["paper"])[0]
@@ -62,6 +62,7 @@ def headline_table(metrics: Mapping[str, Mapping], tasks: Iterable[str] | None =
                     shown["paper_says"] if reported is None else two_digits(reported, unit),
                     _of_seeds(runs["paper"], key, unit),
                     f"**{_of_seeds(runs['ours'], key, unit)}**",
+                    _of_seeds(runs["refined"], key, unit),
                     two_digits(shown[f"{key}_limit"], unit),
                     "" if place else _times(runs),
                 ]
@@ -72,7 +73,9 @@ def headline_table(metrics: Mapping[str, Mapping], tasks: Iterable[str] | None =
 def tasks_of(
     metrics: Mapping[str, Mapping], tasks: Iterable[str] | None = None
 ) -> dict[str, dict[str, list[Mapping]]]:
-    """The runs of each task by recipe, "ours" and "paper", in the order of their first run.
+    """The runs of each task by recipe, "ours", "paper" and ours "refined", in the order of their first run.
+
+    Refined is an assessment of a run of ours at the resolution of that run.
 
     Parameters
     ----------
@@ -85,7 +88,13 @@ def tasks_of(
     wanted = None if tasks is None else set(tasks)
     for run in metrics.values():
         if run["recipe"] in ("ours", "paper") and (wanted is None or run["task"] in wanted):
-            found.setdefault(run["task"], {"ours": [], "paper": []})[run["recipe"]].append(run)
+            empty: dict[str, list[Mapping]] = {"ours": [], "paper": [], "refined": []}
+            found.setdefault(run["task"], empty)[run["recipe"]].append(run)
+    for run in metrics.values():
+        if run["recipe"] == "refined" and run["task"] in found:
+            of = metrics[run["of"]]
+            if of["recipe"] == "ours" and of["resolution"] == run["resolution"]:
+                found[run["task"]]["refined"].append(run)
     return found
 
 

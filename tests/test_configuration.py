@@ -271,10 +271,15 @@ def test_expected_ranges_name_metrics_of_their_profile() -> None:
     assert set(expected) <= set(PROFILES)
     for profile, experiments in expected.items():
         settings = load_profile(profile)
-        assert set(experiments) <= set(settings.experiments)
+        assert set(experiments) <= {*settings.experiments, *settings.assessments}
         for name, ranges in experiments.items():
-            inferred = {RESIDUAL_KEYS[latent] for latent in settings.experiment(name).infer}
-            known = {"steps", "pose_flipped_fraction", *inferred, *(f"{key}_limit" for key in inferred)}
+            if name in settings.assessments:
+                latents = settings.experiment(settings.assessment(name).of).infer
+                known = {"outlier_fraction", *(f"coverage_{level}" for level in (50, 80, 95))}
+                known |= {f"{latent}_residual_over_limit" for latent in latents}
+            else:
+                inferred = {RESIDUAL_KEYS[latent] for latent in settings.experiment(name).infer}
+                known = {"steps", "pose_flipped_fraction", *inferred, *(f"{key}_limit" for key in inferred)}
             assert set(ranges) <= known
             assert all(low <= high for low, high in ranges.values())
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cryoanm_lib.anm import normal_modes
 from cryoanm_lib.errors import ForwardModelError
-from cryoanm_lib.forward import ForwardModel, Latents, add_noise
+from cryoanm_lib.forward import DIRECTIONS, ForwardModel, Latents, add_noise
 from cryoanm_lib.fourier import crop, crop_coefficients, half_plane_frequencies, to_real
 from cryoanm_lib.projection import PROJECTORS
 from cryoanm_lib.rotation import rotation_z
@@ -333,3 +333,34 @@ def test_an_impossible_box_is_refused(box_size, message) -> None:
 def test_coordinates_that_are_not_finite_are_refused() -> None:
     with pytest.raises(ForwardModelError, match="reference holds NaN"):
         ForwardModel(torch.full((3, 3), math.nan), torch.zeros(1, 3, 3))
+
+
+@pytest.mark.parametrize(
+    "along", [("pose",), ("defocus",), ("amplitude", "defocus"), DIRECTIONS], ids="-".join
+)
+def test_slopes_are_differences_of_coefficients(along) -> None:
+    """Central differences of the coefficients in every direction, at rotations all over SO(3)."""
+    model, latents, step = adk(), random_latents(), 1e-4
+    image, slopes = model.slopes(latents, 24, along)
+    torch.testing.assert_close(image, model.coefficients(latents, 24))
+    found = iter(slopes.unbind(-2))
+    for name in along:
+        for column in range(3 if name == "amplitude" else 1):
+            ends = []
+            for way in (step, -step):
+                turn = rotation_z(torch.tensor(way if name == "pose" else 0.0, dtype=torch.float64))
+                amplitudes = latents.amplitudes.clone()
+                amplitudes[:, column] += way * (name == "amplitude")
+                defocus = latents.defocus + way * (name == "defocus")
+                # The molecule turns about its own centre, before it is shifted.
+                moved = Latents(amplitudes, turn @ latents.rotations, defocus, latents.shifts)
+                ends.append(model.coefficients(moved, 24))
+            torch.testing.assert_close(next(found), (ends[0] - ends[1]) / (2 * step), rtol=1e-5, atol=1e-9)
+    assert next(found, None) is None
+
+
+def test_slopes_along_an_unknown_direction_are_refused() -> None:
+    with pytest.raises(
+        ForwardModelError, match=r"no derivative along \['shift'\]: choose from pose, amplitude"
+    ):
+        adk().slopes(random_latents(), 16, ("pose", "shift"))

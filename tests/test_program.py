@@ -46,6 +46,21 @@ def test_model_scores_an_image_by_the_likelihood(tiny_program, resolution) -> No
     torch.testing.assert_close(trace.nodes["image"]["log_prob"], expected, rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.parametrize("inferred", SUBSETS, ids="-".join)
+def test_log_joint_is_that_of_the_pyro_model(tiny_program, inferred) -> None:
+    """Image by image, at two draws that differ from what made the images."""
+    program = tiny_program(inferred=inferred, prior=Prior(pose_concentration=(2.0, 1.0))).double()
+    particles, draws = program.simulate(3, 16), [program.simulate(3, 16).latents for _ in range(2)]
+    stacked = {name: torch.stack([draw[name] for draw in draws]) for name in inferred}
+    found = program.log_joint(particles, stacked, 12)
+    for row, draw in zip(found, draws, strict=True):
+        chosen = {name: draw[name] for name in inferred}
+        trace = poutine.trace(poutine.condition(program.model, chosen)).get_trace(particles, 12)
+        trace.compute_log_prob()
+        expected = sum(trace.nodes[site]["log_prob"] for site in (*inferred, "image"))
+        torch.testing.assert_close(row, expected, rtol=0, atol=1e-6)
+
+
 def test_prior_is_what_it_says(tiny_program) -> None:
     """Means and deviations of 20 000 draws, each within 5 standard errors (false alarm below 1e-5)."""
     prior = Prior(amplitude_scale=2.0, defocus_mean=40.0, defocus_scale=1.5)

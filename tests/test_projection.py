@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from cryoanm_lib.fourier import coefficients_to_image, crop, half_plane_frequencies, image_to_coefficients
-from cryoanm_lib.projection import PROJECTORS, separable_image, sparse_image
+from cryoanm_lib.projection import (
+    PROJECTORS,
+    fourier_coefficients,
+    fourier_slopes,
+    separable_image,
+    sparse_image,
+)
 from cryoanm_lib.rotation import rotation_z
 
 torch.set_num_threads(1)
@@ -193,3 +199,19 @@ def test_single_precision_agrees_with_double(name: str) -> None:
     single = project(name, positions.float(), 64)
     assert single.dtype == torch.float32
     assert (single - double).abs().max() < 2e-6 * double.abs().max()
+
+
+@pytest.mark.parametrize("resolution", [9, 16, 32])
+@every_box
+def test_slopes_are_the_derivatives_of_the_coefficients(box_size, resolution) -> None:
+    """Against torch's forward-mode derivative of the very coefficients, to rounding."""
+    positions, velocities = atoms(2), atoms(2, 3, seed=1)
+    image, slopes = fourier_slopes(positions, velocities, box_size, WIDTH, resolution)
+
+    def project(at: Tensor) -> Tensor:
+        return fourier_coefficients(at, box_size, WIDTH, resolution)
+
+    torch.testing.assert_close(image, project(positions))
+    for direction in range(3):
+        _, expected = torch.func.jvp(project, (positions,), (velocities[:, direction],))
+        torch.testing.assert_close(slopes[:, direction], expected, rtol=1e-12, atol=1e-15)

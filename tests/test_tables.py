@@ -93,8 +93,22 @@ def test_headline_table_sets_both_recipes_beside_paper_and_limit(metrics) -> Non
     assert cells[:3] == ["All three", "pose", "33°"]
     assert cells[3] == two_digits(metrics["all_paper"][key], "°")
     assert cells[4] == f"**{two_digits(sum(ours) / 2, '°')} ({two_digits(ours[1], '°')})**"
-    assert cells[5] == two_digits(metrics["all"][f"{key}_limit"], "°")
+    assert cells[5] == "—"
+    assert cells[6] == two_digits(metrics["all"][f"{key}_limit"], "°")
     assert lines[3].split("|")[3].strip() == "not reached"
+
+
+def test_a_refined_run_stands_beside_ours_at_its_own_resolution(metrics) -> None:
+    """Not beside the paper's, and not if it was refined at another K."""
+    key = "pose_residual_mean_deg"
+    refined = {"recipe": "refined", "task": "all", "resolution": 16, key: 0.012}
+    others = {
+        "all_refined": refined | {"of": "all"},
+        "all_refined_24": refined | {"of": "all", "resolution": 24, key: 9.0},
+        "all_paper_refined": refined | {"of": "all_paper", key: 9.0},
+    }
+    assert tasks_of(metrics | others)["all"]["refined"] == [others["all_refined"]]
+    assert "| 0.012° |" in headline_table(metrics | others).splitlines()[2]
 
 
 def test_a_fixed_training_set_has_a_residual_of_its_own(metrics) -> None:

@@ -9,6 +9,7 @@ import pytest
 from cryoanm_lib.experiment import load_profile
 
 PROFILES = ("smoke", "laptop", "full", "paper")
+ASSESSMENT_FILES = {"metrics.json", "posteriors.safetensors"}
 FIT_FILES = {"config.json", "metrics.json", "history.json", "weights.safetensors", "predictions.safetensors"}
 
 
@@ -35,11 +36,14 @@ def test_plans_every_fit_notebook_and_page(snakemake, checkout, name):
     profile = load_profile(name, structure="adk_open")
     folders = [f"results/{profile.artifact_path(name).as_posix()}" for name in profile.runs]
     fits = {f"{folder}/{file}" for folder in folders for file in FIT_FILES}
+    folders = [f"results/{profile.assessment_path(name).as_posix()}" for name in profile.assessments]
+    assessments = {f"{folder}/{file}" for folder in folders for file in ASSESSMENT_FILES}
     notebooks = {f"results/notebooks/{p.name}" for p in (checkout / "notebooks").glob("*.ipynb")}
 
     assert made_by("fit", files) == fits
+    assert made_by("assess", files) == assessments
     assert made_by("notebook", files) == notebooks
-    assert set(files) - fits - notebooks == {
+    assert set(files) - fits - assessments - notebooks == {
         "results/metrics.json",
         "results/metrics_check.txt",
         "book/_build/html/index.html",

@@ -37,7 +37,7 @@ NOTEBOOKS = {
         *("pose_amplitude_refined", "joint_refined", "pose_amplitude_paper_refined"),
         METRICS,
     ],
-    "09_wrong_model": ["pose_amplitude"],
+    "09_wrong_model": [],
     "10_summary": [METRICS, REFERENCE],
 }
 
