@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from cryoanm_lib import plots
 from cryoanm_lib.configuration import load_profile
+from cryoanm_lib.diagnostics import RESIDUAL_KEYS
 from cryoanm_lib.errors import ArtifactError
 from cryoanm_lib.experiment import Fit, draw_test_images, fit_or_load, gather_metrics
 from cryoanm_lib.reference import Reference, load_reference, save_reference
@@ -100,12 +101,12 @@ def test_headline_table_sets_both_recipes_beside_paper_and_limit(metrics) -> Non
 
 def test_a_refined_run_stands_beside_ours_at_its_own_resolution(metrics) -> None:
     """Not beside the paper's, and not if it was refined at another K."""
-    key = "pose_residual_mean_deg"
-    refined = {"recipe": "refined", "task": "all", "resolution": 16, key: 0.012}
+    refined = dict.fromkeys(RESIDUAL_KEYS.values(), 0.012)
+    refined |= {"recipe": "refined", "task": "all", "resolution": 16}
     others = {
         "all_refined": refined | {"of": "all"},
-        "all_refined_24": refined | {"of": "all", "resolution": 24, key: 9.0},
-        "all_paper_refined": refined | {"of": "all_paper", key: 9.0},
+        "all_refined_24": refined | {"of": "all", "resolution": 24},
+        "all_paper_refined": refined | {"of": "all_paper"},
     }
     assert tasks_of(metrics | others)["all"]["refined"] == [others["all_refined"]]
     assert "| 0.012° |" in headline_table(metrics | others).splitlines()[2]
