@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -93,3 +94,29 @@ def two_sample_accuracy(
     perceptron = MLPClassifier((20, 20), max_iter=500, early_stopping=True, random_state=seed)
     classifier = make_pipeline(StandardScaler(), perceptron)
     return float(cross_val_score(classifier, points[order], labels[order], cv=5).mean())
+
+
+def told_apart(
+    samples: Mapping[str, Mapping[str, Tensor]], program: CryoProgram
+) -> dict[tuple[str, str], list[float]]:
+    """How often a classifier tells the draws of two methods apart, for every pair of methods and each image.
+
+    Parameters
+    ----------
+    samples : mapping of str to mapping
+        Latents (draws, images, …) by the method's name.
+    program : CryoProgram
+        Whose latents they are.
+    """
+    unknowns = Unknowns.of(program)
+    values = {name: unknowns.values(latents).double() for name, latents in samples.items()}
+    # An angle is measured from one draw's, so that no sample is cut where the circle is.
+    origin = next(iter(values.values()))[0]
+    away = {name: unknowns.offset(value, origin) for name, value in values.items()}
+    return {
+        (a, b): [
+            two_sample_accuracy(first, second)
+            for first, second in zip(away[a].unbind(1), away[b].unbind(1), strict=True)
+        ]
+        for a, b in combinations(samples, 2)
+    }

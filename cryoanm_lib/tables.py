@@ -123,7 +123,7 @@ def limit_table(programs: Iterable[CryoProgram], images: Particles, resolutions:
         K of the rows.
     """
     programs = list(programs)
-    heading = ["K"] + [f"{name} (of {len(p.inferred)} unknown)" for p in programs for name in p.inferred]
+    heading = ["K"] + [f"{name} ({len(p.inferred)} unknown)" for p in programs for name in p.inferred]
     rows = []
     for resolution in resolutions:
         row = [str(resolution)]
@@ -164,17 +164,14 @@ def calibration_table(assessments: Iterable[Mapping]) -> str:
         Metrics of assessments.
     """
     levels = [f"{100 * level:.0f}" for level in LEVELS]
-    heading = [
-        "SNR",
-        *(f"guide, {level} %" for level in levels),
-        *(f"refined, {level} %" for level in levels),
-    ]
+    heading = ["posterior", "SNR"]
+    heading += [f"{method}, {level} %" for method in ("guide", "refined") for level in levels]
     heading += ["weighed", "smallest p of ranks"]
     rows = []
     for metrics in sorted(assessments, key=lambda metrics: -metrics["snr"]):
-        row = [two_digits(metrics["snr"])]
+        row = [metrics["title"], two_digits(metrics["snr"])]
         for prefix in ("guide_", ""):
-            row += [f"{100 * metrics[f'{prefix}coverage_{level}']:.1f}" for level in levels]
+            row += [f"{100 * metrics[f'{prefix}coverage_{level}']:.1f} %" for level in levels]
         tested = [value for key, value in metrics.items() if key.startswith("sbc_p_")]
         row += [f"{100 * metrics['weighed_fraction']:.1f} %", f"{min(tested):.2g}"]
         rows.append(row)

@@ -19,6 +19,7 @@ from cryoanm_lib.plots.posterior import LABELS, RESIDUAL_LABELS, plain_log_ticks
 from cryoanm_lib.plots.style import COLOURS, GREY, TRUTH_COLOUR, new_figure
 from cryoanm_lib.program import CryoProgram, Particles
 from cryoanm_lib.refine import RefinedPosterior
+from cryoanm_lib.tables import two_digits
 from cryoanm_lib.unknowns import Unknowns
 
 #: Colour and marker of each way to a posterior, wherever they are compared.
@@ -63,7 +64,9 @@ def _draw_posterior(ax: Axes, program: CryoProgram, image: Particles, resolution
     draws = unknowns.values(posterior.sample(2000, torch.Generator().manual_seed(0)))[:, 0].double()
     centre = unknowns.values(posterior.mean())[0]
     away = unknowns.offset(draws, centre)
-    half = _SHOWN_DEVIATIONS * away.std(0)
+    truth = unknowns.values({name: image.latents[name] for name in unknowns.names})[0].double()
+    at = centre + unknowns.offset(truth, centre)
+    half = torch.maximum(_SHOWN_DEVIATIONS * away.std(0), 1.15 * (at - centre).abs())
     half[0] = half[0].clamp(max=math.pi)
     sides = [torch.linspace(-1, 1, 81, dtype=torch.float64) * half[column] for column in (0, 1)]
     grid = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1)
@@ -72,14 +75,12 @@ def _draw_posterior(ax: Axes, program: CryoProgram, image: Particles, resolution
     x, y = torch.rad2deg(sides[0] + centre[0]).numpy(), (sides[1] + centre[1]).numpy()
     density = (log_density - log_density.max()).exp().T.numpy()
     ax.pcolormesh(x, y, density, cmap="Blues", rasterized=True)
-    truth = unknowns.values({name: image.latents[name] for name in unknowns.names})[0].double()
-    at = centre + unknowns.offset(truth, centre)
     ax.plot(torch.rad2deg(at[0]), at[1], "+", color=TRUTH_COLOUR, markersize=11, markeredgewidth=1.8)
     ax.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
     deviation = away.std(0)
     ax.set_title(f"K = {resolution}: {torch.rad2deg(deviation[0]):.2g}°, {deviation[1]:.2g} Å", fontsize=10)
     ax.tick_params(labelsize=8)
-    ax.locator_params(nbins=4)
+    ax.locator_params(nbins=3)
 
 
 def plot_referees(
@@ -266,11 +267,11 @@ def plot_elbo_gap(assessments: Mapping[str, Assessment]) -> Figure:
             shown,
             np.linspace(0, 1, len(gap)),
             color=COLOURS[number],
-            label=f"{name} (median {gap.median():.2g})",
+            label=f"{name}: median {two_digits(gap.median().item())}",
         )
     ax.set(
         xscale="log", xlabel="log-evidence less ELBO (nats)", ylabel="fraction of images below", ylim=(0, 1)
     )
     plain_log_ticks(ax, "x")
-    ax.legend(fontsize=9)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", fontsize=9)
     return figure
