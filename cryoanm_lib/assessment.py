@@ -220,8 +220,8 @@ def _of_refinement(refined: Mapping[str, Tensor]) -> dict[str, float]:
         "effective_share_median": refined["effective_share"].median().item(),
         "effective_share_min": refined["effective_share"].min().item(),
         "weighed_fraction": refined["weighed"].double().mean().item(),
-        "alarm_fraction": (refined["p_value"] < SUSPICIOUS).double().mean().item(),
-        "predictive_p": uniformity(refined["p_value"], 10**9),
+        "unexplained_fraction": (refined["surprise"] < SUSPICIOUS).double().mean().item(),
+        "predictive_p": uniformity(refined["p_value"]),
     }
 
 

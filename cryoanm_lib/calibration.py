@@ -58,16 +58,16 @@ def ranks(
 
 
 def uniformity(
-    rank: Float[Tensor, "images"], n_draws: int, generator: torch.Generator | None = None
+    values: Float[Tensor, "images"], n_draws: int | None = None, generator: torch.Generator | None = None
 ) -> float:
-    """p-value of the Kolmogorov-Smirnov test that ranks are uniform; each is spread over its own step.
+    """p-value of the Kolmogorov-Smirnov test that values are uniform; ranks are spread over their own step.
 
     Parameters
     ----------
-    rank : Float[Tensor, "images"]
-        Shares of draws below the truth.
-    n_draws : int
-        Number of draws S; a rank takes one of S + 1 values.
+    values : Float[Tensor, "images"]
+        p-values, or ranks: shares of draws below the truth.
+    n_draws : int, optional
+        Number of draws S, of which a rank takes one of S + 1 values; none for p-values.
     generator : torch.Generator, optional
         Spreads the ranks.
 
@@ -77,8 +77,10 @@ def uniformity(
     >>> uniformity(honest, 100) > 0.5, uniformity(0.5 * honest, 100) < 1e-6
     (True, True)
     """
-    spread = torch.rand(rank.shape, generator=generator, dtype=torch.float64)
-    return float(stats.kstest(((n_draws * rank + spread) / (n_draws + 1)).numpy(), "uniform").pvalue)
+    if n_draws is not None:
+        spread = torch.rand(values.shape, generator=generator, dtype=torch.float64)
+        values = (n_draws * values + spread) / (n_draws + 1)
+    return float(stats.kstest(values.numpy(), "uniform").pvalue)
 
 
 def credible_level(

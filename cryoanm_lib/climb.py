@@ -154,6 +154,11 @@ class Climber:
         gain = 0.5 * (slope * step).sum(-1)
         near = gain < 2 * _GAIN
         values = torch.where(near[:, None], self.unknowns.wrapped(values + step), values)
+        # A pose is known at least as well as one that is anywhere on the circle, whose variance is π²/3.
+        turns = torch.tensor([name == "pose" for name in self.unknowns.columns])
+        own = precision.diagonal(dim1=1, dim2=2)
+        missing = torch.where(turns, (3 / math.pi**2 - own).clamp(min=0.0), 0.0)
+        precision = precision + torch.diag_embed(missing)
         return Peaks(image, values, height + torch.where(near, gain, 0.0), precision)
 
     def height(self, at: Starts) -> Float[Tensor, "starts"]:

@@ -11,7 +11,7 @@ from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.fourier import crop_coefficients
 from cryoanm_lib.information import fisher_information
 from cryoanm_lib.likelihood import log_likelihood
-from cryoanm_lib.program import CryoProgram, Particles
+from cryoanm_lib.program import CryoProgram, Particles, require_images
 from cryoanm_lib.ragged import argmax_of_each, logsumexp_of_each, max_of_each
 from cryoanm_lib.templates import Lattice, Templates, coefficients_reusing, same_projection
 from cryoanm_lib.unknowns import Unknowns
@@ -140,8 +140,9 @@ def exact_posterior(
     Raises
     ------
     CryoANMError
-        If the evidence does not settle.
+        If the evidence does not settle, there is no image, one is not finite, or they are not on the CPU.
     """
+    require_images(particles)
     templates = Templates(program, resolution)
     held = max(1, _HELD // len(templates.lattice))
     chunks = (particles[start : start + held] for start in range(0, len(particles), held))
@@ -260,7 +261,17 @@ class _Cells:
             step[:, column] = 1
             doubled = torch.where(cut[:, None], index + step * index, index)
             image, index = torch.cat([image, image[cut]]), torch.cat([doubled, (doubled + step)[cut]])
-        return replace(self, image=image, index=index, level=self.level + wide.long())._evaluated()
+        finer = replace(self, image=image, index=index, level=self.level + wide.long())
+        # Images that are settled keep their cells, which stand in front, and what is known of them.
+        changed = wide.any(1)[image]
+        log_joint = torch.zeros(len(image), dtype=torch.float64)
+        log_joint[: len(self.log_joint)] = self.log_joint
+        log_joint[changed] = finer._only(changed)._evaluated().log_joint
+        return replace(finer, log_joint=log_joint)
+
+    def _only(self, which: Tensor) -> "_Cells":
+        """Some of the cells, their densities left out."""
+        return replace(self, image=self.image[which], index=self.index[which], log_joint=torch.empty(0))
 
     def posterior(self) -> ExactPosterior:
         """Normalised, image by image."""

@@ -1,4 +1,4 @@
-"""What an image can tell of its latents: Fisher information, and the residual that no honest answer beats."""
+"""What an image can tell of its latents: Fisher information, and the residual of an honest answer."""
 
 import math
 from collections.abc import Mapping

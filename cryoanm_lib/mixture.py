@@ -9,6 +9,9 @@ from torch import Tensor
 
 from cryoanm_lib.unknowns import Unknowns
 
+# The widest pose, that of a uniform one, has a deviation of π/√3: five of them to either side.
+_TURNS = (-2, -1, 0, 1, 2)
+
 
 @dataclass(frozen=True, eq=False)
 class GaussianMixture:
@@ -86,10 +89,10 @@ class GaussianMixture:
     def component_log_density(
         self, values: Float[Tensor, "draws images columns"]
     ) -> Float[Tensor, "draws images components"]:
-        """Log-density of each component, its weight included; an angle counts a turn to either side too."""
+        """Log-density of each component, its weight included; an angle counts further turns too."""
         away = self.unknowns.offset(values[..., None, :], self.centre)
         turns = torch.tensor([2 * math.pi * (name == "pose") for name in self.unknowns.columns])
-        ways = (-1, 0, 1) if turns.any() else (0,)
+        ways = _TURNS if turns.any() else (0,)
         squared = torch.stack([self._squared_distance(away + way * turns) for way in ways])
         log_volume = self.scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         constant = 0.5 * away.shape[-1] * math.log(2 * math.pi)

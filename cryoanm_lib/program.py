@@ -1,6 +1,7 @@
 """The probabilistic program: the model p (Algorithm 1) and the guide q (Algorithm 2), side by side."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyro
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from cryoanm_lib.distributions import ProjectedNormal, ProjectedNormalMixture, StratifiedMixture
 from cryoanm_lib.encoders import Representation
-from cryoanm_lib.errors import ConfigurationError
+from cryoanm_lib.errors import ConfigurationError, CryoANMError
 from cryoanm_lib.forward import ForwardModel, Latents
 from cryoanm_lib.fourier import coefficients_to_image, crop_coefficients, to_real
 from cryoanm_lib.likelihood import cropped_noise, log_likelihood
@@ -287,16 +288,24 @@ class CryoProgram(nn.Module):
     def _in_batches(
         self, answer: Callable, particles: Particles, resolution: int, batch_size: int
     ) -> dict[str, Float[Tensor, "images ..."]]:
-        """What the guide answers, its networks set to be used and not trained, on the CPU."""
+        """What the guide answers, on the CPU."""
+        with self._in_use():
+            chunks = [
+                answer(particles[start : start + batch_size], resolution)
+                for start in range(0, len(particles), batch_size)
+            ]
+        return {name: torch.cat([chunk[name] for chunk in chunks]).cpu() for name in chunks[0]}
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """The networks set to be used and not trained, and afterwards as they were."""
         modes = {encoder: encoder.training for encoder in self.encoders.values()}
         self.encoders.eval()
-        chunks = [
-            answer(particles[start : start + batch_size], resolution)
-            for start in range(0, len(particles), batch_size)
-        ]
-        for encoder, mode in modes.items():
-            encoder.train(mode)
-        return {name: torch.cat([chunk[name] for chunk in chunks]).cpu() for name in chunks[0]}
+        try:
+            yield
+        finally:
+            for encoder, mode in modes.items():
+                encoder.train(mode)
 
     def _propose_chunk(self, particles: Particles, resolution: int) -> dict[str, Tensor]:
         seen, poses = self.see(particles, resolution), particles.latents["pose"][:, None]
@@ -318,7 +327,7 @@ class CryoProgram(nn.Module):
     ) -> Float[Tensor, "images"]:
         """log q(latents | image) of one set of latents for each image."""
         chosen = {name: latents[name] for name in self.inferred}
-        with poutine.condition(data=chosen):
+        with self._in_use(), poutine.condition(data=chosen):
             trace = poutine.trace(self.guide).get_trace(particles, resolution)
         trace.compute_log_prob()
         return sum(trace.nodes[name]["log_prob"] for name in self.inferred)
@@ -336,6 +345,27 @@ class CryoProgram(nn.Module):
             event_dims = {"pose": 1, "amplitude": 1, "defocus": 0}
             draws = {k: v[index] if v.ndim == 2 + event_dims[k] else v for k, v in draws.items()}
         return draws | {"pose_logits": mixture.logits, "pose_concentrations": mixture.concentrations}
+
+
+def require_images(particles: Particles) -> None:
+    """Refuse images of which no posterior can be computed.
+
+    Raises
+    ------
+    CryoANMError
+        If there is none, one is not finite, or they are on another device than the CPU.
+    """
+    device = particles.coefficients.device
+    if device.type != "cpu":
+        raise CryoANMError(
+            f"the images are on {device}, and posteriors are computed on the CPU: use particles.to('cpu') "
+            "and program.cpu()"
+        )
+    if not len(particles):
+        raise CryoANMError("there are 0 images: give at least one")
+    wrong = torch.nonzero(~particles.coefficients.isfinite().all(-1))[:, 0].tolist()
+    if wrong:
+        raise CryoANMError(f"images {wrong[:5]} hold NaN or infinite values: leave them out")
 
 
 def to_forward(latents: Mapping[str, Tensor]) -> Latents:

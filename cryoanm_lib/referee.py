@@ -58,7 +58,7 @@ def nuts_draws(
         return -trace.log_prob_sum()
 
     origin = unknowns.values({name: start[name] for name in unknowns.names}).double()
-    # Radians beside ångström: a unit of the chain is a thousandth of a turn, and the metric does the rest.
+    # Radians beside ångström: a unit of the chain is a thousandth of a radian, and the metric does the rest.
     scale = torch.tensor([1e-3 if name == "pose" else 1.0 for name in unknowns.columns], dtype=torch.float64)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

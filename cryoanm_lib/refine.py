@@ -11,12 +11,12 @@ from torch import Tensor
 from cryoanm_lib.climb import Peaks, Starts, distinct, march
 from cryoanm_lib.mixture import GaussianMixture
 from cryoanm_lib.predictive import predictive_p_value
-from cryoanm_lib.program import CryoProgram, Particles
+from cryoanm_lib.program import CryoProgram, Particles, require_images
 from cryoanm_lib.search import WideSearch
 from cryoanm_lib.unknowns import Unknowns
 
 #: Draws that check the shape of a posterior, and the effective share of them that passes.
-CHECK_DRAWS, GOOD_SHARE = 12, 0.9
+CHECK_DRAWS, GOOD_SHARE = 12, 0.97
 
 #: Draws an adaptive round, rounds at most, and the effective share that ends them.
 ROUND_DRAWS, ROUNDS, ENOUGH_SHARE = 256, 5, 0.6
@@ -34,6 +34,8 @@ _CANDIDATES = 4
 @dataclass(frozen=True, eq=False)
 class RefinedPosterior:
     """Posterior of a batch of images: a mixture of Gaussians each, and weights where that is not enough.
+
+    Draws follow the weights where an image is weighed; density, mean and covariance are the mixture's.
 
     Attributes
     ----------
@@ -64,6 +66,11 @@ class RefinedPosterior:
         """Number of images."""
         return len(self.log_evidence)
 
+    @property
+    def explained(self) -> Bool[Tensor, "images"]:
+        """Where the best peak leaves no more than noise; elsewhere the answer must not be trusted."""
+        return self.surprise >= SUSPICIOUS
+
     def __getitem__(self, which: Tensor) -> "RefinedPosterior":
         parts = (self.log_evidence, self.effective_share, self.weighed, self.surprise)
         return RefinedPosterior(
@@ -92,7 +99,7 @@ class RefinedPosterior:
 
     def _picked(self, count: int, generator: torch.Generator | None) -> Float[Tensor, "draws images columns"]:
         """Of several candidates for each draw, one by its importance weight."""
-        values, log_weight = self._weighed_draws(_CANDIDATES * count, generator)
+        values, log_weight = self._weighed_draws(max(_CANDIDATES * count, ROUND_DRAWS), generator)
         reached = log_weight.softmax(0).cumsum(0).T.contiguous()
         uniform = torch.rand(len(reached), count, generator=generator, dtype=reached.dtype) * reached[:, -1:]
         picked = torch.searchsorted(reached, uniform).clamp(max=len(values) - 1).T
@@ -171,10 +178,17 @@ def refine(
     starts : Starts, optional
         Points to climb from, at least one an image, in place of the guide's.
     search : WideSearch, optional
-        Looks for what the starts have missed; without it, nothing does.
+        Looks for what the starts have missed. Without it nothing does: then `explained` tells a wrong peak
+        from a right one where there is enough signal, and where there is little, nothing can.
     generator : torch.Generator, optional
         Source of the draws that check.
+
+    Raises
+    ------
+    CryoANMError
+        If there is no image, one is not finite, or they are not on the CPU.
     """
+    require_images(particles)
     unknowns = Unknowns.of(program)
     if starts is None:
         starts = Starts.of_each(unknowns.values(program.propose(particles, resolution)))
@@ -227,7 +241,8 @@ def _adapted(posterior: RefinedPosterior, generator: torch.Generator | None) -> 
             break
         pending, trial = pending[poor], trial[poor]
         trial = replace(trial, mixture=trial.mixture.refitted(values[:, poor], log_weight[:, poor]))
-    return best
+    # The draws that chose a mixture flatter it: others say what it is worth.
+    return best._judged_by(best._weighed_draws(ROUND_DRAWS, generator)[1])
 
 
 def effective_share(log_weight: Float[Tensor, "draws images"]) -> Float[Tensor, "images"]:

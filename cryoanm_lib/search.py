@@ -7,9 +7,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cryoanm_lib.climb import Peaks, Starts
-from cryoanm_lib.program import CryoProgram, Particles
+from cryoanm_lib.program import CryoProgram, Particles, require_images
 from cryoanm_lib.ragged import argmax_of_each, logsumexp_of_each
 from cryoanm_lib.templates import Templates
+from cryoanm_lib.unknowns import Unknowns
 
 #: K of the templates: lower ones lose the molecule sooner in the noise, higher ones cost more.
 SEARCH_RESOLUTION = 32
@@ -18,7 +19,7 @@ SEARCH_RESOLUTION = 32
 LEFT_OVER = 1e-3
 
 #: Starts an image, at most.
-MOST = 8
+MOST = 40
 
 # Cells along every column that are beside one another, and images that are scored at a time.
 _BESIDE = 2
@@ -40,6 +41,7 @@ class WideSearch:
         self.resolution = min(resolution, program.forward_model.box_size)
         self._templates = Templates(program, self.resolution)
         self._lattice = self._templates.lattice
+        self._round = torch.tensor([name == "pose" for name in Unknowns.of(program).columns])
 
     def starts(self, particles: Particles, seen: Peaks | None = None) -> Starts:
         """The most probable cell of the lattice that is not beside a peak or a start, again and again.
@@ -51,6 +53,7 @@ class WideSearch:
         seen : Peaks, optional
             What has been found already, in the order of the images.
         """
+        require_images(particles)
         image, cell, log_mass = self._probable(particles)
         if seen is not None:
             index = ((seen.values - self._lattice.origin) / self._lattice.spacing).floor().long()
@@ -93,10 +96,12 @@ class WideSearch:
         index: Int[Tensor, "points columns"],
         n_images: int,
     ) -> Bool[Tensor, "rows"]:
-        """Whether a cell is beside the point of its image; all columns go round at their ends."""
+        """Whether a cell is beside the point of its image, poses also round the circle."""
         point = torch.zeros(n_images, index.shape[1], dtype=torch.long)
         has_one = torch.zeros(n_images, dtype=torch.bool)
-        point[owner], has_one[owner] = index, True
         cells = self._lattice.index.amax(0) + 1
+        # A peak may be further out than the lattice: then it is at its end.
+        point[owner], has_one[owner] = torch.minimum(index.clamp(min=0), cells - 1), True
         apart = (self._lattice.index[cell] - point[image]).abs()
-        return (torch.minimum(apart, cells - apart) <= _BESIDE).all(-1) & has_one[image]
+        apart = torch.where(self._round, torch.minimum(apart, cells - apart), apart)
+        return (apart <= _BESIDE).all(-1) & has_one[image]

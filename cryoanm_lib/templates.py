@@ -5,10 +5,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoanm_lib.ctf import ctf
+from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.fourier import crop_coefficients, to_real
 from cryoanm_lib.likelihood import cropped_noise
 from cryoanm_lib.program import CryoProgram, Particles, to_forward
@@ -16,6 +17,9 @@ from cryoanm_lib.unknowns import Unknowns
 
 #: Deviations of a prior that the lattice spans to either side.
 REACH = 6.0
+
+#: Cells of the largest lattice that is laid.
+MOST_CELLS = 2**22
 
 # Templates that are made at a time, and bytes of them that are kept for the next images.
 _CHUNK = 4096
@@ -42,13 +46,20 @@ class Lattice:
 
     @classmethod
     def covering(cls, program: CryoProgram, resolution: int) -> "Lattice":
-        """The lattice for what a program infers, at resolution K."""
+        """The lattice for what a program infers, at resolution K.
+
+        Raises
+        ------
+        CryoANMError
+            If there are too many unknowns for a lattice.
+        """
         model, prior = program.forward_model, program.prior
         pixel = model.pixel_size * model.box_size / resolution
         radius = model.reference[:, :2].norm(dim=-1).max().item()
         farthest = iter(model.modes.norm(dim=-1).amax(-1).tolist())
         ends, steps = [], []
-        for name in Unknowns.of(program).columns:
+        unknowns = Unknowns.of(program)
+        for name in unknowns.columns:
             if name == "pose":
                 ends.append((-math.pi, math.pi))
                 steps.append(0.5 * pixel / radius)
@@ -65,6 +76,11 @@ class Lattice:
             max(4, 2 * math.ceil((high - low) / step / 2))
             for (low, high), step in zip(ends, steps, strict=True)
         ]
+        if math.prod(counts) > MOST_CELLS:
+            raise CryoANMError(
+                f"a lattice over {' × '.join(map(str, counts))} cells, for {', '.join(unknowns.columns)} at "
+                f"K = {resolution}, is larger than {MOST_CELLS}: infer fewer latents, or lower K"
+            )
         axes = torch.meshgrid(*(torch.arange(count) for count in counts), indexing="ij")
         low, high = torch.tensor(ends, dtype=torch.float64).unbind(-1)
         return cls(low, (high - low) / torch.tensor(counts), torch.stack(axes, dim=-1).flatten(0, -2))
@@ -160,7 +176,7 @@ def same_projection(
 
 def coefficients_reusing(
     program: CryoProgram, latents: Mapping[str, Tensor], group: Int[Tensor, "cells"], resolution: int
-) -> Float[Tensor, "cells kept"]:
+) -> Complex[Tensor, "cells kept"]:
     """Coefficients of cells, projected once for each group of cells that share a projection.
 
     Parameters

@@ -125,7 +125,7 @@ class Explained:
         """Mean residual of the pose in degrees."""
         return residuals(self.draws, self.images.latents)["pose"].mean().item()
 
-    @property
+    @cached_property
     def coverage(self) -> dict[float, float]:
         """Share of images whose truth is inside the region of all latents, at each of `LEVELS`."""
         level = credible_level(self.posterior, self.draws, self.images.latents)
@@ -139,7 +139,7 @@ class Explained:
     @property
     def pooled_p(self) -> float:
         """p-value of the test that those of all images are uniform."""
-        return uniformity(self.p_value, 10**9)
+        return uniformity(self.p_value)
 
 
 def explain(transition: Transition, fraction: float, n_images: int, resolution: int) -> Explained:
@@ -158,9 +158,8 @@ def explain(transition: Transition, fraction: float, n_images: int, resolution: 
     """
     program = transition.program
     images = transition.simulate(fraction, n_images, resolution)
-    generator = torch.Generator().manual_seed(n_images)
     starts = transition.search.starts(images)
-    posterior = refine(program, images, resolution, starts, transition.search, generator)
-    draws = posterior.sample(_DRAWS, generator)
+    posterior = refine(program, images, resolution, starts, transition.search)
+    draws = posterior.sample(_DRAWS)
     one = {name: value[0] for name, value in draws.items()}
     return Explained(images, posterior, draws, predictive_p_value(program, images, one, resolution))

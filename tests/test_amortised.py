@@ -51,3 +51,16 @@ def test_one_proposal_for_each_component(tiny_program) -> None:
     assert shapes == {"pose": (5, 3, 2), "amplitude": (5, 3, 1), "defocus": (5, 3)}
     alone = tiny_program(inferred=("amplitude",))
     assert alone.propose(alone.simulate(5, 16), 16)["amplitude"].shape == (5, 1, 1)
+
+
+@pytest.mark.parametrize("encoder", ["rings", "pixels"])
+def test_density_is_that_of_a_guide_in_use(tiny_program, encoder) -> None:
+    """Whether the networks were set to be trained or not, and without a trace left in them."""
+    program = tiny_program(inferred=BOTH, encoder=encoder)
+    particles = program.simulate(6, 16)
+    before = {name: value.clone() for name, value in program.state_dict().items()}
+    densities = [
+        program.train(mode).guide_log_density(particles, particles.latents, 16) for mode in (True, False)
+    ]
+    torch.testing.assert_close(*densities)
+    assert all(value.equal(before[name]) for name, value in program.state_dict().items())

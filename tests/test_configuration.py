@@ -276,6 +276,7 @@ def test_expected_ranges_name_metrics_of_their_profile() -> None:
             if name in settings.assessments:
                 latents = settings.experiment(settings.assessment(name).of).infer
                 known = {"outlier_fraction", *(f"coverage_{level}" for level in (50, 80, 95))}
+                known |= {f"sbc_p_{latent}" for latent in latents}
                 known |= {f"{latent}_residual_over_limit" for latent in latents}
             else:
                 inferred = {RESIDUAL_KEYS[latent] for latent in settings.experiment(name).infer}

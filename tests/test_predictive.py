@@ -26,12 +26,12 @@ def test_p_values_of_posterior_draws_are_uniform(tiny_program) -> None:
     program = tiny_program(inferred=("pose", "amplitude"), noise=0.2)
     pyro.set_rng_seed(1)
     particles = program.simulate(300, 16)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(1_000)
     drawn = exact_posterior(program, particles, 16).sample(1, generator)
     draw = {name: value[0] for name, value in drawn.items()}
-    assert uniformity(predictive_p_value(program, particles, draw, 16), 10**9) > 1e-5
+    assert uniformity(predictive_p_value(program, particles, draw, 16)) > 1e-5
     for ring in ring_p_values(program, particles, draw, 16).unbind(-1):
-        assert uniformity(ring, 10**9) > 1e-5
+        assert uniformity(ring) > 1e-5
 
 
 def test_a_molecule_of_another_shape_raises_the_alarm(tiny_program, cluster) -> None:
@@ -41,6 +41,6 @@ def test_a_molecule_of_another_shape_raises_the_alarm(tiny_program, cluster) -> 
     other = ForwardModel(cluster.flip(-1).float(), program.forward_model.modes, box_size=32)
     images = other.simulate(to_forward(particles.latents), program.noise, 32)
     foreign = Particles(images, particles.latents)
-    drawn = exact_posterior(program, foreign, 24).sample(1, torch.Generator().manual_seed(0))
+    drawn = exact_posterior(program, foreign, 24).sample(1, torch.Generator().manual_seed(1_000))
     draw = {name: value[0] for name, value in drawn.items()}
     assert (predictive_p_value(program, foreign, draw, 24) < 1e-6).all()

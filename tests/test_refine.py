@@ -1,6 +1,7 @@
 """The refined posterior against the exact one: where it is sharp, where it is not, and from a wrong start."""
 
 import math
+from functools import partial
 
 import pyro
 import pytest
@@ -9,8 +10,10 @@ import torch
 from cryoanm_lib.calibration import credible_level, ranks, uniformity
 from cryoanm_lib.climb import Starts
 from cryoanm_lib.diagnostics import residuals
+from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.exact import exact_posterior
 from cryoanm_lib.information import information_limit
+from cryoanm_lib.program import Particles
 from cryoanm_lib.refine import SUSPICIOUS, effective_share, refine
 from cryoanm_lib.search import WideSearch
 from cryoanm_lib.unknowns import Unknowns
@@ -24,36 +27,35 @@ def setting(tiny_program, noise, count, seed=0, inferred=BOTH):
     return program, program.simulate(count, 32)
 
 
-@pytest.mark.parametrize("noise", [0.02, 0.2, 0.6])
+@pytest.mark.parametrize("noise", [0.02, 0.2, 0.6, 100.0])
 def test_evidence_is_that_of_the_exact_posterior(tiny_program, noise) -> None:
     """The median over images within 0.05 nats, the mean within 0.1: the check lets small misfits pass."""
     program, particles = setting(tiny_program, noise, 40)
-    starts = WideSearch(program, 32).starts(particles)
-    generator = torch.Generator().manual_seed(0)
-    refined = refine(program, particles, 32, starts, generator=generator)
+    search = WideSearch(program, 32)
+    generator = torch.Generator().manual_seed(1_000)
+    refined = refine(program, particles, 32, search.starts(particles), search, generator)
     difference = refined.log_evidence - exact_posterior(program, particles, 32).log_evidence
     assert difference.abs().median() < 0.05
     assert difference.abs().mean() < 0.1
 
 
 def test_draws_are_as_far_from_the_truth_as_the_limit_says(tiny_program) -> None:
-    program, particles = setting(tiny_program, 0.02, 60, inferred=("pose", "amplitude", "defocus"))
+    """The ratio of two means over 400 images; its standard error is about 2.5 %."""
+    program, particles = setting(tiny_program, 0.02, 400, inferred=("pose", "amplitude", "defocus"))
     starts = WideSearch(program, 32).starts(particles)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(1_000)
     draws = refine(program, particles, 32, starts, generator=generator).sample(50, generator)
     limit = information_limit(program, particles.latents, 32)
     for name, value in residuals(draws, particles.latents).items():
-        # As in the test of the exact posterior: a relative spread of about 0.5 an image.
-        assert (value.mean(0) / limit[name]).mean() == pytest.approx(1.0, abs=5 * 0.5 / math.sqrt(60))
+        assert value.mean() / limit[name].mean() == pytest.approx(1.0, abs=0.12)
 
 
-@pytest.mark.parametrize("noise", [0.05, 0.6])
-def test_ranks_and_levels_of_the_truth_are_uniform(tiny_program, noise) -> None:
-    """300 simulations; each p above 1e-4, so that three tests give a false alarm once in 3000 runs."""
-    program, particles = setting(tiny_program, noise, 300, seed=3)
-    starts = WideSearch(program, 32).starts(particles)
-    generator = torch.Generator().manual_seed(0)
-    posterior = refine(program, particles, 32, starts, generator=generator)
+@pytest.mark.parametrize(("noise", "count"), [(0.05, 300), (0.6, 300), (2.0, 100)])
+def test_ranks_and_levels_of_the_truth_are_uniform(tiny_program, noise, count) -> None:
+    """Simulations from sharp to nearly flat; three tests at p of 1e-4: a false alarm once in 3000 runs."""
+    program, particles = setting(tiny_program, noise, count, seed=3)
+    search, generator = WideSearch(program, 32), torch.Generator().manual_seed(1_000)
+    posterior = refine(program, particles, 32, search.starts(particles), search, generator)
     draws = posterior.sample(100, generator)
     for rank in ranks(draws, particles.latents).values():
         assert uniformity(rank[:, 0], 100, generator) > 1e-4
@@ -73,7 +75,7 @@ def test_a_start_from_the_wrong_half_turn_is_not_sure_of_itself(tiny_program) ->
     away = residuals(wrong.mean(), particles.latents)["pose"]
     lost = away > 10
     assert lost.float().mean() > 0.5
-    assert (wrong.surprise[lost] < SUSPICIOUS).all()
+    assert (wrong.surprise[lost] < SUSPICIOUS).all() and not wrong.explained[lost].any()
     right = refine(program, particles, 32, turned(program, particles, 0.0))
     assert (right.surprise > SUSPICIOUS).all()
 
@@ -90,7 +92,7 @@ def test_a_wide_search_brings_the_wrong_half_turn_home(tiny_program) -> None:
 def test_where_a_gaussian_does_not_do_draws_are_weighed(tiny_program) -> None:
     """With noise that hides most of the molecule the curvature at the top is a poor summary."""
     program, particles = setting(tiny_program, 2.0, 60)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(1_000)
     starts = WideSearch(program, 32).starts(particles)
     posterior = refine(program, particles, 32, starts, generator=generator)
     assert posterior.weighed.any()
@@ -104,7 +106,7 @@ def test_where_a_gaussian_does_not_do_draws_are_weighed(tiny_program) -> None:
 def test_moments_are_those_of_the_draws(tiny_program) -> None:
     program, particles = setting(tiny_program, 0.05, 5)
     posterior = refine(program, particles, 32, WideSearch(program, 32).starts(particles))
-    drawn = posterior.sample(4000, torch.Generator().manual_seed(0))["amplitude"][..., 0].double()
+    drawn = posterior.sample(4000, torch.Generator().manual_seed(1_000))["amplitude"][..., 0].double()
     deviation = posterior.covariance()[:, 1, 1].sqrt()
     torch.testing.assert_close(drawn.std(0), deviation, rtol=0.08, atol=0)
     assert ((drawn.mean(0) - posterior.mean()["amplitude"][:, 0]) / deviation).abs().max() < 0.1
@@ -113,3 +115,16 @@ def test_moments_are_those_of_the_draws(tiny_program) -> None:
 def test_effective_share_of_equal_and_of_one_weight() -> None:
     weights = torch.tensor([[0.0, 0.0], [0.0, -1e9], [0.0, -1e9], [0.0, -1e9]])
     torch.testing.assert_close(effective_share(weights), torch.tensor([1.0, 0.25]))
+
+
+def test_images_without_a_posterior_are_refused(tiny_program) -> None:
+    program, particles = setting(tiny_program, 0.1, 3)
+    damaged = Particles(particles.coefficients.clone(), particles.latents)
+    damaged.coefficients[1, 5] = math.nan
+    search = WideSearch(program, 16)
+    for images, message in [(particles[:0], "there are 0 images"), (damaged, r"images \[1\] hold NaN")]:
+        for compute in (search.starts, partial(exact_posterior, program, resolution=16)):
+            with pytest.raises(CryoANMError, match=message):
+                compute(particles=images)
+        with pytest.raises(CryoANMError, match=message):
+            refine(program, images, 16)

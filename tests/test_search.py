@@ -5,7 +5,7 @@ import math
 import pyro
 import torch
 
-from cryoanm_lib.climb import Starts, march
+from cryoanm_lib.climb import Peaks, Starts, march
 from cryoanm_lib.rotation import angle_distance, unit_vector_to_angle
 from cryoanm_lib.search import MOST, WideSearch
 from cryoanm_lib.unknowns import Unknowns
@@ -53,3 +53,14 @@ def test_starts_of_one_image_are_apart(tiny_program) -> None:
     for image in range(10):
         own = starts.values[starts.image == image]
         assert len(own) == len({tuple(row) for row in own.tolist()})
+
+
+def test_a_peak_beyond_the_lattice_hides_nothing(tiny_program) -> None:
+    """At an amplitude of 80 Å, far out of the prior, and at the true pose."""
+    program, particles = setting(tiny_program, 0.05, count=5)
+    values = Unknowns.of(program).values({n: particles.latents[n] for n in program.inferred}).double()
+    values[:, 1] = 80.0
+    precision = torch.eye(2, dtype=torch.float64).expand(5, 2, 2)
+    beyond = Peaks(torch.arange(5), values, torch.zeros(5, dtype=torch.float64), precision)
+    missed = WideSearch(program, 16).starts(particles, beyond)
+    assert set(missed.image.tolist()) == set(range(5))

@@ -4,7 +4,10 @@ import pyro
 import pytest
 import torch
 
-from cryoanm_lib.forward import Latents
+from cryoanm_lib.anm import normal_modes
+from cryoanm_lib.errors import CryoANMError
+from cryoanm_lib.forward import ForwardModel, Latents
+from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.templates import Lattice, Templates, same_projection
 from cryoanm_lib.unknowns import Unknowns
 
@@ -65,3 +68,10 @@ def test_cells_that_differ_in_defocus_share_a_projection(tiny_program) -> None:
     assert group[0] == group[1] and len(set(group.tolist())) == 3
     apart = same_projection(program, index, torch.tensor([0, 1, 0, 0]))
     assert apart[0] != apart[1]
+
+
+def test_too_many_unknowns_for_a_lattice_are_refused(cluster) -> None:
+    modes = normal_modes(cluster, n_modes=6, cutoff=30.0).vectors.float()
+    program = CryoProgram(ForwardModel(cluster.float(), modes, box_size=32), inferred=("pose", "amplitude"))
+    with pytest.raises(CryoANMError, match="is larger than 4194304: infer fewer latents, or lower K"):
+        Lattice.covering(program, 32)

@@ -202,8 +202,11 @@ def plot_coverage(assessments: Mapping[str, Assessment]) -> Figure:
     levels = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
     for ax, (title, assessment) in zip(axes[0], assessments.items(), strict=True):
         n_draws = assessment.profile.checks.draws
-        band = coverage_band(len(assessment.tested["guide"]["level"]), levels)
-        ax.fill_between(levels, band[:, 0], band[:, 1], color="0.88", linewidth=0, label="honest, 95 %")
+        n_images = len(assessment.tested["guide"]["level"])
+        band = coverage_band(n_images, levels)
+        ax.fill_between(
+            levels, band[:, 0], band[:, 1], color="0.88", linewidth=0, label=f"honest, {n_images} images"
+        )
         ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
         for method, found in assessment.tested.items():
             values = [coverage(found["level"], level.item(), n_draws) for level in levels]
@@ -222,7 +225,7 @@ def plot_ranks(assessment: Assessment) -> Figure:
     Parameters
     ----------
     assessment : Assessment
-        Its guide, refined and exact posteriors; the bands hold 95 % of all curves of an honest posterior.
+        Its guide, refined and exact posteriors; at each rank, the band holds an honest one 95 % of the time.
     """
     found = assessment.tested
     latents = [name for name in RESIDUAL_KEYS if f"rank.{name}" in found["refined"]]
