@@ -6,7 +6,7 @@ Data flow from top to bottom, and a module imports from those above it alone:
     structure_files -> structure -> anm
     rotation, fourier -> projection, ctf -> forward -> likelihood
     distributions, encoders -> rings -> program -> objectives
-    unknowns, ragged -> information, templates -> exact
+    unknowns, ragged -> information, templates -> cells -> exact
     predictive, mixture, climb -> search -> refine, amortised -> calibration, referee
     diagnostics -> training -> storage, provenance -> checkpoint
     profile_files, sections -> configuration -> experiment -> assessment -> reference
@@ -18,7 +18,7 @@ ORDER = (
     *("errors", "settings", "structure_files", "structure", "anm"),
     *("rotation", "fourier", "projection", "ctf", "forward", "likelihood"),
     *("distributions", "encoders", "rings", "program", "objectives"),
-    *("unknowns", "ragged", "information", "templates", "exact"),
+    *("unknowns", "ragged", "information", "templates", "cells", "exact"),
     *("predictive", "mixture", "climb", "search", "refine", "amortised", "calibration", "referee"),
     *("diagnostics", "training", "storage", "provenance", "checkpoint"),
     *("profile_files", "sections", "configuration", "experiment", "assessment", "reference"),

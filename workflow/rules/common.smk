@@ -44,7 +44,7 @@ NOTEBOOKS = {
 # An edit of the library retrains. What tests a finished fit does not, nor what only draws and tabulates.
 LIBRARY = sorted(str(p) for kind in ("*.py", "plots/*.py", "data/*.csv") for p in Path("cryoanm_lib").glob(kind))
 ASSESSING = (
-    *("ragged", "templates", "exact", "predictive", "mixture", "climb", "search", "refine", "amortised", "calibration"),
+    *("ragged", "templates", "cells", "exact", "predictive", "mixture", "climb", "search", "refine", "amortised", "calibration"),
     "assessment",
 )
 SHOWING = ("plots/", "tables", "landscapes", "reference", "referee", "transition")
