@@ -47,8 +47,7 @@ def headline_table(metrics: Mapping[str, Mapping], tasks: Iterable[str] | None =
     tasks : iterable of str, optional
         Those to show; default all that either recipe was run on.
     """
-    heading = ["experiment", "latent", "paper reported", "paper's recipe here", "our recipe", "refined"]
-    heading += ["limit", "training (s)"]
+    heading = ["experiment", "latent", "paper", "its recipe", "ours", "refined", "limit", "training (s)"]
     rows = []
     for runs in tasks_of(metrics, tasks).values():
         shown = (runs["ours"] or runs["paper"])[0]
@@ -164,14 +163,13 @@ def calibration_table(assessments: Iterable[Mapping]) -> str:
         Metrics of assessments.
     """
     levels = [f"{100 * level:.0f}" for level in LEVELS]
-    heading = ["posterior", "SNR"]
-    heading += [f"{method}, {level} %" for method in ("guide", "refined") for level in levels]
-    heading += ["weighed", "smallest p of ranks"]
+    heading = ["posterior", "SNR", *(f"{method}: {' / '.join(levels)} %" for method in ("guide", "refined"))]
+    heading += ["weighed", "smallest p"]
     rows = []
     for metrics in sorted(assessments, key=lambda metrics: -metrics["snr"]):
         row = [metrics["title"], two_digits(metrics["snr"])]
         for prefix in ("guide_", ""):
-            row += [f"{100 * metrics[f'{prefix}coverage_{level}']:.1f} %" for level in levels]
+            row.append(" / ".join(f"{100 * metrics[f'{prefix}coverage_{level}']:.1f}" for level in levels))
         tested = [value for key, value in metrics.items() if key.startswith("sbc_p_")]
         row += [f"{100 * metrics['weighed_fraction']:.1f} %", f"{min(tested):.2g}"]
         rows.append(row)

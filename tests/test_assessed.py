@@ -74,7 +74,7 @@ def test_tables_of_assessments(assessments) -> None:
     assert "pose: guide → refined" in heading and "outliers" in heading
     assert first.startswith("| One | 16 |") and "→" in first
     rows = calibration_table(metrics).splitlines()
-    assert "guide, 80 %" in rows[0] and "refined, 95 %" in rows[0]
+    assert "guide: 50 / 80 / 95 %" in rows[0] and "refined: 50 / 80 / 95 %" in rows[0]
     ratios = [float(row.split("|")[2]) for row in rows[2:]]
     assert ratios == sorted(ratios, reverse=True)
 
