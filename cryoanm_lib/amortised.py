@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cryoanm_lib.program import CryoProgram, Particles
+from cryoanm_lib.particles import Particles
+from cryoanm_lib.program import CryoProgram
 
 
 @dataclass(frozen=True, eq=False)

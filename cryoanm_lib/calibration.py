@@ -13,7 +13,7 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from cryoanm_lib.rotation import unit_vector_to_angle, wrap_angle
+from cryoanm_lib.rotation import mean_quaternion, step_between, unit_vector_to_angle, wrap_angle
 
 #: Levels at which coverage is quoted.
 LEVELS = (0.5, 0.8, 0.95)
@@ -37,7 +37,8 @@ def ranks(
     """Share of draws below the truth, for each latent: uniform on 0, 1/S, …, 1 if the posterior is exact.
 
     A circle has no below. The pose is measured from the mean direction of draws and truth together, which
-    treats them alike, and cut on the far side of it.
+    treats them alike, and cut on the far side of it. In space it is the rotation vector from their mean about
+    the three axes of the detector.
 
     Parameters
     ----------
@@ -49,7 +50,10 @@ def ranks(
     found = {}
     for name, drawn in draws.items():
         true = truth[name]
-        if name == "pose":
+        if name == "pose" and true.shape[-1] == 4:
+            mean = mean_quaternion(torch.cat([drawn, true[None]]))
+            drawn, true = (step_between(mean, value) for value in (drawn, true))
+        elif name == "pose":
             mean = unit_vector_to_angle(drawn.sum(0) + true)
             drawn, true = (wrap_angle(unit_vector_to_angle(value) - mean) for value in (drawn, true))
         share = (drawn < true).double().mean(0)

@@ -9,7 +9,8 @@ from torch import Tensor
 from cryoanm_lib.fourier import crop_coefficients
 from cryoanm_lib.information import fisher_information
 from cryoanm_lib.likelihood import log_likelihood
-from cryoanm_lib.program import CryoProgram, Particles
+from cryoanm_lib.particles import Particles
+from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.ragged import argmax_of_each, logsumexp_of_each, max_of_each
 from cryoanm_lib.templates import Lattice, Templates, coefficients_reusing, same_projection
 from cryoanm_lib.unknowns import Unknowns
@@ -92,8 +93,9 @@ class Cells:
             here = {name: value[part] for name, value in latents.items()}
             same = torch.unique(group[part], return_inverse=True)[1]
             predicted = coefficients_reusing(program, here, same, self.resolution)
+            noise = program.noise_of(here)
             likelihood = log_likelihood(
-                observed[self.image[part]], predicted, program.noise, self.resolution, model.box_size
+                observed[self.image[part]], predicted, noise, self.resolution, model.box_size
             )
             log_joint[part] = likelihood.double() + program.log_prior(here)
         return replace(self, log_joint=log_joint)

@@ -10,7 +10,8 @@ from torch import Tensor
 from cryoanm_lib.fourier import crop_coefficients, to_real
 from cryoanm_lib.information import prior_slopes
 from cryoanm_lib.likelihood import cropped_noise
-from cryoanm_lib.program import CryoProgram, Particles, to_forward
+from cryoanm_lib.particles import Particles, to_forward
+from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.unknowns import Unknowns
 
 #: Resolutions at which peaks are climbed before the last one.
@@ -38,8 +39,8 @@ class Peaks:
     ----------
     image : Int[Tensor, "peaks"]
         The image that a peak belongs to.
-    values : Float[Tensor, "peaks columns"]
-        Its top; the columns are those of `Unknowns`.
+    values : Float[Tensor, "peaks width"]
+        Its top, a point of `Unknowns`.
     log_joint : Float[Tensor, "peaks"]
         Its height.
     precision : Float[Tensor, "peaks columns columns"]
@@ -47,7 +48,7 @@ class Peaks:
     """
 
     image: Int[Tensor, "peaks"]
-    values: Float[Tensor, "peaks columns"]
+    values: Float[Tensor, "peaks width"]
     log_joint: Float[Tensor, "peaks"]
     precision: Float[Tensor, "peaks columns columns"]
 
@@ -66,7 +67,8 @@ class Peaks:
     @property
     def log_evidence(self) -> Float[Tensor, "peaks"]:
         """Each peak's share in log p(image), as of the Gaussian with its height and curvature (Laplace)."""
-        volume = 0.5 * self.values.shape[-1] * math.log(2 * math.pi) - 0.5 * torch.logdet(self.precision)
+        columns = self.precision.shape[-1]
+        volume = 0.5 * columns * math.log(2 * math.pi) - 0.5 * torch.logdet(self.precision)
         return self.log_joint + volume
 
 
@@ -78,15 +80,15 @@ class Starts:
     ----------
     image : Int[Tensor, "starts"]
         The image that a start belongs to.
-    values : Float[Tensor, "starts columns"]
-        Where it is; the columns are those of `Unknowns`.
+    values : Float[Tensor, "starts width"]
+        Where it is, a point of `Unknowns`.
     """
 
     image: Int[Tensor, "starts"]
-    values: Float[Tensor, "starts columns"]
+    values: Float[Tensor, "starts width"]
 
     @classmethod
-    def of_each(cls, values: Float[Tensor, "images starts columns"]) -> "Starts":
+    def of_each(cls, values: Float[Tensor, "images starts width"]) -> "Starts":
         """The same number for every image."""
         image = torch.arange(len(values)).repeat_interleave(values.shape[1])
         return cls(image, values.flatten(0, 1).double())
@@ -118,7 +120,10 @@ class Climber:
     def __init__(self, program: CryoProgram, particles: Particles, resolution: int) -> None:
         self.program, self.particles, self.resolution = program, particles, resolution
         self.unknowns = Unknowns.of(program)
-        self._sigma = cropped_noise(program.noise, resolution, program.forward_model.box_size)
+        noise = torch.as_tensor(program.noise_of(particles.latents), dtype=torch.float64).expand(
+            len(particles)
+        )
+        self._sigma = cropped_noise(noise, resolution, program.forward_model.box_size)
         self._observed = to_real(crop_coefficients(particles.coefficients, resolution), resolution)
 
     @torch.no_grad()
@@ -139,7 +144,7 @@ class Climber:
             climbing, step = climbing[going], step[going]
             if not len(climbing):
                 break
-            there = self.unknowns.wrapped(values[climbing] + step)
+            there = self.unknowns.moved(values[climbing], step)
             new = self._around(image[climbing], there)
             up = new[0] > height[climbing]
             better = climbing[up]
@@ -153,11 +158,10 @@ class Climber:
         step = torch.linalg.solve(precision, slope[..., None])[..., 0]
         gain = 0.5 * (slope * step).sum(-1)
         near = gain < 2 * _GAIN
-        values = torch.where(near[:, None], self.unknowns.wrapped(values + step), values)
-        # A pose is known at least as well as one that is anywhere on the circle, whose variance is π²/3.
-        turns = torch.tensor([name == "pose" for name in self.unknowns.columns])
+        values = torch.where(near[:, None], self.unknowns.moved(values, step), values)
+        # A pose is known at least as well as one that may be anywhere.
         own = precision.diagonal(dim1=1, dim2=2)
-        missing = torch.where(turns, (3 / math.pi**2 - own).clamp(min=0.0), 0.0)
+        missing = (self.unknowns.least_precision() - own).clamp(min=0.0)
         precision = precision + torch.diag_embed(missing)
         return Peaks(image, values, height + torch.where(near, gain, 0.0), precision)
 
@@ -167,7 +171,7 @@ class Climber:
         return self.program.log_joint(self.particles[at.image], latents, self.resolution)
 
     def _around(
-        self, image: Int[Tensor, "points"], values: Float[Tensor, "points columns"]
+        self, image: Int[Tensor, "points"], values: Float[Tensor, "points width"]
     ) -> tuple[
         Float[Tensor, "points"], Float[Tensor, "points columns"], Float[Tensor, "points columns columns"]
     ]:
@@ -179,10 +183,11 @@ class Climber:
         program, model = self.program, self.program.forward_model
         chosen = self.unknowns.latents(values.to(model.reference))
         latents = {name: value[image] for name, value in self.particles.latents.items()} | chosen
-        predicted, slopes = model.slopes(to_forward(latents), self.resolution, self.unknowns.names)
-        jacobian = to_real(slopes, self.resolution) / self._sigma
-        left = (self._observed[image] - to_real(predicted, self.resolution)) / self._sigma
-        constant = left.shape[-1] * math.log(math.sqrt(2 * math.pi) * self._sigma)
+        predicted, slopes = model.slopes(to_forward(latents), self.resolution, self.unknowns.directions)
+        sigma = self._sigma[image].to(self._observed)
+        jacobian = to_real(slopes, self.resolution) / sigma[:, None, None]
+        left = (self._observed[image] - to_real(predicted, self.resolution)) / sigma[:, None]
+        constant = left.shape[-1] * (math.sqrt(2 * math.pi) * sigma.double()).log()
         height = (
             -0.5 * left.double().square().sum(-1)
             - constant

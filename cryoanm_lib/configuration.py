@@ -16,8 +16,9 @@ from cryoanm_lib.anm import NormalModes, normal_modes
 from cryoanm_lib.errors import ConfigurationError, ForwardModelError
 from cryoanm_lib.forward import ForwardModel
 from cryoanm_lib.fourier import check_resolution
+from cryoanm_lib.prior import Prior
 from cryoanm_lib.profile_files import ONLY_IN_FILES, PROFILES, config_folder, read_profile
-from cryoanm_lib.program import CryoProgram, Prior
+from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.sections import (
     DESCRIPTION,
     AssessmentSection,
@@ -27,6 +28,7 @@ from cryoanm_lib.sections import (
     GuideSection,
     LengthSection,
     ModelSection,
+    PriorSection,
     Seed,
 )
 from cryoanm_lib.settings import Count, LatentName, Section
@@ -54,7 +56,7 @@ class Profile(Section):
     test_images: Count = Field(2000, description="images never trained on, for every residual")
     window: Count = Field(100, description="steps between records, and over which a stage settles")
     model: ModelSection = ModelSection()
-    prior: Prior = Prior()
+    prior: PriorSection = PriorSection()
     length: LengthSection = LengthSection()
     experiments: Annotated[dict[ExperimentName, ExperimentSection], Field(min_length=1)] = Field(
         description="by name"
@@ -66,11 +68,11 @@ class Profile(Section):
     def _resolutions_fit_the_box(self) -> "Profile":
         for name, experiment in self.experiments.items():
             sizes = {f"stages[{i}].resolution": stage.resolution for i, stage in enumerate(experiment.stages)}
+            box_size = (experiment.model or self.model).box_size
             for key, size in {**sizes, "guide.image_size": experiment.guide.image_size}.items():
-                if size > self.model.box_size:
+                if size > box_size:
                     raise ValueError(
-                        f"experiments.{name}.{key} = {size} is larger than model.box_size = "
-                        f"{self.model.box_size}"
+                        f"experiments.{name}.{key} = {size} is larger than model.box_size = {box_size}"
                     )
         return self
 
@@ -112,7 +114,8 @@ class Profile(Section):
                 raise ValueError(f"assessments.{name} has the name of an experiment: rename it")
             if (resolution := assessment.resolution) is not None:
                 try:
-                    check_resolution(resolution, self.model.box_size)
+                    own = runs[assessment.of].model or self.model
+                    check_resolution(resolution, own.box_size)
                 except ForwardModelError as error:
                     raise ValueError(f"assessments.{name}: {error}") from error
         return self
@@ -126,26 +129,34 @@ class Profile(Section):
         """The reference structure."""
         return load_structure(self.structure, chain=self.chain, stride=self.stride)
 
-    def modes(self, n_modes: int | None = None) -> NormalModes:
+    def modes(self, n_modes: int | None = None, experiment: str | None = None) -> NormalModes:
         """The softest modes of the reference structure, as many as the model bends along by default."""
-        count = self.model.modes if n_modes is None else n_modes
-        return normal_modes(self.load_structure().coordinates, count, self.model.cutoff)
+        model = self.model_of(experiment)
+        count = model.modes if n_modes is None else n_modes
+        return normal_modes(self.load_structure().coordinates, count, model.cutoff)
 
-    def forward_model(self, projector: str | None = None) -> ForwardModel:
-        """The forward model, in float32."""
-        sizes = self.model.model_dump(include={"box_size", "pixel_size", "atom_width"})
-        reference, modes = self.load_structure().coordinates.float(), self.modes().vectors.float()
-        return ForwardModel(reference, modes, projector=projector or self.model.projector, **sizes)
+    def forward_model(self, projector: str | None = None, experiment: str | None = None) -> ForwardModel:
+        """The forward model, in float32; that of an experiment if one is named."""
+        model = self.model_of(experiment)
+        sizes = model.model_dump(include={"box_size", "pixel_size", "atom_width"})
+        reference = self.load_structure().coordinates.float()
+        modes = self.modes(experiment=experiment).vectors.float()
+        return ForwardModel(reference, modes, projector=projector or model.projector, **sizes)
+
+    def model_of(self, experiment: str | None) -> ModelSection:
+        """The model of an experiment, or the profile's."""
+        own = None if experiment is None else self.experiment(experiment).model
+        return self.model if own is None else own
 
     def program(self, experiment: str) -> CryoProgram:
         """Model and guide of an experiment, the guide untrained."""
         section = self.experiment(experiment)
         return CryoProgram(
-            self.forward_model(),
+            self.forward_model(experiment=experiment),
             self.prior_of(experiment),
             self.noise_of(experiment),
             section.infer,
-            **section.guide.model_dump(include={"components", "stratified", "upright"}),
+            **section.guide.model_dump(include={"components", "stratified", "upright", "conditional"}),
             representation=section.guide.representation(),
         )
 
@@ -185,12 +196,13 @@ class Profile(Section):
     def prior_of(self, experiment: str) -> Prior:
         """The prior of an experiment."""
         own = self.experiment(experiment).prior
-        return self.prior if own is None else own
+        prior = self.prior if own is None else own
+        return prior.resolved(None if prior.temperature is None else self.modes(experiment=experiment))
 
-    def noise_of(self, experiment: str) -> float:
-        """σ_n of an experiment."""
+    def noise_of(self, experiment: str) -> float | tuple[float, float]:
+        """σ_n of an experiment, or the range from which each image has its own."""
         own = self.experiment(experiment).noise
-        return self.noise if own is None else own
+        return self.model_of(experiment).noise if own is None else own
 
     def seed_of(self, experiment: str) -> int:
         """The seed that fixes an experiment."""
@@ -205,8 +217,9 @@ class Profile(Section):
         content = self.model_dump(mode="json", exclude=NOT_OF_A_FIT)
         content["prior"] = self.prior_of(experiment).model_dump(mode="json")
         content["experiment"] = self.experiment(experiment).model_dump(
-            mode="json", exclude={*DESCRIPTION, "prior", "noise", "seed", "more_seeds"}
+            mode="json", exclude={*DESCRIPTION, "model", "prior", "noise", "seed", "more_seeds"}
         )
+        content["model"] = self.model_of(experiment).model_dump(mode="json")
         content["model"]["noise"] = self.noise_of(experiment)
         content["seed"] = self.seed_of(experiment)
         if (path := structure_file(self.structure)) is not None and path.is_file():
@@ -312,7 +325,7 @@ def _allowed_keys(parents: list) -> list[str]:
     """Keys of the section that a path of keys leads to."""
     sections = {
         "model": ModelSection,
-        "prior": Prior,
+        "prior": PriorSection,
         "guide": GuideSection,
         "stages": Stage,
         "length": LengthSection,

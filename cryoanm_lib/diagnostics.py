@@ -6,8 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cryoanm_lib.program import CryoProgram, Particles, to_forward
-from cryoanm_lib.rotation import angle_distance, angle_to_unit_vector, unit_vector_to_angle
+from cryoanm_lib.particles import Particles, to_forward
+from cryoanm_lib.prior import LATENTS, VECTORS
+from cryoanm_lib.program import CryoProgram
+from cryoanm_lib.rotation import (
+    angle_distance,
+    angle_to_unit_vector,
+    quaternion_distance,
+    unit_vector_to_angle,
+)
 
 #: A residual beyond this many degrees is called a flip: the sample fell into the wrong half-turn.
 FLIP_DEGREES = 90.0
@@ -18,8 +25,10 @@ TWO_SIDED_WEIGHT = 0.05
 #: The metric that stands for each latent in results/metrics.json.
 RESIDUAL_KEYS = {
     "pose": "pose_residual_mean_deg",
+    "shift": "shift_residual_mean_px",
     "amplitude": "amplitude_residual_mean",
     "defocus": "defocus_residual_mean",
+    "contrast": "contrast_residual_mean",
 }
 
 
@@ -28,18 +37,26 @@ def residuals(
 ) -> dict[str, Float[Tensor, "images"]]:
     """Distance of a posterior sample from the truth, image by image, for each latent in `sampled`.
 
-    "pose" in degrees along the circle; "amplitude" the mean over modes of |α - α*|; "defocus" |z - z*| in
-    natural units.
+    "pose" in degrees along the circle, or of the turn in space; "shift" the mean over x and y in pixels;
+    "amplitude" the mean over modes of |α - α*|; "defocus" |z - z*| in natural units; "contrast" |c - c*|.
     """
     found = {}
-    if "pose" in sampled:
-        angles = (unit_vector_to_angle(latents["pose"]) for latents in (sampled, truth))
-        found["pose"] = torch.rad2deg(angle_distance(*angles))
-    if "amplitude" in sampled:
-        found["amplitude"] = (sampled["amplitude"] - truth["amplitude"]).abs().mean(-1)
-    if "defocus" in sampled:
-        found["defocus"] = (sampled["defocus"] - truth["defocus"]).abs()
+    for name in (name for name in LATENTS if name in sampled):
+        if name == "pose":
+            found[name] = torch.rad2deg(pose_distance(sampled[name], truth[name]))
+        else:
+            away = (sampled[name] - truth[name]).abs()
+            found[name] = away.mean(-1) if name in VECTORS else away
     return found
+
+
+def pose_distance(
+    a: Float[Tensor, "*#batch dim"], b: Float[Tensor, "*#batch dim"]
+) -> Float[Tensor, "*batch"]:
+    """Distance between two poses in radians: unit vectors along the circle, quaternions by the turn."""
+    if a.shape[-1] == 4:
+        return quaternion_distance(a, b)
+    return angle_distance(unit_vector_to_angle(a), unit_vector_to_angle(b))
 
 
 def turning_error(program: CryoProgram, resolution: int, degrees: float = 45.0) -> float:
@@ -65,7 +82,7 @@ def turning_error(program: CryoProgram, resolution: int, degrees: float = 45.0) 
         "defocus": pose.new_full((2,), program.prior.defocus_mean),
     }
     images = model.coefficients(to_forward(latents), resolution)
-    upright, turned = program.representation.turn_back(
+    upright, turned = program.family.representation.turn_back(
         program.see(Particles(images, latents), resolution), pose
     )
     return ((turned - upright).norm() / upright.norm()).item()

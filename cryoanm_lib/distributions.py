@@ -1,4 +1,4 @@
-"""Distributions of the in-plane pose on the circle: the projected normal and mixtures of it."""
+"""Distributions of the pose: the projected normal on the circle, and mixtures on the circle or in space."""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +9,8 @@ from jaxtyping import Float
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
+
+from cryoanm_lib.antipodal import AntipodalProjectedNormal
 
 # Below this argument the ray integral is taken from its asymptotic series, whose error is then < 1e-12;
 # above, cancellation costs at most three digits of the gradient: 2e-13 of it in float64, 1e-4 in float32.
@@ -73,16 +75,25 @@ class ProjectedNormal(dist.ProjectedNormal):
         return ProjectedNormal(self.concentration.expand(batch_shape + self.event_shape))
 
 
+def projected_normal(
+    concentration: Float[Tensor, "*batch dim"],
+) -> ProjectedNormal | AntipodalProjectedNormal:
+    """The distribution of a pose by the length of its mean vector: 2 in the plane, 4 in space."""
+    return {2: ProjectedNormal, 4: AntipodalProjectedNormal}[concentration.shape[-1]](concentration)
+
+
 class ProjectedNormalMixture(TorchDistribution):
     """A mixture of projected normals; a sample picks a component, so that it has no pathwise gradient.
 
         q(v) = Σ_c w_c p(v | μ_c),  w = softmax(logits)
 
+    Vectors of two numbers are poses in the plane, of four unit quaternions: poses in space.
+
     Parameters
     ----------
     logits : Float[Tensor, "*batch components"]
         Logarithms of the weights, up to a constant.
-    concentrations : Float[Tensor, "*batch components 2"]
+    concentrations : Float[Tensor, "*batch components dim"]
         μ_c of each component.
 
     Examples
@@ -102,15 +113,17 @@ class ProjectedNormalMixture(TorchDistribution):
     }
 
     def __init__(
-        self, logits: Float[Tensor, "*batch components"], concentrations: Float[Tensor, "*batch components 2"]
+        self,
+        logits: Float[Tensor, "*batch components"],
+        concentrations: Float[Tensor, "*batch components dim"],
     ) -> None:
         self.logits, self.concentrations = logits, concentrations
-        super().__init__(logits.shape[:-1], torch.Size([2]), validate_args=False)
+        super().__init__(logits.shape[:-1], concentrations.shape[-1:], validate_args=False)
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "ProjectedNormalMixture":
         """The same mixture repeated over a larger batch."""
         logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
-        return type(self)(logits, self.concentrations.expand(*logits.shape, 2))
+        return type(self)(logits, self.concentrations.expand(*logits.shape, *self.event_shape))
 
     @property
     def weights(self) -> Float[Tensor, "*batch components"]:
@@ -118,20 +131,20 @@ class ProjectedNormalMixture(TorchDistribution):
         return self.logits.softmax(-1)
 
     @property
-    def components(self) -> ProjectedNormal:
+    def components(self) -> ProjectedNormal | AntipodalProjectedNormal:
         """The components as one batched distribution."""
-        return ProjectedNormal(self.concentrations)
+        return projected_normal(self.concentrations)
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*shape 2"]:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*shape dim"]:
         """Draw a component for each batch entry, then a direction from it."""
         with torch.no_grad():
             chosen = dist.Categorical(logits=self.logits).sample(sample_shape)
             shape = (*sample_shape, *self.concentrations.shape)
-            index = chosen[..., None, None].expand(*chosen.shape, 1, 2)
-            return ProjectedNormal(self.concentrations.expand(shape).gather(-2, index).squeeze(-2)).sample()
+            index = chosen[..., None, None].expand(*chosen.shape, 1, shape[-1])
+            return projected_normal(self.concentrations.expand(shape).gather(-2, index).squeeze(-2)).sample()
 
-    def log_prob(self, value: Float[Tensor, "*#batch 2"]) -> Float[Tensor, "..."]:
-        """Log-density with respect to arc length (radians) at unit vectors, the components summed."""
+    def log_prob(self, value: Float[Tensor, "*#batch dim"]) -> Float[Tensor, "..."]:
+        """Log-density at unit vectors, the components summed: in radians⁻¹ on the circle, ⁻³ in space."""
         each = self.components.log_prob(value.unsqueeze(-2))
         return torch.logsumexp(each + self.logits.log_softmax(-1), dim=-1)
 
@@ -146,7 +159,7 @@ class StratifiedMixture(ProjectedNormalMixture):
     ----------
     logits : Float[Tensor, "*batch components"]
         Logarithms of the weights, up to a constant.
-    concentrations : Float[Tensor, "*batch components 2"]
+    concentrations : Float[Tensor, "*batch components dim"]
         μ_c of each component.
 
     Examples
@@ -160,7 +173,9 @@ class StratifiedMixture(ProjectedNormalMixture):
     has_rsample = True
 
     def __init__(
-        self, logits: Float[Tensor, "*batch components"], concentrations: Float[Tensor, "*batch components 2"]
+        self,
+        logits: Float[Tensor, "*batch components"],
+        concentrations: Float[Tensor, "*batch components dim"],
     ) -> None:
         super().__init__(logits, concentrations)
         self._batch_shape = torch.Size([logits.shape[-1], *logits.shape[:-1]])
@@ -169,11 +184,11 @@ class StratifiedMixture(ProjectedNormalMixture):
         """The same mixture repeated over a larger batch, (components, *batch)."""
         return super().expand(batch_shape[1:])
 
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... 2"]:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... dim"]:
         """One direction from each component."""
         return self.components.rsample(sample_shape).movedim(-2, len(sample_shape))
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... 2"]:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... dim"]:
         """One direction from each component, without a gradient."""
         with torch.no_grad():
             return self.rsample(sample_shape)

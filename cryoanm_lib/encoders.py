@@ -143,6 +143,57 @@ class ConvolutionalPoseEncoder(ConvolutionalEncoder):
         return outputs[..., : self.components], vectors
 
 
+class SharedEncoder(nn.Module):
+    """Features of an image for several heads: convolutions, all but the first with stride 2, then two dense
+    layers of 512.
+
+    Each image is divided by its standard deviation, so that one network serves every noise level. The
+    logarithms of that deviation and of σ_n join the dense layers.
+
+    Parameters
+    ----------
+    size : int
+        Pixels along an edge; it is halved by each convolution but the first.
+    channels : tuple of int
+        Output channels of each convolution.
+    half : bool
+        Convolve in bfloat16 while training: on a CPU that computes with it, twice as fast.
+    """
+
+    def __init__(self, size: int, channels: tuple[int, ...], half: bool = False) -> None:
+        super().__init__()
+        self.size, self.half = size, half
+        layers = []
+        for number, (before, after) in enumerate(itertools.pairwise((1, *channels))):
+            stride = 2 if number else 1
+            layers += [
+                nn.Conv2d(before, after, 3, stride, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
+            ]
+        self.convolutions = nn.Sequential(*layers, nn.Flatten())
+        smallest = -(-size // 2 ** (len(channels) - 1))
+        self.dense = nn.Sequential(
+            nn.Linear(channels[-1] * smallest**2 + 2, HIDDEN, bias=False),
+            nn.BatchNorm1d(HIDDEN),
+            nn.ReLU(),
+            nn.Linear(HIDDEN, HIDDEN, bias=False),
+            nn.BatchNorm1d(HIDDEN),
+            nn.ReLU(),
+        )
+        self.to(memory_format=torch.channels_last)
+
+    def forward(
+        self, images: Float[Tensor, "images size size"], noise: Float[Tensor, "images"]
+    ) -> Float[Tensor, "images features"]:
+        """Features of each image."""
+        deviation = images.flatten(1).std(dim=1).clamp(min=1e-12)
+        levels = torch.stack([deviation, noise], dim=-1).log()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.half and self.training):
+            maps = self.convolutions((images / deviation[:, None, None])[:, None])
+            return self.dense(torch.cat([maps, levels.to(maps.dtype)], dim=-1)).to(images.dtype)
+
+
 def small_head(n_inputs: int, n_outputs: int) -> nn.Linear:
     """A last layer that starts near zero, so that every image has the same guide at first."""
     head = nn.Linear(n_inputs, n_outputs)

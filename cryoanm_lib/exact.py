@@ -9,7 +9,8 @@ from torch import Tensor
 
 from cryoanm_lib.cells import Cells
 from cryoanm_lib.errors import CryoANMError
-from cryoanm_lib.program import CryoProgram, Particles, require_images
+from cryoanm_lib.particles import Particles, require_images
+from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.ragged import logsumexp_of_each, max_of_each
 from cryoanm_lib.templates import Templates
 from cryoanm_lib.unknowns import Unknowns
@@ -73,7 +74,7 @@ class ExactPosterior:
         point = (within < uniform[..., :1]).sum(-1).clamp(max=_POINTS - 1)
         place = (point + uniform[..., 1]) / _POINTS - 0.5
         unknowns = Unknowns.of(self.program)
-        drawn = unknowns.latents(unknowns.wrapped(self.centre[cell] + place * self.spacing[cell]))
+        drawn = unknowns.latents(unknowns.moved(self.centre[cell], place * self.spacing[cell]))
         return {name: value.to(self.program.forward_model.reference) for name, value in drawn.items()}
 
     @torch.no_grad()

@@ -15,7 +15,9 @@ from cryoanm_lib.configuration import Profile, load_profile
 from cryoanm_lib.diagnostics import FLIP_DEGREES, RESIDUAL_KEYS, residuals
 from cryoanm_lib.errors import ArtifactError, ConfigurationError
 from cryoanm_lib.information import information_limit
-from cryoanm_lib.program import LATENTS, CryoProgram, Particles
+from cryoanm_lib.particles import Particles
+from cryoanm_lib.prior import LATENTS
+from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.provenance import commit, processor
 from cryoanm_lib.storage import load_json, load_tensors, save_json, save_tensors, unusable
 from cryoanm_lib.training import Trainer

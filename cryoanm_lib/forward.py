@@ -14,8 +14,16 @@ from cryoanm_lib.fourier import check_resolution, coefficients_to_image, half_pl
 from cryoanm_lib.projection import PROJECTORS, fourier_slopes
 from cryoanm_lib.rotation import rotation_z
 
-#: Latents by which images have derivatives, in the order in which `ForwardModel.slopes` returns them.
-DIRECTIONS = ("pose", "amplitude", "defocus")
+#: Directions along which images have derivatives, in the order in which `ForwardModel.slopes` returns them,
+#: with what a unit of each is.
+DIRECTIONS = {
+    "pose": "a turn about z in radians",
+    "rotation": "turns about x, y and z of the detector in radians",
+    "shift": "pixels along x and y",
+    "amplitude": "one for each mode, in Å over all atoms",
+    "defocus": "px²",
+    "contrast": "a factor",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,20 +40,26 @@ class Latents:
         z in natural units, px².
     shifts : Float[Tensor, "*batch 2"]
         Displacement (x, y) of the projection in pixels.
+    contrast : Float[Tensor, "*batch"], optional
+        Factor on the image; none is 1.
     """
 
     amplitudes: Float[Tensor, "*batch modes"]
     rotations: Float[Tensor, "*batch 3 3"]
     defocus: Float[Tensor, "*batch"]
     shifts: Float[Tensor, "*batch 2"]
+    contrast: Float[Tensor, "*batch"] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse batch shapes of which none holds the others: (B,) and (B, 1) would make (B, B)."""
+        """Fill in the contrast; refuse batch shapes of which none holds the others: (B,) and (B, 1)."""
+        if self.contrast is None:
+            object.__setattr__(self, "contrast", torch.ones_like(self.defocus))
         shapes = {
             "amplitudes": self.amplitudes.shape[:-1],
             "rotations": self.rotations.shape[:-2],
             "defocus": self.defocus.shape,
             "shifts": self.shifts.shape[:-1],
+            "contrast": self.contrast.shape,
         }
         try:
             together = torch.broadcast_shapes(*shapes.values())
@@ -133,7 +147,7 @@ class ForwardModel(nn.Module):
         self.register_buffer("reference", reference)
         self.register_buffer("modes", modes)
         self._check_sizes()
-        self._check_fit()
+        self.check_fit()
 
     def _check_sizes(self) -> None:
         """Refuse sizes and coordinates that no image can be made from."""
@@ -151,14 +165,29 @@ class ForwardModel(nn.Module):
                     f"{name} holds NaN or infinite coordinates: repair the structure first"
                 )
 
-    def _check_fit(self) -> None:
-        """Refuse a molecule that leaves the box when it turns in the plane of the detector."""
-        radius = self.reference[:, :2].norm(dim=-1).max().item() / self.pixel_size + self.atom_width
+    def check_fit(self, dimensions: int = 2, margin: float = 0.0) -> None:
+        """Refuse a molecule that leaves the box when it turns.
+
+        Parameters
+        ----------
+        dimensions : int
+            2 if it turns in the plane of the detector alone, 3 if in every way.
+        margin : float
+            Pixels that it may be shifted by.
+
+        Raises
+        ------
+        ForwardModelError
+            Naming the box and the pixel that would do.
+        """
+        reach = self.reference[:, :dimensions].norm(dim=-1).max().item()
+        radius = reach / self.pixel_size + self.atom_width + margin
         if radius > self.box_size / 2:
+            pixel_size = reach / max(1.0, self.box_size / 2 - self.atom_width - margin)
             raise ForwardModelError(
                 f"the molecule reaches {radius:.1f} pixels from its centre, beyond half a box of "
                 f"{self.box_size} pixels: use a box of at least {2 * math.ceil(radius)} pixels, or a pixel "
-                f"size of at least {2 * radius / self.box_size * self.pixel_size:.2f} Å"
+                f"size of at least {pixel_size + 0.005:.2f} Å"
             )
 
     @property
@@ -195,9 +224,12 @@ class ForwardModel(nn.Module):
 
     def positions(self, latents: Latents) -> Float[Tensor, "*batch atoms 2"]:
         """Where the atoms fall on the detector, in pixels: bent, rotated, z dropped, shifted."""
-        coordinates = self.deform(latents.amplitudes)
-        on_detector = coordinates @ latents.rotations[..., :2, :].transpose(-2, -1)
-        return on_detector / self.pixel_size + latents.shifts[..., None, :]
+        return self._turned(latents, rows=2) + latents.shifts[..., None, :]
+
+    def _turned(self, latents: Latents, rows: int) -> Float[Tensor, "*batch atoms rows"]:
+        """Atoms bent and rotated, in pixels: x and y of the detector, and with three rows z."""
+        turned = self.deform(latents.amplitudes) @ latents.rotations[..., :rows, :].transpose(-2, -1)
+        return turned / self.pixel_size
 
     def coefficients(self, latents: Latents, resolution: int) -> Complex[Tensor, "*batch kept"]:
         """Noise-free Fourier coefficients of the image at resolution K, contrast transfer included.
@@ -215,7 +247,13 @@ class ForwardModel(nn.Module):
         ForwardModelError
             If K is not usable with the box, or there is not one amplitude for each mode.
         """
-        return ctf(latents.defocus, self.frequencies(resolution)) * self.projections(latents, resolution)
+        transfer = self._transfer(latents, self.frequencies(resolution))
+        return transfer * self.projections(latents, resolution)
+
+    @staticmethod
+    def _transfer(latents: Latents, frequencies: Float[Tensor, "kept 2"]) -> Float[Tensor, "*batch kept"]:
+        """What the microscope makes of every coefficient: the contrast transfer, times the contrast."""
+        return latents.contrast[..., None] * ctf(latents.defocus, frequencies)
 
     def projections(self, latents: Latents, resolution: int) -> Complex[Tensor, "*batch kept"]:
         """Coefficients as they are before the microscope's transfer: the defocus plays no part."""
@@ -234,8 +272,7 @@ class ForwardModel(nn.Module):
         resolution : int
             K, as for `coefficients`.
         along : sequence of str
-            Directions in this order: "pose", a turn about z in radians; "amplitude", one for each mode;
-            "defocus".
+            Some of `DIRECTIONS`, in that order.
 
         Raises
         ------
@@ -246,29 +283,39 @@ class ForwardModel(nn.Module):
         unknown = [name for name in along if name not in DIRECTIONS]
         if unknown:
             raise ForwardModelError(f"no derivative along {unknown}: choose from {', '.join(DIRECTIONS)}")
-        frequencies, positions = self.frequencies(resolution), self.positions(latents)
-        velocities = self._velocities(latents, positions, along)
-        projection, moved = fourier_slopes(positions, velocities, self.box_size, self.atom_width, resolution)
-        transfer = ctf(latents.defocus, frequencies)
+        frequencies, velocities = self.frequencies(resolution), self._velocities(latents, along)
+        projection, moved = fourier_slopes(
+            self.positions(latents), velocities, self.box_size, self.atom_width, resolution
+        )
+        transfer = self._transfer(latents, frequencies)
         slopes = [transfer[..., None, :] * moved]
         if "defocus" in along:
             squared = frequencies.square().sum(-1)
             blurred = -squared * (latents.defocus[..., None] * squared).cos() * projection
-            slopes.append(blurred[..., None, :])
+            slopes.append((latents.contrast[..., None] * blurred)[..., None, :])
+        if "contrast" in along:
+            slopes.append((ctf(latents.defocus, frequencies) * projection)[..., None, :])
         return transfer * projection, torch.cat(slopes, dim=-2)
 
     def _velocities(
-        self, latents: Latents, positions: Float[Tensor, "*batch atoms 2"], along: Sequence[str]
+        self, latents: Latents, along: Sequence[str]
     ) -> Float[Tensor, "*batch directions atoms 2"]:
         """Pixels that each atom moves on the detector along the directions that move atoms."""
-        directions = []
-        if "pose" in along:
-            x, y = (positions - latents.shifts[..., None, :]).unbind(-1)
-            directions.append(torch.stack([-y, x], dim=-1)[..., None, :, :])
+        x, y, z = self._turned(latents, rows=3).unbind(-1)
+        none, one = torch.zeros_like(x), torch.ones_like(x)
+        about_x, about_y, about_z = (none, -z), (z, none), (-y, x)
+        moves = {
+            "pose": [about_z],
+            "rotation": [about_x, about_y, about_z],
+            "shift": [(one, none), (none, one)],
+        }
+        velocities = [torch.stack(move, dim=-1) for name in along for move in moves.get(name, ())]
+        directions = [velocity[..., None, :, :] for velocity in velocities]
         if "amplitude" in along:
             on_detector = latents.rotations[..., None, :2, :].transpose(-2, -1)
-            directions.append(self.modes @ on_detector / self.pixel_size)
-        return torch.cat(directions, dim=-3) if directions else positions[..., None, :0, :, :][..., :0, :, :]
+            bends = self.modes @ on_detector / self.pixel_size
+            directions.append(bends.expand(*x.shape[:-1], *bends.shape[-3:]))
+        return torch.cat(directions, dim=-3) if directions else x.new_zeros(*x.shape[:-1], 0, x.shape[-1], 2)
 
     def images(self, latents: Latents, resolution: int | None = None) -> Float[Tensor, "*batch K K"]:
         """Noise-free images, K × K pixels (the whole box by default), contrast transfer included."""
@@ -276,7 +323,11 @@ class ForwardModel(nn.Module):
         return coefficients_to_image(self.coefficients(latents, resolution), resolution)
 
     def simulate(
-        self, latents: Latents, noise: float, resolution: int, generator: torch.Generator | None = None
+        self,
+        latents: Latents,
+        noise: float | Float[Tensor, "*batch"],
+        resolution: int,
+        generator: torch.Generator | None = None,
     ) -> Complex[Tensor, "*batch kept"]:
         """Draw an image with white noise, as Fourier coefficients at resolution K.
 
@@ -284,8 +335,8 @@ class ForwardModel(nn.Module):
         ----------
         latents : Latents
             Of one image or a batch.
-        noise : float
-            σ_n, the standard deviation of a pixel of the uncropped image.
+        noise : float or Float[Tensor, "*batch"]
+            σ_n, the standard deviation of a pixel of the uncropped image, of all images or of each.
         resolution : int
             K, as for `coefficients`.
         generator : torch.Generator, optional
@@ -301,7 +352,7 @@ class ForwardModel(nn.Module):
 
 def add_noise(
     coefficients: Complex[Tensor, "*batch kept"],
-    noise: float,
+    noise: float | Float[Tensor, "*batch"],
     box_size: int,
     generator: torch.Generator | None = None,
 ) -> Complex[Tensor, "*batch kept"]:
@@ -313,8 +364,8 @@ def add_noise(
     ----------
     coefficients : Complex[Tensor, "*batch kept"]
         Of the noise-free image, at any resolution.
-    noise : float
-        σ_n, the standard deviation of a pixel of the uncropped image.
+    noise : float or Float[Tensor, "*batch"]
+        σ_n, the standard deviation of a pixel of the uncropped image, of all images or of each.
     box_size : int
         N, pixels along an edge of the uncropped image.
     generator : torch.Generator, optional
@@ -325,11 +376,14 @@ def add_noise(
     ForwardModelError
         If the noise is negative.
     """
-    if not noise >= 0:
-        raise ForwardModelError(f"noise = {noise} is not a standard deviation: it must be 0 or greater")
+    noise = torch.as_tensor(noise, device=coefficients.device)
+    if not (noise >= 0).all():
+        raise ForwardModelError(
+            f"noise = {noise.min().item():g} is not a standard deviation: it must be 0 or greater"
+        )
     draw = torch.randn(
         coefficients.shape, dtype=coefficients.dtype, device=coefficients.device, generator=generator
     )
     # randn's complex draws have E|ε|² = 1, half of it in each part; the coefficient at k = 0 is all real.
     draw[..., 0] = draw[..., 0].real * 2**0.5
-    return coefficients + noise / box_size * draw
+    return coefficients + noise.to(draw.real)[..., None] / box_size * draw

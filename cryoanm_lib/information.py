@@ -10,8 +10,10 @@ from torch import Tensor
 from cryoanm_lib.distributions import ProjectedNormal
 from cryoanm_lib.fourier import to_real
 from cryoanm_lib.likelihood import cropped_noise
-from cryoanm_lib.program import CryoProgram, to_forward
-from cryoanm_lib.rotation import angle_to_unit_vector
+from cryoanm_lib.particles import to_forward
+from cryoanm_lib.prior import Prior
+from cryoanm_lib.program import CryoProgram
+from cryoanm_lib.rotation import angle_to_unit_vector, unit_vector_to_angle
 from cryoanm_lib.unknowns import Unknowns
 
 
@@ -23,7 +25,8 @@ def information_limit(
     The covariance is Σ = F⁻¹. Posterior mean and draw each deviate by Σ, hence E|draw - truth| = 2 √(Σ/π). It
     is what a posterior that is both honest and exact has on average; a point estimate alone, which says
     nothing of its error, can be closer by √2. Same keys and units as `residuals`: degrees for the pose, the
-    mean over modes for the amplitude.
+    mean over modes for the amplitude, over x and y for the shift. Two poses in space differ by a rotation
+    vector, whose mean length is that of `mean_length`.
 
     Parameters
     ----------
@@ -34,14 +37,36 @@ def information_limit(
     resolution : int
         K.
     """
-    deviation = torch.linalg.inv(fisher_information(program, latents, resolution)).diagonal(dim1=1, dim2=2)
-    expected = 2 * (deviation / math.pi).sqrt()
-    unknowns = Unknowns.of(program)
-    limit = {}
+    covariance = torch.linalg.inv(fisher_information(program, latents, resolution))
+    expected = 2 * (covariance.diagonal(dim1=1, dim2=2) / math.pi).sqrt()
+    unknowns, limit = Unknowns.of(program), {}
     for name in unknowns.names:
         own = torch.tensor([column == name for column in unknowns.columns])
         limit[name] = expected[:, own].mean(1)
-    return limit | {"pose": torch.rad2deg(limit["pose"])} if "pose" in limit else limit
+        if name == "pose":
+            # Draw and truth differ by twice the covariance of either.
+            limit[name] = torch.rad2deg(mean_length(2 * covariance[:, own][:, :, own]))
+    return limit
+
+
+def mean_length(covariance: Float[Tensor, "*batch dim dim"]) -> Float[Tensor, "*batch"]:
+    """E|x| of a Gaussian about the origin, in any number of dimensions.
+
+    With the eigenvalues λ of the covariance it is ∫_0^∞ (1 - Π_i (1 + 2 λ_i t)^-1/2) t^-3/2 dt / (2 √π),
+    here by the trapezoidal rule in log t, which converges geometrically.
+
+    Examples
+    --------
+    >>> [f"{mean_length(torch.eye(n).double()):.6f}" for n in (1, 2, 3)]
+    ['0.797885', '1.253314', '1.595769']
+    """
+    spread = torch.linalg.eigvalsh(covariance).clamp(min=0.0)
+    unit = spread.sum(-1, keepdim=True)
+    # In units of the trace; the integrand falls as √t on the left of 1 and as 1/√t on its right.
+    log_t = torch.linspace(-80.0, 80.0, 641, dtype=covariance.dtype, device=covariance.device)
+    product = -0.5 * torch.log1p(2 * (spread / unit)[..., None] * log_t.exp()).sum(-2)
+    integrand = -torch.expm1(product) * (-0.5 * log_t).exp()
+    return unit[..., 0].sqrt() * integrand.sum(-1) * (log_t[1] - log_t[0]) / (2 * math.sqrt(math.pi))
 
 
 def fisher_information(
@@ -60,9 +85,10 @@ def fisher_information(
         K.
     """
     model = program.forward_model
-    sigma = cropped_noise(program.noise, resolution, model.box_size)
-    _, slopes = model.slopes(to_forward(latents), resolution, Unknowns.of(program).names)
-    jacobian = (to_real(slopes, resolution) / sigma).double()
+    _, slopes = model.slopes(to_forward(latents), resolution, Unknowns.of(program).directions)
+    jacobian = to_real(slopes, resolution).double()
+    noise = torch.as_tensor(program.noise_of(latents), dtype=jacobian.dtype)
+    jacobian = jacobian / cropped_noise(noise, resolution, model.box_size)[..., None, None]
     _, precision = prior_slopes(program, latents)
     return jacobian @ jacobian.transpose(1, 2) + torch.diag_embed(precision)
 
@@ -71,35 +97,35 @@ def prior_slopes(
     program: CryoProgram, latents: Mapping[str, Tensor]
 ) -> tuple[Float[Tensor, "images columns"], Float[Tensor, "images columns"]]:
     """Gradient of the log-prior in float64, and minus its second derivatives, 0 where they are negative."""
-    prior, unknowns = program.prior, Unknowns.of(program)
-    values = unknowns.values({name: latents[name] for name in unknowns.names}).double()
-    slope, precision = torch.zeros_like(values), torch.zeros_like(values)
-    for column, name in enumerate(unknowns.columns):
+    prior, n_modes = program.prior, program.forward_model.n_modes
+    slopes, precisions = [], []
+    for name in program.inferred:
+        value = latents[name].double()
         if name == "pose":
-            slope[:, column], precision[:, column] = _of_pose(prior.pose_concentration, values[:, column])
-            continue
-        mean, scale = {
-            "amplitude": (0.0, prior.amplitude_scale),
-            "defocus": (prior.defocus_mean, prior.defocus_scale),
-        }[name]
-        slope[:, column] = (mean - values[:, column]) / scale**2
-        precision[:, column] = scale**-2
-    return slope, precision
+            slope, precision = _of_pose(prior, value)
+        else:
+            mean, scale = prior.moments(name, n_modes, value)
+            slope = (mean - (value if prior.shape(name, n_modes) else value[:, None])) / scale**2
+            precision = (scale**-2).expand_as(slope)
+        slopes.append(slope)
+        precisions.append(precision)
+    return torch.cat(slopes, dim=1), torch.cat(precisions, dim=1)
 
 
 def _of_pose(
-    concentration: tuple[float, float], angle: Float[Tensor, "images"]
-) -> tuple[Float[Tensor, "images"], Float[Tensor, "images"]]:
+    prior: Prior, pose: Float[Tensor, "images dim"]
+) -> tuple[Float[Tensor, "images columns"], Float[Tensor, "images columns"]]:
     """The same of the pose, by automatic differentiation; a uniform prior has neither."""
-    if concentration == (0.0, 0.0):
-        return torch.zeros_like(angle), torch.zeros_like(angle)
+    if prior.pose_concentration == (0.0, 0.0):
+        nothing = pose.new_zeros(len(pose), 3 if prior.pose == "space" else 1)
+        return nothing, nothing
     with torch.enable_grad():
-        angle = angle.detach().requires_grad_()
-        distribution = ProjectedNormal(angle.new_tensor(concentration))
+        angle = unit_vector_to_angle(pose).detach().requires_grad_()
+        distribution = ProjectedNormal(angle.new_tensor(prior.pose_concentration))
         log_density = distribution.log_prob(angle_to_unit_vector(angle)).sum()
         (slope,) = torch.autograd.grad(log_density, angle, create_graph=True)
         (curvature,) = torch.autograd.grad(slope.sum(), angle)
-    return slope.detach(), (-curvature).clamp(min=0.0)
+    return slope.detach()[:, None], (-curvature).clamp(min=0.0)[:, None]
 
 
 def signal_to_noise(program: CryoProgram, latents: Mapping[str, Tensor]) -> Float[Tensor, "images"]:
@@ -113,4 +139,4 @@ def signal_to_noise(program: CryoProgram, latents: Mapping[str, Tensor]) -> Floa
         All latents of each image, as in `Particles`.
     """
     images = program.forward_model.images(to_forward(latents))
-    return images.flatten(1).var(dim=1) / program.noise**2
+    return images.flatten(1).var(dim=1) / program.noise_of(latents) ** 2

@@ -12,7 +12,9 @@ from cryoanm_lib.forward import ForwardModel, Latents
 from cryoanm_lib.fourier import crop_coefficients, to_real
 
 
-def cropped_noise(noise: float, resolution: int, box_size: int) -> float:
+def cropped_noise(
+    noise: float | Float[Tensor, "*batch"], resolution: int, box_size: int
+) -> float | Float[Tensor, "*batch"]:
     """Standard deviation σ_n K/N of white noise after the crop Π_K, in the orthonormal basis of `to_real`.
 
     Raises
@@ -25,15 +27,16 @@ def cropped_noise(noise: float, resolution: int, box_size: int) -> float:
     >>> cropped_noise(0.1, resolution=32, box_size=64)
     0.05
     """
-    if not noise > 0:
-        raise ForwardModelError(f"noise = {noise} gives no likelihood: it must be greater than 0")
+    lowest = noise.min().item() if isinstance(noise, Tensor) else noise
+    if not lowest > 0:
+        raise ForwardModelError(f"noise = {lowest:g} gives no likelihood: it must be greater than 0")
     return noise * resolution / box_size
 
 
 def log_likelihood(
     observed: Complex[Tensor, "*#batch kept"],
     predicted: Complex[Tensor, "*#batch kept"],
-    noise: float,
+    noise: float | Float[Tensor, "*#batch"],
     resolution: int,
     box_size: int,
 ) -> Float[Tensor, "*batch"]:
@@ -47,8 +50,8 @@ def log_likelihood(
     ----------
     observed, predicted : Complex[Tensor, "*#batch kept"]
         Fourier coefficients at resolution K; batches are broadcast.
-    noise : float
-        σ_n, the standard deviation of a pixel of the uncropped image.
+    noise : float or Float[Tensor, "*#batch"]
+        σ_n, the standard deviation of a pixel of the uncropped image, of all images or of each.
     resolution, box_size : int
         K and N.
 
@@ -63,10 +66,10 @@ def log_likelihood(
     >>> print(f"{log_likelihood(empty, empty, noise=0.1, resolution=32, box_size=64):.1f}")
     1995.8
     """
-    sigma = cropped_noise(noise, resolution, box_size)
     residual = to_real(observed - predicted, resolution)
-    normalisation = residual.shape[-1] * math.log(math.sqrt(2 * math.pi) * sigma)
-    return -0.5 * (residual / sigma).square().sum(-1) - normalisation
+    sigma = cropped_noise(torch.as_tensor(noise, dtype=residual.dtype), resolution, box_size)
+    normalisation = residual.shape[-1] * (math.sqrt(2 * math.pi) * sigma).log()
+    return -0.5 * (residual / sigma[..., None]).square().sum(-1) - normalisation
 
 
 def landscape(

@@ -1,4 +1,4 @@
-"""A mixture of Gaussians for the posterior of each image; a column that is an angle goes round the circle."""
+"""A mixture of Gaussians for the posterior of each image, in steps from their centres; poses go round."""
 
 import math
 from dataclasses import dataclass
@@ -8,9 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryoanm_lib.unknowns import Unknowns
-
-# The widest pose, that of a uniform one, has a deviation of π/√3: five of them to either side.
-_TURNS = (-2, -1, 0, 1, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,15 +20,15 @@ class GaussianMixture:
         What the columns are.
     log_weight : Float[Tensor, "images components"]
         Logarithms of the weights, normalised.
-    centre : Float[Tensor, "images components columns"]
-        Means.
+    centre : Float[Tensor, "images components width"]
+        Points from which the steps are taken.
     scale : Float[Tensor, "images components columns columns"]
-        Lower triangular Cholesky factors of the covariances.
+        Lower triangular Cholesky factors of the covariances of the steps.
     """
 
     unknowns: Unknowns
     log_weight: Float[Tensor, "images components"]
-    centre: Float[Tensor, "images components columns"]
+    centre: Float[Tensor, "images components width"]
     scale: Float[Tensor, "images components columns columns"]
 
     def __getitem__(self, which: Tensor) -> "GaussianMixture":
@@ -47,13 +44,14 @@ class GaussianMixture:
 
     def _padded(self, components: int) -> "GaussianMixture":
         """A copy with further components, of no weight."""
-        n_images, present, width = self.centre.shape
+        n_images, present, columns, _ = self.scale.shape
         missing = (n_images, components - present)
-        identity = torch.eye(width, dtype=self.scale.dtype).expand(*missing, width, width)
+        identity = torch.eye(columns, dtype=self.scale.dtype).expand(*missing, columns, columns)
+        nowhere = self.centre[:, :1].expand(*missing, -1)
         return GaussianMixture(
             self.unknowns,
             torch.cat([self.log_weight, self.log_weight.new_full(missing, -math.inf)], dim=1),
-            torch.cat([self.centre, self.centre.new_zeros(*missing, width)], dim=1),
+            torch.cat([self.centre, nowhere], dim=1),
             torch.cat([self.scale, identity], dim=1),
         )
 
@@ -72,8 +70,8 @@ class GaussianMixture:
 
     def sample(
         self, count: int, generator: torch.Generator | None = None
-    ) -> Float[Tensor, "draws images columns"]:
-        """Draws, angles in [-π, π]."""
+    ) -> Float[Tensor, "draws images width"]:
+        """Draws."""
         reached = self.log_weight.exp().cumsum(-1)
         uniform = (
             torch.rand(count, len(reached), 1, generator=generator, dtype=reached.dtype) * reached[:, -1:]
@@ -81,34 +79,33 @@ class GaussianMixture:
         component = (reached < uniform).sum(-1)
         image = torch.arange(len(reached)).expand_as(component)
         normal = torch.randn(
-            *component.shape, self.centre.shape[-1], 1, generator=generator, dtype=reached.dtype
+            *component.shape, self.scale.shape[-1], 1, generator=generator, dtype=reached.dtype
         )
         away = (self.scale[image, component] @ normal)[..., 0]
-        return self.unknowns.wrapped(self.centre[image, component] + away)
+        return self.unknowns.moved(self.centre[image, component], away)
 
     def component_log_density(
-        self, values: Float[Tensor, "draws images columns"]
+        self, values: Float[Tensor, "draws images width"]
     ) -> Float[Tensor, "draws images components"]:
-        """Log-density of each component, its weight included; an angle counts further turns too."""
+        """Log-density of each component, its weight included; a pose counts further turns too."""
         away = self.unknowns.offset(values[..., None, :], self.centre)
-        turns = torch.tensor([2 * math.pi * (name == "pose") for name in self.unknowns.columns])
-        ways = _TURNS if turns.any() else (0,)
-        squared = torch.stack([self._squared_distance(away + way * turns) for way in ways])
+        ways = self.unknowns.ways(away)
+        each = torch.stack([-0.5 * self._squared_distance(way) - volume for way, volume in ways])
         log_volume = self.scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         constant = 0.5 * away.shape[-1] * math.log(2 * math.pi)
-        return (-0.5 * squared).logsumexp(0) - log_volume - constant + self.log_weight
+        return each.logsumexp(0) - log_volume - constant + self.log_weight
 
     def _squared_distance(self, away: Float[Tensor, "draws images components columns"]) -> Tensor:
         """Mahalanobis distance, for each component."""
         standard = torch.linalg.solve_triangular(self.scale, away[..., None], upper=False)
         return standard[..., 0].square().sum(-1)
 
-    def log_density(self, values: Float[Tensor, "draws images columns"]) -> Float[Tensor, "draws images"]:
+    def log_density(self, values: Float[Tensor, "draws images width"]) -> Float[Tensor, "draws images"]:
         """Log-density of the mixture."""
         return self.component_log_density(values).logsumexp(-1)
 
     def refitted(
-        self, values: Float[Tensor, "draws images columns"], log_weight: Float[Tensor, "draws images"]
+        self, values: Float[Tensor, "draws images width"], log_weight: Float[Tensor, "draws images"]
     ) -> "GaussianMixture":
         """The components moved to the moments of weighted draws, each draw shared by responsibility.
 
@@ -123,12 +120,12 @@ class GaussianMixture:
         spread = away - mean
         covariance = torch.einsum("sic,sica,sicb->icab", within, spread, spread)
         effective = 1 / within.square().sum(0).clamp(min=1e-300)
-        known = (effective > 10 * values.shape[-1]) & log_mass.isfinite()
+        known = (effective > 10 * away.shape[-1]) & log_mass.isfinite()
         factor, failed = torch.linalg.cholesky_ex(
             torch.where(known[..., None, None], covariance, self.covariance)
         )
         known &= failed == 0
-        centre = torch.where(known[..., None], self.unknowns.wrapped(self.centre + mean), self.centre)
+        centre = torch.where(known[..., None], self.unknowns.moved(self.centre, mean), self.centre)
         scale = torch.where(known[..., None, None], factor, self.scale)
         # No component is given up on the word of one round.
         log_weight = torch.where(self.log_weight.isfinite(), log_mass.clamp(min=-8.0), self.log_weight)

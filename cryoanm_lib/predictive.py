@@ -8,7 +8,8 @@ from torch import Tensor
 
 from cryoanm_lib.fourier import crop_coefficients, half_plane_frequencies, to_real
 from cryoanm_lib.likelihood import cropped_noise
-from cryoanm_lib.program import CryoProgram, Particles, to_forward
+from cryoanm_lib.particles import Particles, to_forward
+from cryoanm_lib.program import CryoProgram
 
 
 def standard_residual(
@@ -30,8 +31,9 @@ def standard_residual(
     model = program.forward_model
     chosen = {name: latents[name] for name in program.inferred}
     predicted = model.coefficients(to_forward({**particles.latents, **chosen}), resolution)
-    left = crop_coefficients(particles.coefficients, resolution) - predicted
-    return to_real(left, resolution) / cropped_noise(program.noise, resolution, model.box_size)
+    left = to_real(crop_coefficients(particles.coefficients, resolution) - predicted, resolution)
+    noise = torch.as_tensor(program.noise_of(particles.latents), dtype=left.dtype)
+    return left / cropped_noise(noise, resolution, model.box_size)[..., None]
 
 
 def predictive_p_value(

@@ -1,72 +1,29 @@
 """The probabilistic program: the model p (Algorithm 1) and the guide q (Algorithm 2), side by side."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Complex, Float
-from pydantic import Field
+from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor, nn
 
-from cryoanm_lib.distributions import ProjectedNormal, ProjectedNormalMixture, StratifiedMixture
-from cryoanm_lib.encoders import Representation
-from cryoanm_lib.errors import ConfigurationError, CryoANMError
-from cryoanm_lib.forward import ForwardModel, Latents
+from cryoanm_lib.distributions import ProjectedNormalMixture, StratifiedMixture
+from cryoanm_lib.encoders import Representation, SharedEncoder
+from cryoanm_lib.errors import ConfigurationError
+from cryoanm_lib.forward import ForwardModel
 from cryoanm_lib.fourier import coefficients_to_image, crop_coefficients, to_real
+from cryoanm_lib.guides import SeparateNetworks, SharedNetwork
 from cryoanm_lib.likelihood import cropped_noise, log_likelihood
+from cryoanm_lib.particles import Particles, to_forward
+from cryoanm_lib.prior import LATENTS, PAPER_PRIOR, VECTORS, Prior
 from cryoanm_lib.rings import Rings
-from cryoanm_lib.rotation import rotation_from_unit_vector
-from cryoanm_lib.settings import Finite, Positive, Section
 
 # Points at which images are predicted at a time: what they need should stay near the processor.
 _CHUNK = 512
-
-#: The latents of an image, in the order in which the guide draws them.
-LATENTS = ("pose", "amplitude", "defocus")
-
-
-class Prior(Section):
-    """What is known before an image is seen."""
-
-    amplitude_scale: Positive = Field(3.0, description="σ_α of each mode's amplitude, in Å over all atoms")
-    pose_concentration: tuple[Finite, Finite] = Field((0.0, 0.0), description="μ_s; (0, 0) is uniform")
-    defocus_mean: Finite = Field(50.0, description="mean of z in natural units (px²); its value where given")
-    defocus_scale: Positive = Field(3.0, description="deviation of z where it is inferred, same unit")
-
-
-#: The paper's.
-PAPER_PRIOR = Prior()
-
-
-@dataclass(frozen=True)
-class Particles:
-    """Images as Fourier coefficients at the highest resolution in use, with the latents that made them.
-
-    Attributes
-    ----------
-    coefficients : Complex[Tensor, "images kept"]
-        The half plane of each image.
-    latents : mapping of str to Tensor
-        "pose" (B, 2), a unit vector; "amplitude" (B, M); "defocus" (B,).
-    """
-
-    coefficients: Complex[Tensor, "images kept"]
-    latents: Mapping[str, Float[Tensor, "images ..."]]
-
-    def __len__(self) -> int:
-        return len(self.coefficients)
-
-    def __getitem__(self, index: Tensor | slice) -> "Particles":
-        return Particles(self.coefficients[index], {name: v[index] for name, v in self.latents.items()})
-
-    def to(self, device: torch.device | str) -> "Particles":
-        """The same images on another device."""
-        latents = {name: v.to(device) for name, v in self.latents.items()}
-        return Particles(self.coefficients.to(device), latents)
 
 
 class CryoProgram(nn.Module):
@@ -76,12 +33,13 @@ class CryoProgram(nn.Module):
         self,
         forward_model: ForwardModel,
         prior: Prior = PAPER_PRIOR,
-        noise: float = 0.1,
-        inferred: tuple[str, ...] = LATENTS,
+        noise: float | tuple[float, float] = 0.1,
+        inferred: tuple[str, ...] = ("pose", "amplitude", "defocus"),
         components: int = 2,
         stratified: bool = True,
         upright: bool = True,
-        representation: Representation | None = None,
+        conditional: bool = True,
+        representation: Representation | SharedEncoder | None = None,
     ) -> None:
         """Set up the program.
 
@@ -91,8 +49,9 @@ class CryoProgram(nn.Module):
             Draws the image from its latents.
         prior : Prior
             Of every latent.
-        noise : float
-            σ_n of a pixel of the uncropped image.
+        noise : float or tuple of float
+            σ_n of a pixel of the uncropped image; or the ends of a range, of whose logarithm it is uniform.
+            Then every image has its own, which the networks are told.
         inferred : tuple of str
             Latents that the guide infers, of `LATENTS`; the others are given with each image.
         components : int
@@ -101,80 +60,108 @@ class CryoProgram(nn.Module):
             Draw the pose once from every component, with a pathwise gradient, instead of once from the
             mixture, as in the paper, with a score-function gradient.
         upright : bool
-            Let the networks of amplitude and defocus see the image turned back by the pose.
-        representation : Rings or Pixels, optional
-            How the networks see the image; by default rings of 32 pixels.
+            Let separate networks of amplitude, defocus and contrast see the image turned back by the pose.
+        conditional : bool
+            Give the latents beside the pose one Gaussian that depends on it, with all covariances, where a
+            shared network reads the image; else they are independent.
+        representation : Rings, Pixels or SharedEncoder, optional
+            How separate networks see the image, or what reads it for all latents; by default rings of 32
+            pixels.
 
         Raises
         ------
         ConfigurationError
-            For a latent that does not exist, or none at all.
+            For a latent that does not exist, does not vary, or none at all; for a pose in space that separate
+            networks are to infer.
+        ForwardModelError
+            If the noise is not positive, or the molecule does not fit the box however it is turned.
         """
         super().__init__()
-        unknown = [name for name in inferred if name not in LATENTS]
+        unknown = [name for name in inferred if name not in prior.latents]
         if unknown or not inferred:
             raise ConfigurationError(
-                f"inferred = {list(inferred)} is not usable: name one or more of {LATENTS}"
+                f"inferred = {list(inferred)} is not usable: name one or more of {prior.latents}, which vary"
+                + "".join(f"; {name}_scale is 0" for name in unknown if name in LATENTS)
             )
         if components < 1:
             raise ConfigurationError(f"components = {components} is not usable: it must be 1 or more")
-        cropped_noise(
-            noise, forward_model.box_size, forward_model.box_size
-        )  # refuses a noise that is not positive
+        for end in noise if isinstance(noise, tuple) else (noise,):
+            cropped_noise(
+                end, forward_model.box_size, forward_model.box_size
+            )  # refuses one that is not positive
+        forward_model.check_fit(dimensions=3 if prior.pose == "space" else 2)
         self.forward_model, self.prior, self.noise = forward_model, prior, noise
         self.inferred = tuple(name for name in LATENTS if name in inferred)
-        self.components, self.stratified, self.upright = components, stratified, upright
-        self.representation = Rings(32) if representation is None else representation
-        build = {
-            "pose": lambda: self.representation.pose_encoder(components),
-            "amplitude": lambda: self.representation.encoder(2 * forward_model.n_modes),
-            "defocus": lambda: self.representation.encoder(2),
-        }
-        self.encoders = nn.ModuleDict({name: build[name]() for name in self.inferred})
+        self.components, self.stratified = components, stratified
+        representation = Rings(32) if representation is None else representation
+        settings = (representation, prior, forward_model.n_modes, self.inferred, components)
+        if isinstance(representation, SharedEncoder):
+            self.family = SharedNetwork(*settings, conditional=conditional)
+        elif prior.pose == "space" and "pose" in self.inferred:
+            raise ConfigurationError(
+                "separate networks infer poses in the plane: give a SharedEncoder for a pose in space"
+            )
+        else:
+            self.family = SeparateNetworks(*settings, upright=upright)
+
+    @property
+    def encoders(self) -> nn.ModuleDict:
+        """The networks."""
+        return self.family.encoders
+
+    def noise_of(self, latents: Mapping[str, Tensor]) -> Float[Tensor, "*images"] | float:
+        """σ_n of images: their own, or the one of all.
+
+        Raises
+        ------
+        ConfigurationError
+            If it differs from image to image and is not given.
+        """
+        if "noise" in latents:
+            return latents["noise"]
+        if isinstance(self.noise, tuple):
+            raise ConfigurationError(
+                f"the noise is anything from {self.noise[0]} to {self.noise[1]}: give that of each image as "
+                "latents['noise']"
+            )
+        return self.noise
 
     # ---------------------------------------------------------------- p: how an image comes about
 
     def draw_latents(self) -> dict[str, Float[Tensor, "images ..."]]:
         """Sample every latent from its prior, inside a plate of images."""
-        prior, like = self.prior, self.forward_model.reference
-        amplitude_scale = like.new_full((self.forward_model.n_modes,), prior.amplitude_scale)
+        like, n_modes = self.forward_model.reference, self.forward_model.n_modes
+        # bend the molecule along its modes: α ~ N(0, σ_α)
+        # turn it, in the plane of the detector: θ ~ PN(μ_s), or in space, uniformly
+        # set the microscope: z ~ N(50, 3)
+        # and if wished shift it, and let the contrast vary
+        order = ("amplitude", "pose", "defocus", "shift", "contrast")
         return {
-            # bend the molecule along its modes: α ~ N(0, σ_α)
-            "amplitude": pyro.sample("amplitude", dist.Normal(0.0, amplitude_scale).to_event(1)),
-            # turn it in the plane of the detector: θ ~ PN(μ_s)
-            "pose": pyro.sample("pose", ProjectedNormal(like.new_tensor(prior.pose_concentration))),
-            # set the microscope: z ~ N(50, 3)
-            "defocus": pyro.sample(
-                "defocus", dist.Normal(like.new_tensor(prior.defocus_mean), prior.defocus_scale)
-            ),
+            name: pyro.sample(name, self.prior.distribution(name, n_modes, like))
+            for name in order
+            if name in self.prior.latents
         }
 
     def model(self, particles: Particles, resolution: int) -> None:
         """Algorithm 1: draw the latents that are not given, and score the images at resolution K."""
         observed = to_real(crop_coefficients(particles.coefficients, resolution), resolution)
-        given = {name: particles.latents[name] for name in LATENTS if name not in self.inferred}
+        given = {name: particles.latents[name] for name in self.prior.latents if name not in self.inferred}
         with pyro.plate("images", len(particles)), poutine.condition(data=given):
             latents = self.draw_latents()
             # project, apply the contrast transfer, crop
             predicted = self.forward_model.coefficients(to_forward(latents), resolution)
             # white noise, σ_n K/N after the crop
-            sigma = cropped_noise(self.noise, resolution, self.forward_model.box_size)
+            noise = torch.as_tensor(self.noise_of(particles.latents), dtype=observed.dtype)
+            sigma = cropped_noise(noise, resolution, self.forward_model.box_size)[..., None]
             pyro.sample("image", dist.Normal(to_real(predicted, resolution), sigma).to_event(1), obs=observed)
 
     def log_prior(self, latents: Mapping[str, Tensor]) -> Float[Tensor, "*batch"]:
         """Log-density in float64 of the latents that are inferred, before an image is seen."""
-        prior, log_density = self.prior, {}
-        like = self.forward_model.reference.double()
-        if "pose" in self.inferred:
-            pose = ProjectedNormal(like.new_tensor(prior.pose_concentration))
-            log_density["pose"] = pose.log_prob(latents["pose"].double())
-        if "amplitude" in self.inferred:
-            amplitude = dist.Normal(like.new_tensor(0.0), prior.amplitude_scale)
-            log_density["amplitude"] = amplitude.log_prob(latents["amplitude"]).sum(-1)
-        if "defocus" in self.inferred:
-            defocus = dist.Normal(like.new_tensor(prior.defocus_mean), prior.defocus_scale)
-            log_density["defocus"] = defocus.log_prob(latents["defocus"])
-        return sum(log_density.values())
+        like, n_modes = self.forward_model.reference.double(), self.forward_model.n_modes
+        return sum(
+            self.prior.distribution(name, n_modes, like).log_prob(latents[name].double())
+            for name in self.inferred
+        )
 
     def log_joint(
         self, particles: Particles, latents: Mapping[str, Tensor], resolution: int
@@ -201,7 +188,8 @@ class CryoProgram(nn.Module):
             given = {name: value[image] for name, value in particles.latents.items()}
             here = {name: value[part] for name, value in flat.items()}
             predicted = model.coefficients(to_forward(given | here), resolution)
-            scored = log_likelihood(observed[image], predicted, self.noise, resolution, model.box_size)
+            noise = self.noise_of(given)
+            scored = log_likelihood(observed[image], predicted, noise, resolution, model.box_size)
             parts.append(scored.double() + self.log_prior(here))
         return torch.cat(parts).view(*draws, n_images)
 
@@ -213,43 +201,29 @@ class CryoProgram(nn.Module):
         with pyro.plate("images", len(particles)):
             pose = particles.latents["pose"]
             if "pose" in self.inferred:
-                # where it may point: a mixture, because a wrong half-turn is nearly as good
+                # where it may point: a mixture, because a wrong pose can be nearly as good
                 pose = pyro.sample("pose", self.pose_distribution(seen))
-            if self.upright and self.inferred != ("pose",):
-                # bend and focus are easier to see once the image is upright
-                seen = self.representation.turn_back(seen, pose.detach())
-            if "amplitude" in self.inferred:
-                # how it is bent
-                pyro.sample("amplitude", self.amplitude_distribution(seen))
-            if "defocus" in self.inferred:
-                # how far out of focus
-                pyro.sample("defocus", self.defocus_distribution(seen))
+            # where it lies, how it is bent, how far out of focus, and how bright, if it points there
+            others, drawn = self.family.others(seen, pose), {}
+            for name in self.inferred:
+                if name != "pose":
+                    drawn[name] = pyro.sample(name, others(name, drawn))
 
     def see(self, particles: Particles, resolution: int) -> Tensor:
-        """What the networks see: the crop at K, or at their own size where that is smaller, on their grid."""
-        size = self.representation.size
+        """What the networks see: the crop at K, or at their own size where that is smaller."""
+        size = self.family.size
         visible = crop_coefficients(particles.coefficients, min(resolution, size))
-        return self.representation(coefficients_to_image(visible, size))
+        noise = torch.as_tensor(self.noise_of(particles.latents), dtype=visible.real.dtype)
+        noise = noise.to(visible.device).expand(len(particles))
+        return self.family.see(coefficients_to_image(visible, size), noise)
 
     def pose_distribution(self, seen: Tensor) -> ProjectedNormalMixture:
-        """Mixture of projected normals that the pose network proposes."""
-        logits, vectors = self.encoders["pose"](seen)
+        """Mixture of projected normals that the networks propose for the pose."""
+        logits, vectors = self.family.pose(seen)
         # Linear near zero and quadratic far out, since the sharpest posteriors ask for |μ| of a thousand.
         concentrations = vectors * (1 + vectors.square().sum(-1, keepdim=True)).sqrt()
         mixture = StratifiedMixture if self.stratified else ProjectedNormalMixture
         return mixture(logits, concentrations)
-
-    def amplitude_distribution(self, seen: Tensor) -> dist.TorchDistribution:
-        """Normal for each mode's amplitude; it starts as the prior."""
-        mean, log_scale = self.encoders["amplitude"](seen).chunk(2, dim=-1)
-        scale = self.prior.amplitude_scale
-        return dist.Normal(scale * mean, scale * log_scale.exp()).to_event(1)
-
-    def defocus_distribution(self, seen: Tensor) -> dist.TorchDistribution:
-        """Normal for the defocus; it starts as the prior."""
-        mean, log_scale = self.encoders["defocus"](seen).unbind(-1)
-        scale = self.prior.defocus_scale
-        return dist.Normal(self.prior.defocus_mean + scale * mean, scale * log_scale.exp())
 
     # ---------------------------------------------------------------- data, and what the guide says of it
 
@@ -264,7 +238,10 @@ class CryoProgram(nn.Module):
             given["defocus"] = like.new_full((n_images,), self.prior.defocus_mean)
         with pyro.plate("images", n_images), poutine.condition(data=given):
             latents = self.draw_latents()
-        images = self.forward_model.simulate(to_forward(latents), self.noise, resolution)
+        if isinstance(self.noise, tuple):
+            low, high = (math.log(end) for end in self.noise)
+            latents["noise"] = (low + (high - low) * torch.rand(n_images).to(like)).exp()
+        images = self.forward_model.simulate(to_forward(latents), self.noise_of(latents), resolution)
         return Particles(images, latents)
 
     @torch.no_grad()
@@ -313,12 +290,10 @@ class CryoProgram(nn.Module):
             poses = torch.nn.functional.normalize(self.pose_distribution(seen).concentrations, dim=-1)
         of_component = []
         for pose in poses.unbind(1):
-            upright = self.representation.turn_back(seen, pose) if self.upright else seen
-            middle = {"pose": pose}
-            if "amplitude" in self.inferred:
-                middle["amplitude"] = self.amplitude_distribution(upright).mean
-            if "defocus" in self.inferred:
-                middle["defocus"] = self.defocus_distribution(upright).mean
+            others, middle = self.family.others(seen, pose), {"pose": pose}
+            for name in self.inferred:
+                if name != "pose":
+                    middle[name] = others(name, middle).mean
             of_component.append(middle)
         return {name: torch.stack([m[name] for m in of_component], dim=1) for name in self.inferred}
 
@@ -342,34 +317,5 @@ class CryoProgram(nn.Module):
             # One draw came from every component: keep the draws of a component picked by its weight.
             component = dist.Categorical(logits=mixture.logits).sample()
             index = (component, torch.arange(len(particles), device=component.device))
-            event_dims = {"pose": 1, "amplitude": 1, "defocus": 0}
-            draws = {k: v[index] if v.ndim == 2 + event_dims[k] else v for k, v in draws.items()}
+            draws = {k: v[index] if v.ndim == 2 + (k in VECTORS) else v for k, v in draws.items()}
         return draws | {"pose_logits": mixture.logits, "pose_concentrations": mixture.concentrations}
-
-
-def require_images(particles: Particles) -> None:
-    """Refuse images of which no posterior can be computed.
-
-    Raises
-    ------
-    CryoANMError
-        If there is none, one is not finite, or they are on another device than the CPU.
-    """
-    device = particles.coefficients.device
-    if device.type != "cpu":
-        raise CryoANMError(
-            f"the images are on {device}, and posteriors are computed on the CPU: use particles.to('cpu') "
-            "and program.cpu()"
-        )
-    if not len(particles):
-        raise CryoANMError("there are 0 images: give at least one")
-    wrong = torch.nonzero(~particles.coefficients.isfinite().all(-1))[:, 0].tolist()
-    if wrong:
-        raise CryoANMError(f"images {wrong[:5]} hold NaN or infinite values: leave them out")
-
-
-def to_forward(latents: Mapping[str, Tensor]) -> Latents:
-    """The forward model's latents from the program's: a unit vector becomes a rotation, shifts are zero."""
-    rotations, amplitudes = rotation_from_unit_vector(latents["pose"]), latents["amplitude"]
-    shifts = rotations.new_zeros(*rotations.shape[:-2], 2)
-    return Latents(amplitudes, rotations, latents["defocus"], shifts)

@@ -15,7 +15,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from cryoanm_lib.program import CryoProgram, Particles
+from cryoanm_lib.particles import Particles
+from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.unknowns import Unknowns
 
 
@@ -52,10 +53,11 @@ def nuts_draws(
     particles = Particles(particles.coefficients.to(torch.complex128), given)
 
     def potential(position: Mapping[str, Tensor]) -> Tensor:
-        latents = unknowns.latents(position["columns"] * scale + origin)
+        step = position["columns"] * scale
+        latents = unknowns.latents(unknowns.moved(origin, step))
         with poutine.condition(data=latents):
             trace = poutine.trace(program.model).get_trace(particles, resolution)
-        return -trace.log_prob_sum()
+        return -trace.log_prob_sum() - unknowns.log_volume(step).sum()
 
     origin = unknowns.values({name: start[name] for name in unknowns.names}).double()
     # Radians beside ångström: a unit of the chain is a thousandth of a radian, and the metric does the rest.
@@ -67,11 +69,11 @@ def nuts_draws(
             kernel,
             num_samples=count,
             warmup_steps=warmup,
-            initial_params={"columns": torch.zeros_like(origin)},
+            initial_params={"columns": origin.new_zeros(*origin.shape[:-1], len(scale))},
             disable_progbar=True,
         )
         chain.run()
-    return unknowns.latents(unknowns.wrapped(chain.get_samples()["columns"] * scale + origin))
+    return unknowns.latents(unknowns.moved(origin, chain.get_samples()["columns"] * scale))
 
 
 def two_sample_accuracy(

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from cryoanm_lib.climb import Peaks, Starts, distinct, march
 from cryoanm_lib.mixture import GaussianMixture
+from cryoanm_lib.particles import Particles, require_images
 from cryoanm_lib.predictive import predictive_p_value
-from cryoanm_lib.program import CryoProgram, Particles, require_images
+from cryoanm_lib.program import CryoProgram
+from cryoanm_lib.rotation import mean_quaternion
 from cryoanm_lib.search import WideSearch
 from cryoanm_lib.unknowns import Unknowns
 
@@ -97,7 +99,7 @@ class RefinedPosterior:
         latents = self.mixture.unknowns.latents(values)
         return {name: value.to(self.program.forward_model.reference) for name, value in latents.items()}
 
-    def _picked(self, count: int, generator: torch.Generator | None) -> Float[Tensor, "draws images columns"]:
+    def _picked(self, count: int, generator: torch.Generator | None) -> Float[Tensor, "draws images width"]:
         """Of several candidates for each draw, one by its importance weight."""
         values, log_weight = self._weighed_draws(max(_CANDIDATES * count, ROUND_DRAWS), generator)
         reached = log_weight.softmax(0).cumsum(0).T.contiguous()
@@ -107,7 +109,7 @@ class RefinedPosterior:
 
     def _weighed_draws(
         self, count: int, generator: torch.Generator | None
-    ) -> tuple[Float[Tensor, "draws images columns"], Float[Tensor, "draws images"]]:
+    ) -> tuple[Float[Tensor, "draws images width"], Float[Tensor, "draws images"]]:
         """Draws from a somewhat wider mixture, with the logarithms of their importance weights."""
         proposal = self.mixture.widened(_WIDENED, _WIDENED_SHARE)
         values = proposal.sample(count, generator)
@@ -118,8 +120,8 @@ class RefinedPosterior:
         evidence = log_weight.logsumexp(0) - math.log(len(log_weight))
         return replace(self, log_evidence=evidence, effective_share=effective_share(log_weight))
 
-    def _log_joint(self, values: Float[Tensor, "draws images columns"]) -> Float[Tensor, "draws images"]:
-        """log p(image, latents) at columns."""
+    def _log_joint(self, values: Float[Tensor, "draws images width"]) -> Float[Tensor, "draws images"]:
+        """log p(image, latents) at points."""
         latents = self.mixture.unknowns.latents(values.to(self.program.forward_model.reference))
         return self.program.log_joint(self.particles, latents, self.resolution)
 
@@ -129,18 +131,18 @@ class RefinedPosterior:
         return self.mixture.log_density(values)
 
     def mean(self) -> dict[str, Float[Tensor, "images ..."]]:
-        """Mean of each latent under the mixture; of the pose the mean direction, a unit vector."""
+        """Mean of each latent under the mixture; of the pose the mean direction or rotation."""
         weight = self.mixture.log_weight.exp()
-        means = {
-            name: torch.einsum("ic,ic...->i...", weight, value)
-            for name, value in self.mixture.unknowns.latents(self.mixture.centre).items()
-        }
-        if "pose" in means:
+        middles = self.mixture.unknowns.latents(self.mixture.centre)
+        means = {name: torch.einsum("ic,ic...->i...", weight, value) for name, value in middles.items()}
+        if "pose" in means and self.mixture.unknowns.in_space:
+            means["pose"] = mean_quaternion(middles["pose"].transpose(0, 1), weight.T)
+        elif "pose" in means:
             means["pose"] = torch.nn.functional.normalize(means["pose"], dim=-1)
         return means
 
     def covariance(self) -> Float[Tensor, "images columns columns"]:
-        """Covariance of the mixture, an angle by its way from the heaviest component round the circle."""
+        """Covariance of the mixture in steps from the heaviest component of each image."""
         mixture, weight = self.mixture, self.mixture.log_weight.exp()
         leading = mixture.centre[torch.arange(len(self)), weight.argmax(1)]
         away = mixture.unknowns.offset(mixture.centre, leading[:, None])
@@ -212,12 +214,15 @@ def refine(
 def _mixture_of(peaks: Peaks, unknowns: Unknowns, n_images: int) -> GaussianMixture:
     """The peaks of each image as a mixture, the highest first, weighed by their evidence."""
     rank = torch.arange(len(peaks)) - torch.searchsorted(peaks.image, peaks.image)
-    shape, width = (n_images, int(rank.max()) + 1), peaks.values.shape[-1]
+    shape, columns = (n_images, int(rank.max()) + 1), peaks.precision.shape[-1]
     log_share = peaks.log_joint.new_full(shape, -math.inf)
     log_share[peaks.image, rank] = peaks.log_evidence
-    centre = peaks.values.new_zeros(*shape, width)
+    # Where an image has fewer peaks than the most, its first one stands with no weight.
+    centre = peaks.values[torch.searchsorted(peaks.image, torch.arange(n_images))][:, None].repeat(
+        1, shape[1], 1
+    )
     centre[peaks.image, rank] = peaks.values
-    scale = torch.eye(width, dtype=centre.dtype).repeat(*shape, 1, 1)
+    scale = torch.eye(columns, dtype=centre.dtype).repeat(*shape, 1, 1)
     covariance = torch.linalg.inv(peaks.precision)
     scale[peaks.image, rank] = torch.linalg.cholesky(0.5 * (covariance + covariance.transpose(1, 2)))
     return GaussianMixture(unknowns, log_share.log_softmax(1), centre, scale)

@@ -1,6 +1,8 @@
-"""Rotations: in-plane angles on SO(2), matrices on SO(3), and the distances between them.
+"""Rotations: in-plane angles on SO(2), quaternions and matrices on SO(3), and the distances between them.
 
-Rotations are active and right-handed: seen along +z, from the detector, a positive angle takes x to y.
+Rotations are active and right-handed: seen along +z, from the detector, a positive angle takes x to y. A
+quaternion is (w, x, y, z) = (cos φ/2, n sin φ/2) for a turn by φ about the axis n; q and -q are one rotation.
+A step from a rotation is a rotation vector φ n in radians along the axes of the detector, taken after it.
 """
 
 import math
@@ -74,3 +76,105 @@ def rotation_distance(
     sine = torch.linalg.matrix_norm(relative - relative.transpose(-2, -1)) / math.sqrt(8.0)
     trace = relative.diagonal(dim1=-2, dim2=-1).sum(-1)
     return torch.atan2(sine, (trace - 1) / 2)
+
+
+def quaternion_product(
+    a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]
+) -> Float[Tensor, "*batch 4"]:
+    """The rotation b followed by the rotation a.
+
+    Examples
+    --------
+    >>> about_x, about_y = torch.eye(4)[1], torch.eye(4)[2]
+    >>> quaternion_product(about_x, about_y).tolist()
+    [0.0, 0.0, 0.0, 1.0]
+    """
+    (aw, ax, ay, az), (bw, bx, by, bz) = a.unbind(-1), b.unbind(-1)
+    product = (
+        aw * bw - ax * bx - ay * by - az * bz,
+        aw * bx + ax * bw + ay * bz - az * by,
+        aw * by - ax * bz + ay * bw + az * bx,
+        aw * bz + ax * by - ay * bx + az * bw,
+    )
+    return torch.stack(product, dim=-1)
+
+
+def quaternion_conjugate(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
+    """The inverse rotation."""
+    return torch.cat([quaternion[..., :1], -quaternion[..., 1:]], dim=-1)
+
+
+def quaternion_z(angle: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch 4"]:
+    """The turn by an angle (radians) about z, the viewing direction."""
+    zero = torch.zeros_like(angle)
+    return torch.stack([(angle / 2).cos(), zero, zero, (angle / 2).sin()], dim=-1)
+
+
+def rotation_from_quaternion(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3 3"]:
+    """The rotation matrix of a unit quaternion; q and -q give the same one.
+
+    Examples
+    --------
+    >>> rotation_from_quaternion(torch.tensor([0.0, 0.0, 0.0, -1.0])).diagonal().tolist()
+    [-1.0, -1.0, 1.0]
+    """
+    w, x, y, z = quaternion.unbind(-1)
+    rows = [
+        *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        *(2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        *(2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    ]
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+
+
+def quaternion_from_step(step: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 4"]:
+    """The rotation by |v| radians about v: the exponential map."""
+    half = 0.5 * step.norm(dim=-1, keepdim=True)
+    # sinc(x) = sin(πx) / πx is smooth where there is no axis.
+    return torch.cat([half.cos(), 0.5 * torch.sinc(half / math.pi) * step], dim=-1)
+
+
+def step_from_quaternion(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3"]:
+    """The rotation vector of a unit quaternion, no longer than π: the inverse of `quaternion_from_step`.
+
+    Examples
+    --------
+    >>> step = torch.tensor([0.1, -0.2, 0.3])
+    >>> torch.allclose(step_from_quaternion(-quaternion_from_step(step)), step)
+    True
+    """
+    vector = torch.where(quaternion[..., :1] < 0, -quaternion[..., 1:], quaternion[..., 1:])
+    sine = vector.norm(dim=-1, keepdim=True)
+    half = torch.atan2(sine, quaternion[..., :1].abs())
+    return torch.where(sine > 0, 2 * half / sine.clamp(min=1e-30), 2.0) * vector
+
+
+def turned_by(
+    quaternion: Float[Tensor, "*#batch 4"], step: Float[Tensor, "*#batch 3"]
+) -> Float[Tensor, "*batch 4"]:
+    """The rotation that a step from another one leads to, renormalised."""
+    moved = quaternion_product(quaternion_from_step(step), quaternion)
+    return moved / moved.norm(dim=-1, keepdim=True)
+
+
+def step_between(
+    origin: Float[Tensor, "*#batch 4"], target: Float[Tensor, "*#batch 4"]
+) -> Float[Tensor, "*batch 3"]:
+    """The step that leads from one rotation to another by the shorter way: `turned_by` undone."""
+    return step_from_quaternion(quaternion_product(target, quaternion_conjugate(origin)))
+
+
+def quaternion_distance(
+    a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]
+) -> Float[Tensor, "*batch"]:
+    """Geodesic distance between two rotations, in radians in [0, π], accurate at either end."""
+    return step_between(a, b).norm(dim=-1)
+
+
+def mean_quaternion(
+    quaternions: Float[Tensor, "draws *batch 4"], weights: Float[Tensor, "draws *batch"] | None = None
+) -> Float[Tensor, "*batch 4"]:
+    """The rotation closest to all of several, by the mean of q qᵀ, which does not know the signs."""
+    weights = torch.ones_like(quaternions[..., 0]) if weights is None else weights
+    moment = torch.einsum("s...,s...a,s...b->...ab", weights, quaternions, quaternions)
+    return torch.linalg.eigh(moment)[1][..., -1]

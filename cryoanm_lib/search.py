@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cryoanm_lib.climb import Peaks, Starts
-from cryoanm_lib.program import CryoProgram, Particles, require_images
+from cryoanm_lib.particles import Particles, require_images
+from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.ragged import argmax_of_each, logsumexp_of_each
 from cryoanm_lib.templates import Templates
 from cryoanm_lib.unknowns import Unknowns

@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cryoanm_lib.anm import DEFAULT_CUTOFF
-from cryoanm_lib.encoders import CHANNELS, Pixels, Representation
-from cryoanm_lib.program import Prior
+from cryoanm_lib.anm import DEFAULT_CUTOFF, NormalModes, boltzmann_variances
+from cryoanm_lib.encoders import CHANNELS, Pixels, Representation, SharedEncoder
+from cryoanm_lib.prior import Prior
 from cryoanm_lib.rings import REFERENCES, Rings
 from cryoanm_lib.settings import Count, LatentName, Positive, Section
 from cryoanm_lib.training import Stage
@@ -15,6 +15,33 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # It names a folder.
 ExperimentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 MetricName = Literal["pose_residual_mean_deg", "amplitude_residual_mean", "defocus_residual_mean"]
+
+#: Boltzmann's constant in kcal/(mol K).
+BOLTZMANN = 0.0019872041
+
+
+class PriorSection(Prior):
+    """The prior, whose amplitudes may also be those of the network in thermal equilibrium."""
+
+    temperature: Positive | None = Field(
+        None, description="in K: σ_α = √(kT/λ) of each mode, in place of amplitude_scale"
+    )
+    spring_constant: Positive = Field(
+        1.0, description="γ of the network in kcal/(mol Å²), with a temperature"
+    )
+
+    @property
+    def thermal_energy(self) -> float | None:
+        """kT in kcal/mol, where there is a temperature."""
+        return None if self.temperature is None else BOLTZMANN * self.temperature
+
+    def resolved(self, modes: NormalModes | None) -> Prior:
+        """The prior with a number for every mode, given those of a network with γ = 1."""
+        settings = self.model_dump(exclude={"temperature", "spring_constant"})
+        if self.temperature is not None:
+            variances = boltzmann_variances(self.spring_constant * modes.eigenvalues, self.thermal_energy)
+            settings["amplitude_scale"] = tuple(variances.sqrt().tolist())
+        return Prior(**settings)
 
 
 # What is said of an experiment, and does not change its result.
@@ -41,14 +68,21 @@ class GuideSection(Section):
     components: Count = Field(2, description="projected normals in the pose's mixture")
     stratified: bool = Field(True, description="sum over the mixture's components instead of sampling one")
     upright: bool = Field(True, description="amplitude and defocus see the image turned back by the pose")
-    encoder: Literal["rings", "convolutional"] = Field("rings", description="how the networks see the image")
+    encoder: Literal["rings", "convolutional", "shared"] = Field(
+        "rings",
+        description="how separate networks see the image; or one convolutional network for all latents",
+    )
     image_size: Annotated[int, Field(ge=8, multiple_of=2)] = Field(
         32, description="pixels that the networks see along an edge"
     )
     references: Count = Field(REFERENCES, description="learned references of the pose's network; rings only")
     channels: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
-        CHANNELS, description="widths of the double convolutions; convolutional only"
+        CHANNELS, description="widths of the convolutions, double ones unless shared; not of rings"
     )
+    conditional: bool = Field(
+        True, description="one Gaussian that depends on the pose, not a mean field; shared only"
+    )
+    half: bool = Field(False, description="convolve in bfloat16 while training; shared only")
 
     @model_validator(mode="after")
     def _poolings_fit_the_image(self) -> "GuideSection":
@@ -60,10 +94,12 @@ class GuideSection(Section):
             )
         return self
 
-    def representation(self) -> Representation:
-        """How the networks see the image."""
+    def representation(self) -> Representation | SharedEncoder:
+        """How the networks see the image, or the one that does."""
         if self.encoder == "rings":
             return Rings(self.image_size, self.references)
+        if self.encoder == "shared":
+            return SharedEncoder(self.image_size, self.channels, self.half)
         return Pixels(self.image_size, self.channels)
 
 
@@ -76,14 +112,20 @@ class ExperimentSection(Section):
     infer: Annotated[tuple[LatentName, ...], Field(min_length=1)] = Field(
         description="latents inferred; others given"
     )
-    prior: Prior | None = Field(None, description="in place of the profile's prior")
-    noise: Positive | None = Field(None, description="σ_n in place of the model's")
+    model: ModelSection | None = Field(None, description="in place of the profile's model")
+    prior: PriorSection | None = Field(None, description="in place of the profile's prior")
+    noise: Positive | tuple[Positive, Positive] | None = Field(
+        None, description="σ_n in place of the model's; two ends of a range, of which each image has its own"
+    )
     guide: GuideSection = GuideSection()
     training_images: Count | None = Field(
         None, description="a fixed set of this size; default: fresh ones each step"
     )
     batch_size: Count = Field(100, description="images a step")
-    stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = Field(description="the schedule")
+    weights: ExperimentName | None = Field(
+        None, description="start from the weights that came with the library under this name"
+    )
+    stages: tuple[Stage, ...] = Field((), description="the schedule; none only with weights")
     seed: Seed | None = Field(None, description="in place of the profile's seed")
     more_seeds: tuple[Seed, ...] = Field((), description="run again with these, as <name>_seed_<n>")
     paper: dict[MetricName, Positive] = Field({}, description="values the paper reports, by metric")
@@ -97,6 +139,10 @@ class ExperimentSection(Section):
                 raise ValueError(
                     f"stages[{index}].train names {sorted(extra)}, which infer = {self.infer} does not"
                 )
+        if not self.stages and self.weights is None:
+            raise ValueError("stages: give at least one, or weights that have been trained")
+        if isinstance(self.noise, tuple) and not self.noise[0] < self.noise[1]:
+            raise ValueError(f"noise = {self.noise} is no range: the first end must be the lower one")
         if self.training_images is not None and self.training_images % self.batch_size:
             raise ValueError(
                 f"training_images = {self.training_images} is no multiple of batch_size = {self.batch_size}"

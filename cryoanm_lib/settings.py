@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
-LatentName = Literal["pose", "amplitude", "defocus"]
+LatentName = Literal["pose", "shift", "amplitude", "defocus", "contrast"]
 
 
 class Section(BaseModel):

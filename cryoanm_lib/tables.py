@@ -7,7 +7,8 @@ from cryoanm_lib.calibration import LEVELS
 from cryoanm_lib.diagnostics import FLIP_DEGREES, RESIDUAL_KEYS, residuals
 from cryoanm_lib.experiment import Fit
 from cryoanm_lib.information import information_limit
-from cryoanm_lib.program import CryoProgram, Particles
+from cryoanm_lib.particles import Particles
+from cryoanm_lib.program import CryoProgram
 
 _UNITS = {"pose": "°", "amplitude": "", "defocus": ""}
 

@@ -12,7 +12,8 @@ from cryoanm_lib.ctf import ctf
 from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.fourier import crop_coefficients, to_real
 from cryoanm_lib.likelihood import cropped_noise
-from cryoanm_lib.program import CryoProgram, Particles, to_forward
+from cryoanm_lib.particles import Particles, to_forward
+from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.unknowns import Unknowns
 
 #: Deviations of a prior that the lattice spans to either side.
@@ -51,26 +52,34 @@ class Lattice:
         Raises
         ------
         CryoANMError
-            If there are too many unknowns for a lattice.
+            If there are too many unknowns for a lattice, or the pose is one in space.
         """
         model, prior = program.forward_model, program.prior
+        if prior.pose == "space" and "pose" in program.inferred:
+            raise CryoANMError(
+                "a lattice covers poses in the plane, not in space: use `refine` with an `OrientationSearch`"
+            )
         pixel = model.pixel_size * model.box_size / resolution
         radius = model.reference[:, :2].norm(dim=-1).max().item()
-        farthest = iter(model.modes.norm(dim=-1).amax(-1).tolist())
+        farthest = 0.5 * pixel / model.modes.norm(dim=-1).amax(-1)
+        finest = {
+            "shift": [0.5 * model.box_size / resolution] * 2,
+            "amplitude": farthest.tolist(),
+            # Half a radian of the transfer function's phase at the highest frequency.
+            "defocus": [0.5 / (resolution / (2 * model.box_size)) ** 2],
+            # The image is linear in it: one peak, which the prior is as good a start for as any.
+            "contrast": [prior.contrast_scale],
+        }
         ends, steps = [], []
         unknowns = Unknowns.of(program)
-        for name in unknowns.columns:
+        for name in unknowns.names:
             if name == "pose":
                 ends.append((-math.pi, math.pi))
                 steps.append(0.5 * pixel / radius)
-            elif name == "amplitude":
-                ends.append((-REACH * prior.amplitude_scale, REACH * prior.amplitude_scale))
-                steps.append(0.5 * pixel / next(farthest))
-            else:
-                reach = REACH * prior.defocus_scale
-                ends.append((prior.defocus_mean - reach, prior.defocus_mean + reach))
-                # Half a radian of the transfer function's phase at the highest frequency.
-                steps.append(0.5 / (resolution / (2 * model.box_size)) ** 2)
+                continue
+            mean, scale = prior.moments(name, model.n_modes, model.reference.double())
+            ends += torch.stack([mean - REACH * scale, mean + REACH * scale], dim=-1).tolist()
+            steps += finest[name]
         # An even number, so that the circle has as many odd cells as even ones.
         counts = [
             max(4, 2 * math.ceil((high - low) / step / 2))
@@ -114,15 +123,15 @@ class Templates:
         self.lattice = Lattice.covering(program, resolution)
         self._values = self.lattice.centre.to(program.forward_model.reference.dtype)
         self._log_prior = program.log_prior(Unknowns.of(program).latents(self.lattice.centre))
-        self._sigma = cropped_noise(program.noise, resolution, program.forward_model.box_size)
         self._kept: tuple[dict[str, Tensor], list[Tensor]] | None = None
 
     @torch.no_grad()
     def log_joint(self, particles: Particles) -> Float[Tensor, "images cells"]:
         """log p(image, latents) of every image at every cell: |y - μ|² = |y|² - 2 y·μ + |μ|²."""
         cropped = crop_coefficients(particles.coefficients, self.resolution)
-        observed = to_real(cropped, self.resolution) / self._sigma
-        given = {k: v for k, v in particles.latents.items() if k not in self.program.inferred}
+        observed = to_real(cropped, self.resolution)
+        without = {*self.program.inferred, "noise"}
+        given = {k: v for k, v in particles.latents.items() if k not in without}
         if all((value == value[:1]).all() for value in given.values()):
             scores = self._scored(observed, self._common({name: value[:1] for name, value in given.items()}))
         else:
@@ -130,9 +139,12 @@ class Templates:
             scores = torch.cat(
                 [self._scored(row, self._made(g)) for row, g in zip(observed.split(1), own, strict=True)]
             )
-        constant = observed.shape[-1] * math.log(math.sqrt(2 * math.pi) * self._sigma)
-        alone = -0.5 * observed.double().square().sum(-1, keepdim=True) - constant
-        return scores.double() + alone + self._log_prior
+        noise = torch.as_tensor(self.program.noise_of(particles.latents), dtype=torch.float64)
+        sigma = cropped_noise(noise, self.resolution, self.program.forward_model.box_size)
+        sigma = sigma.expand(len(particles))[:, None]
+        constant = observed.shape[-1] * (math.sqrt(2 * math.pi) * sigma).log()
+        alone = -0.5 * observed.double().square().sum(-1, keepdim=True)
+        return (scores.double() + alone) / sigma**2 - constant + self._log_prior
 
     def _scored(
         self, observed: Float[Tensor, "images dof"], made: Iterable[Float[Tensor, "chunk dof"]]
@@ -151,13 +163,13 @@ class Templates:
         return self._kept[1]
 
     def _made(self, given: Mapping[str, Tensor]) -> Iterator[Float[Tensor, "chunk dof"]]:
-        """Templates in units of the noise, some at a time."""
+        """Templates, some at a time."""
         for part in torch.arange(len(self.lattice)).split(_CHUNK):
             rows = {**given, **Unknowns.of(self.program).latents(self._values[part])}
             latents = {name: value.expand(len(part), *value.shape[1:]) for name, value in rows.items()}
             group = same_projection(self.program, self.lattice.index[part])
             predicted = coefficients_reusing(self.program, latents, group, self.resolution)
-            yield to_real(predicted, self.resolution) / self._sigma
+            yield to_real(predicted, self.resolution)
 
 
 def same_projection(

@@ -20,7 +20,8 @@ from cryoanm_lib.errors import CryoANMError, TrainingError
 from cryoanm_lib.fourier import highest_frequency
 from cryoanm_lib.likelihood import cropped_noise
 from cryoanm_lib.objectives import ForwardKL, StratifiedELBO
-from cryoanm_lib.program import CryoProgram, Particles
+from cryoanm_lib.particles import Particles
+from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.settings import Count, LatentName, Positive, Section
 
 #: Images count as explained when the loss is above the noise floor by less than this many nats for each of
@@ -140,8 +141,10 @@ class Trainer:
         """The stage in progress."""
         return self.stages[self.progress.stage]
 
-    def _trained(self) -> tuple[str, ...]:
-        return self.program.inferred if self.stage.train is None else self.stage.train
+    def _networks(self) -> tuple[str, ...]:
+        """Those that learn in this stage."""
+        latents = self.program.inferred if self.stage.train is None else self.stage.train
+        return self.program.family.networks_of(latents)
 
     def _model(self, particles: Particles, resolution: int) -> None:
         """The model, its log-densities divided by the number of images."""
@@ -150,7 +153,7 @@ class Trainer:
 
     def _guide(self, particles: Particles, resolution: int) -> None:
         """The guide, scaled alike, with the networks that learn in this stage made known to the optimiser."""
-        for name in self._trained():
+        for name in self._networks():
             pyro.module(name, self.program.encoders[name])
         with poutine.scale(scale=1.0 / len(particles)):
             self.program.guide(particles, resolution)
@@ -228,14 +231,16 @@ class Trainer:
 
     def noise_floor(self, resolution: int) -> float:
         """Expected minus log-likelihood of an image given its own latents: what noise costs, in nats."""
-        dof = self.degrees_of_freedom(resolution)
-        sigma = cropped_noise(self.program.noise, resolution, self.program.forward_model.box_size)
+        dof, noise = self.degrees_of_freedom(resolution), self.program.noise
+        if isinstance(noise, tuple):
+            noise = math.sqrt(noise[0] * noise[1])  # its logarithm is uniform, and that is what counts
+        sigma = cropped_noise(noise, resolution, self.program.forward_model.box_size)
         return 0.5 * dof * (1 + math.log(2 * math.pi * sigma**2))
 
     def _freeze(self) -> None:
         """Gradients and batch statistics for the networks that learn in this stage, and for no others."""
         for name, encoder in self.program.encoders.items():
-            encoder.train(name in self._trained()).requires_grad_(name in self._trained())
+            encoder.train(name in self._networks()).requires_grad_(name in self._networks())
 
     def _set_learning_rate(self, learning_rate: float) -> None:
         """Pyro makes one optimiser for each parameter when it is first seen, from a loaded state if any."""

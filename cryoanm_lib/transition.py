@@ -10,8 +10,9 @@ from torch import Tensor
 from cryoanm_lib.calibration import LEVELS, coverage, credible_level, uniformity
 from cryoanm_lib.diagnostics import residuals
 from cryoanm_lib.forward import ForwardModel
+from cryoanm_lib.particles import Particles, to_forward
 from cryoanm_lib.predictive import predictive_p_value
-from cryoanm_lib.program import CryoProgram, Particles, to_forward
+from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.refine import SUSPICIOUS, RefinedPosterior, refine
 from cryoanm_lib.search import WideSearch
 from cryoanm_lib.structure import superpose
@@ -75,7 +76,7 @@ class Transition:
         """
         latents = dict(self.program.simulate(n_images, resolution).latents)
         latents["amplitude"] = latents["amplitude"].new_full((n_images, 1), fraction * self.length)
-        images = self.forward_model.simulate(to_forward(latents), self.program.noise, resolution)
+        images = self.forward_model.simulate(to_forward(latents), self.program.noise_of(latents), resolution)
         nearest = (fraction * self.amplitudes).expand(n_images, -1)
         return Particles(images, latents | {"amplitude": nearest})
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cryoanm_lib.climb import Climber, Peaks, Starts, distinct, march
-from cryoanm_lib.program import Prior
+from cryoanm_lib.prior import Prior
 from cryoanm_lib.unknowns import Unknowns
 
 ALL = ("pose", "amplitude", "defocus")

@@ -5,7 +5,7 @@ import torch
 
 from cryoanm_lib.encoders import Pixels, turn_back
 from cryoanm_lib.fourier import coefficients_to_image
-from cryoanm_lib.program import to_forward
+from cryoanm_lib.particles import to_forward
 from cryoanm_lib.rotation import angle_to_unit_vector
 
 ANGLES = torch.tensor([0.3, 1.7, -2.9])

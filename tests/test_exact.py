@@ -13,7 +13,8 @@ from cryoanm_lib.exact import exact_posterior
 from cryoanm_lib.fourier import crop_coefficients, to_real
 from cryoanm_lib.information import information_limit
 from cryoanm_lib.likelihood import cropped_noise, landscape
-from cryoanm_lib.program import Prior, to_forward
+from cryoanm_lib.particles import to_forward
+from cryoanm_lib.prior import Prior
 from cryoanm_lib.refine import refine
 from cryoanm_lib.rotation import unit_vector_to_angle
 from cryoanm_lib.search import WideSearch

@@ -1,6 +1,7 @@
 """The forward model: Algorithm 1 against its steps done by hand, and what each latent does to an image."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from cryoanm_lib.errors import ForwardModelError
 from cryoanm_lib.forward import DIRECTIONS, ForwardModel, Latents, add_noise
 from cryoanm_lib.fourier import crop, crop_coefficients, half_plane_frequencies, to_real
 from cryoanm_lib.projection import PROJECTORS
-from cryoanm_lib.rotation import rotation_z
+from cryoanm_lib.rotation import quaternion_from_step, rotation_from_quaternion, rotation_z
 from cryoanm_lib.structure import load_structure, rmsd
 
 torch.set_num_threads(1)
@@ -263,8 +264,8 @@ def test_a_model_is_restored_from_its_state() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"box_size": 32}, r"reaches 21\.2 pixels .* half a box of 32 .* at least 44 pixels, .* 1\.99 Å"),
-        ({"pixel_size": 0.9}, r"reaches 34\.9 pixels .* half a box of 64 .* at least 70 pixels, .* 0\.98 Å"),
+        ({"box_size": 32}, r"reaches 21\.2 pixels .* half a box of 32 .* at least 44 pixels, .* 2\.02 Å"),
+        ({"pixel_size": 0.9}, r"reaches 34\.9 pixels .* half a box of 64 .* at least 70 pixels, .* 0\.99 Å"),
         ({"projector": "ray"}, "projector 'ray' does not exist: choose from sparse, separable, fourier"),
         ({"box_size": 0}, "box_size = 0 is not usable: it must be greater than 0"),
         ({"pixel_size": 0.0}, r"pixel_size = 0\.0 is not usable"),
@@ -336,24 +337,32 @@ def test_coordinates_that_are_not_finite_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "along", [("pose",), ("defocus",), ("amplitude", "defocus"), DIRECTIONS], ids="-".join
+    "along",
+    [("pose",), ("defocus",), ("amplitude", "defocus"), ("rotation",), tuple(DIRECTIONS)],
+    ids="-".join,
 )
 def test_slopes_are_differences_of_coefficients(along) -> None:
     """Central differences of the coefficients in every direction, at rotations all over SO(3)."""
     model, latents, step = adk(), random_latents(), 1e-4
+    latents = replace(latents, contrast=torch.tensor([0.8, 1.0, 1.1, 1.3], dtype=torch.float64))
     image, slopes = model.slopes(latents, 24, along)
     torch.testing.assert_close(image, model.coefficients(latents, 24))
     found = iter(slopes.unbind(-2))
+    axes = torch.eye(3, dtype=torch.float64)
     for name in along:
-        for column in range(3 if name == "amplitude" else 1):
+        for column in range({"rotation": 3, "shift": 2, "amplitude": 3}.get(name, 1)):
             ends = []
             for way in (step, -step):
-                turn = rotation_z(torch.tensor(way if name == "pose" else 0.0, dtype=torch.float64))
-                amplitudes = latents.amplitudes.clone()
-                amplitudes[:, column] += way * (name == "amplitude")
-                defocus = latents.defocus + way * (name == "defocus")
                 # The molecule turns about its own centre, before it is shifted.
-                moved = Latents(amplitudes, turn @ latents.rotations, defocus, latents.shifts)
+                axis = {"pose": axes[2], "rotation": axes[column]}.get(name, 0 * axes[0])
+                turn = rotation_from_quaternion(quaternion_from_step(way * axis))
+                amplitudes, shifts = latents.amplitudes.clone(), latents.shifts.clone()
+                amplitudes[:, column] += way * (name == "amplitude")
+                shifts[:, min(column, 1)] += way * (name == "shift")
+                moved = Latents(
+                    *(amplitudes, turn @ latents.rotations, latents.defocus + way * (name == "defocus")),
+                    *(shifts, latents.contrast + way * (name == "contrast")),
+                )
                 ends.append(model.coefficients(moved, 24))
             torch.testing.assert_close(next(found), (ends[0] - ends[1]) / (2 * step), rtol=1e-5, atol=1e-9)
     assert next(found, None) is None
@@ -361,6 +370,6 @@ def test_slopes_are_differences_of_coefficients(along) -> None:
 
 def test_slopes_along_an_unknown_direction_are_refused() -> None:
     with pytest.raises(
-        ForwardModelError, match=r"no derivative along \['shift'\]: choose from pose, amplitude"
+        ForwardModelError, match=r"no derivative along \['magnification'\]: choose from pose, rotation"
     ):
-        adk().slopes(random_latents(), 16, ("pose", "shift"))
+        adk().slopes(random_latents(), 16, ("pose", "magnification"))

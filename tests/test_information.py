@@ -10,7 +10,8 @@ from cryoanm_lib.climb import Climber, Starts
 from cryoanm_lib.forward import Latents
 from cryoanm_lib.information import fisher_information, information_limit, prior_slopes, signal_to_noise
 from cryoanm_lib.likelihood import log_likelihood
-from cryoanm_lib.program import Particles, Prior, to_forward
+from cryoanm_lib.particles import Particles, to_forward
+from cryoanm_lib.prior import Prior
 from cryoanm_lib.rotation import angle_to_unit_vector, unit_vector_to_angle
 from cryoanm_lib.unknowns import Unknowns
 

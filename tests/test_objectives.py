@@ -93,7 +93,7 @@ def test_forward_kl_is_the_density_of_the_truth(tiny_program) -> None:
     particles = program.simulate(5, 16)
     seen = program.see(particles, 16)
     pose = program.pose_distribution(seen).log_prob(particles.latents["pose"])
-    upright = program.representation.turn_back(seen, particles.latents["pose"])
+    upright = program.family.representation.turn_back(seen, particles.latents["pose"])
     amplitude = program.amplitude_distribution(upright).log_prob(particles.latents["amplitude"])
     expected = -(pose + amplitude).sum().item()
     assert ForwardKL().loss(program.model, program.guide, particles, 16) == pytest.approx(expected, rel=1e-5)

@@ -15,7 +15,8 @@ from cryoanm_lib.encoders import ConvolutionalEncoder
 from cryoanm_lib.forward import ForwardModel, Latents
 from cryoanm_lib.landscapes import pose_profiles
 from cryoanm_lib.likelihood import landscape
-from cryoanm_lib.program import CryoProgram, Particles, to_forward
+from cryoanm_lib.particles import Particles, to_forward
+from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.rings import Rings
 from cryoanm_lib.structure import Structure, load_structure
 

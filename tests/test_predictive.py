@@ -6,8 +6,8 @@ import torch
 from cryoanm_lib.calibration import uniformity
 from cryoanm_lib.exact import exact_posterior
 from cryoanm_lib.forward import ForwardModel
+from cryoanm_lib.particles import Particles, to_forward
 from cryoanm_lib.predictive import predictive_p_value, ring_p_values, standard_residual
-from cryoanm_lib.program import Particles, to_forward
 
 
 def test_residual_at_the_truth_is_standard_normal(tiny_program) -> None:

@@ -11,7 +11,8 @@ from pyro import poutine
 from cryoanm_lib.errors import ConfigurationError
 from cryoanm_lib.fourier import crop_coefficients
 from cryoanm_lib.likelihood import log_likelihood
-from cryoanm_lib.program import LATENTS, Particles, Prior, to_forward
+from cryoanm_lib.particles import Particles, to_forward
+from cryoanm_lib.prior import LATENTS, Prior
 
 SUBSETS = [c for r in (1, 2, 3) for c in itertools.combinations(LATENTS, r)]
 

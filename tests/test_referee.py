@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cryoanm_lib.exact import exact_posterior
-from cryoanm_lib.program import Particles
+from cryoanm_lib.particles import Particles
 from cryoanm_lib.referee import nuts_draws, two_sample_accuracy
 from cryoanm_lib.refine import refine
 from cryoanm_lib.search import WideSearch

@@ -13,7 +13,7 @@ from cryoanm_lib.diagnostics import residuals
 from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.exact import exact_posterior
 from cryoanm_lib.information import information_limit
-from cryoanm_lib.program import Particles
+from cryoanm_lib.particles import Particles
 from cryoanm_lib.refine import SUSPICIOUS, effective_share, refine
 from cryoanm_lib.search import WideSearch
 from cryoanm_lib.unknowns import Unknowns

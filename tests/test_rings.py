@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cryoanm_lib.fourier import coefficients_to_image
-from cryoanm_lib.program import to_forward
+from cryoanm_lib.particles import to_forward
 from cryoanm_lib.rings import Rings
 from cryoanm_lib.rotation import angle_to_unit_vector, rotation_from_unit_vector
 

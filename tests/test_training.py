@@ -12,7 +12,7 @@ from cryoanm_lib.checkpoint import load_checkpoint, save_checkpoint
 from cryoanm_lib.errors import ArtifactError, TrainingError
 from cryoanm_lib.fourier import crop_coefficients
 from cryoanm_lib.likelihood import log_likelihood
-from cryoanm_lib.program import to_forward
+from cryoanm_lib.particles import to_forward
 from cryoanm_lib.storage import load_tensors, save_tensors, write_atomically
 from cryoanm_lib.training import EXPLAINED, Stage, Trainer
 

@@ -21,5 +21,5 @@ def test_names_follow_the_program(tiny_program) -> None:
 
 def test_only_the_angle_goes_round(tiny_program) -> None:
     unknowns = Unknowns(("pose", "amplitude"), n_modes=1)
-    wrapped = unknowns.wrapped(torch.tensor([7.0, 7.0]))
+    wrapped = unknowns.moved(torch.tensor([0.0, 0.0]), torch.tensor([7.0, 7.0]))
     torch.testing.assert_close(wrapped, torch.tensor([7.0 - 2 * math.pi, 7.0]))

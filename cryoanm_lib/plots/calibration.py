@@ -15,9 +15,10 @@ from cryoanm_lib.assessment import Assessment
 from cryoanm_lib.calibration import coverage, coverage_band
 from cryoanm_lib.diagnostics import RESIDUAL_KEYS
 from cryoanm_lib.exact import exact_posterior
+from cryoanm_lib.particles import Particles
 from cryoanm_lib.plots.posterior import LABELS, RESIDUAL_LABELS, plain_log_ticks
 from cryoanm_lib.plots.style import COLOURS, GREY, TRUTH_COLOUR, new_figure
-from cryoanm_lib.program import CryoProgram, Particles
+from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.refine import RefinedPosterior
 from cryoanm_lib.tables import two_digits
 from cryoanm_lib.unknowns import Unknowns
@@ -70,7 +71,7 @@ def _draw_posterior(ax: Axes, program: CryoProgram, image: Particles, resolution
     half[0] = half[0].clamp(max=math.pi)
     sides = [torch.linspace(-1, 1, 81, dtype=torch.float64) * half[column] for column in (0, 1)]
     grid = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1)
-    values = unknowns.wrapped(centre + grid).flatten(0, 1)[:, None]
+    values = unknowns.moved(centre, grid).flatten(0, 1)[:, None]
     log_density = posterior.log_density(unknowns.latents(values.float()))[:, 0].view(81, 81)
     x, y = torch.rad2deg(sides[0] + centre[0]).numpy(), (sides[1] + centre[1]).numpy()
     density = (log_density - log_density.max()).exp().T.numpy()

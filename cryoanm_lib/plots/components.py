@@ -15,8 +15,8 @@ from cryoanm_lib.distributions import ProjectedNormalMixture
 from cryoanm_lib.experiment import Fit
 from cryoanm_lib.fourier import coefficients_to_image, crop_coefficients
 from cryoanm_lib.landscapes import far_half_mass, pose_profiles
+from cryoanm_lib.particles import Particles, to_forward
 from cryoanm_lib.plots.style import COLOURS, TRUTH_COLOUR, WIDTH, new_figure
-from cryoanm_lib.program import Particles, to_forward
 from cryoanm_lib.rotation import angle_to_unit_vector, unit_vector_to_angle
 
 

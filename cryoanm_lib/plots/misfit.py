@@ -8,10 +8,11 @@ from torch import Tensor
 
 from cryoanm_lib.fourier import coefficients_to_image, crop_coefficients
 from cryoanm_lib.likelihood import cropped_noise
+from cryoanm_lib.particles import Particles, to_forward
 from cryoanm_lib.plots.posterior import plain_log_ticks
 from cryoanm_lib.plots.style import COLOURS, GREY, TRUTH_COLOUR, new_figure
 from cryoanm_lib.predictive import chi_square_rings
-from cryoanm_lib.program import CryoProgram, Particles, to_forward
+from cryoanm_lib.program import CryoProgram
 
 
 def plot_explanations(

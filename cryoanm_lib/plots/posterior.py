@@ -17,8 +17,8 @@ from cryoanm_lib.diagnostics import RESIDUAL_KEYS, residuals
 from cryoanm_lib.distributions import ProjectedNormal
 from cryoanm_lib.experiment import Fit, draw_test_images
 from cryoanm_lib.landscapes import pose_profiles
+from cryoanm_lib.particles import to_forward
 from cryoanm_lib.plots.style import COLOURS, TRUTH_COLOUR, WIDTH, new_figure
-from cryoanm_lib.program import to_forward
 from cryoanm_lib.rotation import angle_to_unit_vector, unit_vector_to_angle, wrap_angle
 
 # Contours enclose these proportions of the density.

@@ -17,8 +17,10 @@ from pyro.ops.provenance import get_provenance, track_provenance
 from torch import nn
 
 from cryoanm_lib.encoders import ConvolutionalEncoder
+from cryoanm_lib.particles import Particles
 from cryoanm_lib.plots.style import COLOURS, new_figure
-from cryoanm_lib.program import LATENTS, CryoProgram, Particles
+from cryoanm_lib.prior import LATENTS
+from cryoanm_lib.program import CryoProgram
 
 SYMBOLS = {"pose": r"$\theta$", "amplitude": r"$\alpha$", "defocus": "$z$", "image": "$x$"}
 FILLS = {"inferred": "white", "given": "#f5d9a8", "observed": "0.72"}

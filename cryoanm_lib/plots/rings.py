@@ -6,8 +6,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 from cryoanm_lib.fourier import coefficients_to_image, crop_coefficients
+from cryoanm_lib.particles import Particles
 from cryoanm_lib.plots.style import COLOURS, TRUTH_COLOUR, new_figure
-from cryoanm_lib.program import CryoProgram, Particles
+from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.rotation import unit_vector_to_angle
 
 
@@ -26,7 +27,7 @@ def plot_rings(program: CryoProgram, particles: Particles, index: int = 0, shown
     shown : int
         Learned references to show, those that respond most sharply.
     """
-    rings, encoder = program.representation, program.encoders["pose"]
+    rings, encoder = program.family.representation, program.encoders["pose"]
     image = coefficients_to_image(
         crop_coefficients(particles.coefficients[index : index + 1], rings.size), rings.size
     )

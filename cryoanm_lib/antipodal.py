@@ -1,0 +1,90 @@
+"""The distribution of a pose in space: a projected normal on quaternions, to which q and -q are the same."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+
+
+def log_line_integral(t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """log ∫_-∞^∞ |r|³ exp(-(r - t)²/2) dr = log(2 exp(-t²/2) (t² + 2) + √(2π) (t³ + 3t) erf(t/√2)).
+
+    Every term is positive, so that nothing cancels at any t.
+
+    Examples
+    --------
+    >>> [f"{value:.3f}" for value in log_line_integral(torch.tensor([-1000.0, 0.0, 1000.0]))]
+    ['21.642', '1.386', '21.642']
+    """
+    gaussian = 2 * (-0.5 * t.square()).exp() * (t.square() + 2)
+    front = math.sqrt(2 * math.pi) * t * (t.square() + 3) * torch.erf(t / math.sqrt(2.0))
+    return (gaussian + front).log()
+
+
+class AntipodalProjectedNormal(TorchDistribution):
+    """The direction in four dimensions of a Gaussian with mean μ and unit covariance, as a rotation.
+
+    A unit quaternion q and its opposite are one rotation, so the densities of both are summed:
+
+        p(R) = (2π)⁻² exp(-|μ - (μ·q) q|²/2) ∫_-∞^∞ |r|³ exp(-(r - μ·q)²/2) dr / 8,
+
+    with respect to the volume of rotation vectors in radians³, of which SO(3) has 8π²: a radian of turn is
+    half a radian of quaternion. It is uniform at μ = 0, and neither the sign of q nor that of μ matters.
+
+    Parameters
+    ----------
+    concentration : Float[Tensor, "*batch 4"]
+        μ: its direction is the mean rotation, its length the concentration. From a length of about 5 the
+        rotation vector from the mean is nearly normal with a deviation of 2 / |μ| radians about every axis.
+
+    Examples
+    --------
+    >>> pose = AntipodalProjectedNormal(torch.tensor([30.0, 0.0, 0.0, 0.0]))
+    >>> [f"{x:.1f}" for x in pose.log_prob(torch.eye(4)[:2])]
+    ['5.4', '-454.4']
+    >>> pose.sample((5,)).shape
+    torch.Size([5, 4])
+    """
+
+    support = constraints.sphere
+    has_rsample = True
+    arg_constraints = {"concentration": constraints.real_vector}
+
+    def __init__(self, concentration: Float[Tensor, "*batch 4"]) -> None:
+        self.concentration = concentration
+        super().__init__(concentration.shape[:-1], concentration.shape[-1:], validate_args=False)
+
+    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "AntipodalProjectedNormal":
+        """The same distribution repeated over a larger batch."""
+        return AntipodalProjectedNormal(self.concentration.expand(*batch_shape, 4))
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... 4"]:
+        """Unit quaternions; the sign is that of the Gaussian, and means nothing."""
+        shape = self._extended_shape(sample_shape)
+        gaussian = self.concentration.expand(shape)
+        return torch.nn.functional.normalize(gaussian + torch.randn_like(gaussian), dim=-1)
+
+    def log_prob(self, value: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "..."]:
+        """Log-density in radians⁻³ at unit quaternions of either sign."""
+        along = (self.concentration * value).sum(-1)
+        across = self.concentration - along[..., None] * value
+        return log_line_integral(along) - 0.5 * across.square().sum(-1) - math.log(32 * math.pi**2)
+
+
+def uniform_rotations(count: int, generator: torch.Generator | None = None) -> Float[Tensor, "count 4"]:
+    """Unit quaternions of uniform rotations.
+
+    Examples
+    --------
+    >>> uniform_rotations(3).norm(dim=-1)
+    tensor([1.0000, 1.0000, 1.0000])
+    """
+    return torch.nn.functional.normalize(torch.randn(count, 4, generator=generator), dim=-1)
+
+
+#: Log-density of a uniform rotation, in radians⁻³.
+LOG_UNIFORM = -math.log(8 * math.pi**2)
