@@ -5,10 +5,12 @@ Data flow from top to bottom, and a module imports from those above it alone:
     errors, settings
     structure_files -> structure -> anm
     rotation, fourier -> projection, ctf -> forward -> likelihood
-    distributions, encoders -> rings -> program -> objectives
+    antipodal -> distributions -> prior, particles
+    encoders -> rings, chain, linearised -> guides -> program -> objectives
     unknowns, ragged -> information, templates -> cells -> exact
-    predictive, mixture, climb -> search -> refine, amortised -> calibration, referee
-    diagnostics -> training -> storage, provenance -> checkpoint
+    predictive, mixture, climb -> search, orientation_grid -> orientation_search -> refine
+    amortised -> calibration, referee
+    diagnostics -> training -> storage, provenance -> checkpoint, weights
     profile_files, sections -> configuration -> experiment -> assessment -> reference
     transition, landscapes, tables, plots
 """
@@ -17,10 +19,12 @@ Data flow from top to bottom, and a module imports from those above it alone:
 ORDER = (
     *("errors", "settings", "structure_files", "structure", "anm"),
     *("rotation", "fourier", "projection", "ctf", "forward", "likelihood"),
-    *("distributions", "encoders", "rings", "program", "objectives"),
+    *("antipodal", "distributions", "prior", "particles"),
+    *("encoders", "rings", "chain", "linearised", "guides", "program", "objectives"),
     *("unknowns", "ragged", "information", "templates", "cells", "exact"),
-    *("predictive", "mixture", "climb", "search", "refine", "amortised", "calibration", "referee"),
-    *("diagnostics", "training", "storage", "provenance", "checkpoint"),
+    *("predictive", "mixture", "climb", "search", "orientation_grid", "orientation_search", "refine"),
+    *("amortised", "calibration", "referee"),
+    *("diagnostics", "training", "storage", "provenance", "checkpoint", "weights"),
     *("profile_files", "sections", "configuration", "experiment", "assessment", "reference"),
     *("transition", "landscapes", "tables", "plots", "__main__"),
 )

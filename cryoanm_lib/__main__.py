@@ -1,4 +1,4 @@
-"""What Snakemake calls:  python -m cryoanm_lib fit | assess | metrics | check | reference."""
+"""What Snakemake calls:  python -m cryoanm_lib fit | assess | metrics | check; and reference, weights."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ import yaml
 from cryoanm_lib.assessment import assess
 from cryoanm_lib.configuration import DEFAULT_STRUCTURE, load_profile
 from cryoanm_lib.errors import CryoANMError
-from cryoanm_lib.experiment import check_metrics, fit, gather_metrics
+from cryoanm_lib.experiment import check_metrics, fit, gather_metrics, load_fit, save_weights
 from cryoanm_lib.profile_files import config_folder
 from cryoanm_lib.reference import save_reference
 from cryoanm_lib.storage import load_json, save_json
@@ -29,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     refined.add_argument("assessment")
     commands.add_parser("metrics", parents=[shared], help="gather results/metrics.json")
     commands.add_parser("reference", parents=[shared], help="keep finished fits as the reference run")
+    kept = commands.add_parser("weights", parents=[shared], help="keep the networks of a finished fit")
+    kept.add_argument("experiment")
     check = commands.add_parser("check", parents=[shared], help="compare metrics with their expected ranges")
     check.add_argument("metrics", type=Path)
     given = parser.parse_args(arguments)
@@ -60,6 +62,12 @@ def _reference(given: argparse.Namespace) -> int:
     return 0
 
 
+def _weights(given: argparse.Namespace) -> int:
+    settings = load_profile(given.profile, given.structure)
+    print(save_weights(load_fit(settings, given.experiment, given.results)))
+    return 0
+
+
 def _check(given: argparse.Namespace) -> int:
     expected = yaml.safe_load((config_folder() / "expected.yaml").read_text(encoding="utf-8"))
     profile = load_profile(given.profile, given.structure)
@@ -82,7 +90,14 @@ def _check(given: argparse.Namespace) -> int:
     return 1 if complaints else 0
 
 
-COMMANDS = {"fit": _fit, "assess": _assess, "metrics": _metrics, "check": _check, "reference": _reference}
+COMMANDS = {
+    "fit": _fit,
+    "assess": _assess,
+    "metrics": _metrics,
+    "check": _check,
+    "reference": _reference,
+    "weights": _weights,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from cryoanm_lib.amortised import GuidePosterior, elbo
@@ -24,6 +25,7 @@ from cryoanm_lib.errors import ArtifactError
 from cryoanm_lib.exact import exact_posterior
 from cryoanm_lib.experiment import circumstances, draw_test_images, find_results, fit_or_load, load_fit
 from cryoanm_lib.information import information_limit, signal_to_noise
+from cryoanm_lib.orientation_search import OrientationSearch
 from cryoanm_lib.particles import Particles
 from cryoanm_lib.predictive import predictive_p_value
 from cryoanm_lib.program import CryoProgram
@@ -98,7 +100,8 @@ def assess(settings: Profile, name: str, results: Path) -> None:
     """Refine the test images of a finished experiment, test the answers, and write the artifact."""
     section, checks = settings.assessment(name), settings.checks
     program = load_fit(settings, section.of, results).program
-    images, resolution = draw_test_images(settings, section.of), section.resolution
+    images = draw_test_images(settings, section.of, section.noise)[: section.images]
+    resolution = section.resolution
     generator = torch.Generator().manual_seed(settings.seed_of(section.of) + _DRAW_SEED)
     limit = information_limit(program, images.latents, resolution)
     refined, speed = _timed_refinement(program, images, resolution, generator)
@@ -115,6 +118,8 @@ def assess(settings: Profile, name: str, results: Path) -> None:
         tested[method] = _tested(posterior, draws, shown)
         prefix = "" if method == "refined" else f"{method}_"
         found = _summary(draws, shown, limit, tested[method], generator)
+        if isinstance(posterior, RefinedPosterior):
+            found |= _standardised(posterior, draws, shown, limit)
         metrics |= {f"{prefix}{key}": value for key, value in found.items()}
     tested["refined"] |= _checks_of(refined, tested["refined"])
     metrics |= _of_refinement(tested["refined"]) | {"images_per_second": speed}
@@ -155,7 +160,10 @@ def _timed_refinement(
     program: CryoProgram, images: Particles, resolution: int, generator: torch.Generator
 ) -> tuple[RefinedPosterior, float]:
     """The refined posterior, and images a second once templates exist."""
-    search = WideSearch(program, min(resolution, SEARCH_RESOLUTION))
+    in_space = program.prior.pose == "space" and "pose" in program.inferred
+    search = (
+        OrientationSearch(program) if in_space else WideSearch(program, min(resolution, SEARCH_RESOLUTION))
+    )
     search.starts(images[:1])
     refine(program, images[:8], resolution, search=search)  # the first call pays for what torch sets up
     start = time.perf_counter()
@@ -182,13 +190,15 @@ def _summary(
     """Residuals beside the limit, outliers, coverage, and the uniformity of ranks."""
     away = residuals(draws, truth)
     n_draws, n_images = next(iter(away.values())).shape
-    found: dict[str, float] = {}
+    found, right = _found(away, limit, truth)
     outlier = torch.zeros(n_images, dtype=torch.bool)
     for latent, value in away.items():
         own = limit[latent][:n_images]
         found[RESIDUAL_KEYS[latent]] = value.mean().item()
         found[f"{RESIDUAL_KEYS[latent]}_limit"] = own.mean().item()
-        found[f"{latent}_residual_over_limit"] = (value.double().mean() / own.mean()).item()
+        if right.any():
+            ratio = value[:, right].double().mean() / own[right].mean()
+            found[f"{latent}_residual_over_limit"] = ratio.item()
         outlier |= value[0] > OUTLIER * own
         rank = tested[f"rank.{latent}"]
         each = [uniformity(column, n_draws, generator) for column in rank.unbind(-1)]
@@ -202,6 +212,42 @@ def _summary(
     for level in LEVELS:
         found[f"coverage_{100 * level:.0f}"] = coverage(tested["level"], level, n_draws)
     return found
+
+
+def _found(
+    away: Mapping[str, Tensor], limit: Mapping[str, Tensor], truth: Mapping[str, Tensor]
+) -> tuple[dict[str, float], Bool[Tensor, "images"]]:
+    """How many poses in space were found, and which; in the plane all count.
+
+    A pose counts as found within 1°, or five times the limit where that is more.
+    """
+    if "pose" not in away or truth["pose"].shape[-1] == 2:
+        return {}, torch.ones(len(truth["pose"]), dtype=torch.bool)
+    first, own = away["pose"][0], limit["pose"][: len(truth["pose"])]
+    within = {"fraction_within_1deg": first < 1.0, "fraction_within_5_limits": first < OUTLIER * own}
+    fractions = {key: value.double().mean().item() for key, value in within.items()}
+    right = torch.stack(list(within.values())).any(0)
+    return fractions | {"pose_residual_median_deg": first.median().item()}, right
+
+
+def _standardised(
+    posterior: RefinedPosterior,
+    draws: Mapping[str, Tensor],
+    truth: Mapping[str, Tensor],
+    limit: Mapping[str, Tensor],
+) -> dict[str, float]:
+    """Root mean square of the truth's distance from the posterior mean in the posterior's own deviations."""
+    _, right = _found(residuals(draws, truth), limit, truth)
+    standard = posterior.standardised(truth)[right]
+    columns = posterior.mixture.unknowns.columns
+    return {
+        f"{name}_standardised_error": standard[:, torch.tensor([c == name for c in columns])]
+        .square()
+        .mean()
+        .sqrt()
+        .item()
+        for name in posterior.mixture.unknowns.names
+    }
 
 
 def _checks_of(posterior: RefinedPosterior, tested: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -271,7 +317,7 @@ def _save(
         "config_hash": digest,
         "seed": settings.seed_of(section.of),
         "resolution": section.resolution,
-        "noise": program.noise,
+        "noise": program.noise if section.noise is None else section.noise,
         "snr": signal_to_noise(program, images.latents).mean().item(),
         "test_images": len(images),
     }

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -15,10 +16,10 @@ from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.unknowns import Unknowns
 
 #: Resolutions at which peaks are climbed before the last one.
-MARCH = (16, 24, 32, 48)
+MARCH = (16, 24, 32)
 
-# A climb ends where Newton's step would gain less than this many nats.
-_GAIN = 1e-3
+# A climb ends where Newton's step would gain less than this many nats; on the march, that many.
+_GAIN, _NEARLY = 1e-3, 0.1
 _STEPS = 25
 
 #: A peak lower than the best one of its image by this many nats is given up.
@@ -101,6 +102,16 @@ class Starts:
         return Starts(torch.cat([self.image, others.image]), torch.cat([self.values, others.values]))
 
 
+class Search(Protocol):
+    """What looks for further points to climb from."""
+
+    #: K that it looks at.
+    resolution: int
+
+    def starts(self, particles: Particles, seen: Peaks | None = None) -> Starts:
+        """Points of some images, given what has been found already."""
+
+
 class Climber:
     """Damped Gauss-Newton (Levenberg-Marquardt) on the log-posterior of many images at once.
 
@@ -127,8 +138,8 @@ class Climber:
         self._observed = to_real(crop_coefficients(particles.coefficients, resolution), resolution)
 
     @torch.no_grad()
-    def climb(self, starts: Starts) -> Peaks:
-        """The peaks that are reached from given points."""
+    def climb(self, starts: Starts, enough: float = _GAIN) -> Peaks:
+        """The peaks that are reached from given points, to so many nats."""
         image, values = starts.image, starts.values.clone()
         height, slope, precision = self._around(image, values)
         damping = torch.full_like(height, 1e-3)
@@ -140,7 +151,7 @@ class Climber:
             gain = 0.5 * (g * step).sum(-1)
             best = height.new_full((len(self.particles),), -math.inf)
             best = best.scatter_reduce(0, image, height, reduce="amax")[image[climbing]]
-            going = (gain > _GAIN) & (height[climbing] + _TRUST * gain > best - HOPELESS)
+            going = (gain > enough) & (height[climbing] + _TRUST * gain > best - HOPELESS)
             climbing, step = climbing[going], step[going]
             if not len(climbing):
                 break
@@ -157,7 +168,7 @@ class Climber:
         # The last step gains too little to be looked at, but it is known.
         step = torch.linalg.solve(precision, slope[..., None])[..., 0]
         gain = 0.5 * (slope * step).sum(-1)
-        near = gain < 2 * _GAIN
+        near = gain < 2 * enough
         values = torch.where(near[:, None], self.unknowns.moved(values, step), values)
         # A pose is known at least as well as one that may be anywhere.
         own = precision.diagonal(dim1=1, dim2=2)
@@ -219,12 +230,13 @@ def march(
     resolution : int
         K.
     lowest : int
-        The march leaves out what is lower.
+        The march begins here.
     """
     unknowns, n_images = Unknowns.of(program), len(particles)
-    steps, at = [step for step in MARCH if lowest <= step < resolution], starts
+    steps = sorted({step for step in (lowest, *MARCH) if max(lowest, 1) <= step < resolution})
+    at = starts
     for step in steps:
-        peaks = distinct(Climber(program, particles, step).climb(at), unknowns, n_images)
+        peaks = distinct(Climber(program, particles, step).climb(at, _NEARLY), unknowns, n_images)
         at = Starts(peaks.image, peaks.values)
     climber = Climber(program, particles, resolution)
     if steps:

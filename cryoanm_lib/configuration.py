@@ -148,21 +148,26 @@ class Profile(Section):
         own = None if experiment is None else self.experiment(experiment).model
         return self.model if own is None else own
 
-    def program(self, experiment: str) -> CryoProgram:
-        """Model and guide of an experiment, the guide untrained."""
+    def program(self, experiment: str, noise: float | None = None) -> CryoProgram:
+        """Model and guide of an experiment, the guide untrained; with another noise if one is given."""
         section = self.experiment(experiment)
         return CryoProgram(
             self.forward_model(experiment=experiment),
             self.prior_of(experiment),
-            self.noise_of(experiment),
+            self.noise_of(experiment) if noise is None else noise,
             section.infer,
-            **section.guide.model_dump(include={"components", "stratified", "upright", "conditional"}),
+            **section.guide.model_dump(include={"components", "stratified", "upright", "others"}),
             representation=section.guide.representation(),
         )
 
     def stages(self, experiment: str) -> list[Stage]:
         """The schedule of an experiment."""
         return list(self.experiment(experiment).stages)
+
+    def last_resolution(self, experiment: str) -> int:
+        """K of the last stage; the whole box where nothing is trained."""
+        stages = self.stages(experiment)
+        return stages[-1].resolution if stages else self.model_of(experiment).box_size
 
     @property
     def runs(self) -> dict[str, ExperimentSection]:
@@ -237,9 +242,11 @@ class Profile(Section):
                 f"profile {self.name!r} has no assessment {name!r}; it has {', '.join(self.assessments)}"
             )
         section = self.assessments[name]
+        in_space = self.prior_of(section.of).pose == "space"
         defaults = {
-            "resolution": self.stages(section.of)[-1].resolution,
-            "exact_images": self.checks.exact_images,
+            "resolution": self.last_resolution(section.of),
+            "exact_images": 0 if in_space else self.checks.exact_images,
+            "noise": self.experiment(section.of).test_noise,
         }
         return section.model_copy(update={k: v for k, v in defaults.items() if getattr(section, k) is None})
 

@@ -19,6 +19,9 @@ from cryoanm_lib.rotation import (
 #: A residual beyond this many degrees is called a flip: the sample fell into the wrong half-turn.
 FLIP_DEGREES = 90.0
 
+#: A component within this many degrees of the truth is near enough to climb from.
+NEAR_DEGREES = 15.0
+
 #: The weight from which on the opposite direction counts as an answer of its own.
 TWO_SIDED_WEIGHT = 0.05
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -12,15 +13,15 @@ from torch import Tensor
 
 from cryoanm_lib.checkpoint import flatten_snapshots, load_checkpoint, read_snapshots, save_checkpoint
 from cryoanm_lib.configuration import Profile, load_profile
-from cryoanm_lib.diagnostics import FLIP_DEGREES, RESIDUAL_KEYS, residuals
+from cryoanm_lib.diagnostics import FLIP_DEGREES, NEAR_DEGREES, RESIDUAL_KEYS, pose_distance, residuals
 from cryoanm_lib.errors import ArtifactError, ConfigurationError
 from cryoanm_lib.information import information_limit
 from cryoanm_lib.particles import Particles
-from cryoanm_lib.prior import LATENTS
 from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.provenance import commit, processor
 from cryoanm_lib.storage import load_json, load_tensors, save_json, save_tensors, unusable
 from cryoanm_lib.training import Trainer
+from cryoanm_lib.weights import load_weights, weights_path, write_weights
 
 #: Seconds between two checkpoints of a running fit.
 CHECKPOINT_INTERVAL = 20.0
@@ -152,10 +153,24 @@ def load_fit(settings: Profile, name: str, results: Path) -> Fit:
         raise unusable(folder / "weights.safetensors", error) from error
     truth = {k.removeprefix("truth."): v for k, v in predictions.items() if k.startswith("truth.")}
     snapshots = read_snapshots(predictions)
-    if set(truth) != set(LATENTS) or len(snapshots) != len(settings.stages(name)):
+    latents = set(truth) - {"noise"}
+    if latents != set(program.prior.latents) or len(snapshots) != max(1, len(settings.stages(name))):
         raise unusable(folder / "predictions.safetensors", "tensors are missing")
     metrics |= settings.description(name)
     return Fit(name, settings, program.eval(), metrics, history, snapshots, truth)
+
+
+def save_weights(finished: Fit, path: Path | None = None) -> Path:
+    """Keep the networks of a finished fit with the library under its name, and return the file."""
+    path = weights_path(finished.name) if path is None else path
+    made = {
+        "experiment": finished.name,
+        "made_by": f"python -m cryoanm_lib fit --profile {finished.profile.name} {finished.name}",
+        "date": date.today().isoformat(),
+    }
+    keys = ("config_hash", "commit", "device", "threads", "torch", "train_seconds", "steps", "seed")
+    write_weights(finished.program, path, **made, **{key: str(finished.metrics[key]) for key in keys})
+    return path
 
 
 def make_trainer(settings: Profile, name: str, show_progress: bool = False) -> Trainer:
@@ -168,23 +183,30 @@ def make_trainer(settings: Profile, name: str, show_progress: bool = False) -> T
     device = pick_device(settings.device)
     pyro.set_rng_seed(seed)
     program = settings.program(name)
-    test = _drawn_apart(program, settings.test_images, settings.model.box_size, seed + TEST_SEED)
+    if section.weights is not None:
+        load_weights(program, section.weights)
+    test = draw_test_images(settings, name, section.test_noise)
     draw = partial(_fresh_batch, program, section.batch_size)
     if section.training_images is not None:
-        fixed = _drawn_apart(
-            program, section.training_images, settings.model.box_size, seed + TRAINING_SEED
-        ).to(device)
+        box_size = settings.model_of(name).box_size
+        fixed = _drawn_apart(program, section.training_images, box_size, seed + TRAINING_SEED).to(device)
         draw = _FixedSet(fixed, section.batch_size, seed)
     return Trainer(
         program.to(device), settings.stages(name), draw, test.to(device), settings.window, show_progress
     )
 
 
-def draw_test_images(settings: Profile, name: str) -> Particles:
-    """The images that the residuals of an experiment are for; the same each time."""
-    seed, box_size = settings.seed_of(name) + TEST_SEED, settings.model.box_size
+def draw_test_images(settings: Profile, name: str, noise: float | None = None) -> Particles:
+    """The images that the residuals of an experiment are for; the same each time.
+
+    Where a noise is given, it is that of every image, in place of the experiment's.
+    """
+    seed, box_size = settings.seed_of(name) + TEST_SEED, settings.model_of(name).box_size
     with torch.random.fork_rng(devices=[]):  # a new program draws its networks
-        return _drawn_apart(settings.program(name), settings.test_images, box_size, seed)
+        drawn = _drawn_apart(settings.program(name, noise), settings.test_images, box_size, seed)
+    if noise is None:
+        return drawn
+    return Particles(drawn.coefficients, {**drawn.latents, "noise": torch.full((len(drawn),), noise)})
 
 
 def pick_device(device: str) -> torch.device:
@@ -243,15 +265,12 @@ def _checkpointer(path: Path, digest: str) -> Callable[[Trainer], None]:
 
 def _headline(settings: Profile, name: str, trainer: Trainer) -> dict[str, float]:
     """Residuals of the last stage, each beside its information limit."""
-    section, stage, truth = settings.experiment(name), trainer.stages[-1], trainer.truth
+    section, truth, resolution = settings.experiment(name), trainer.truth, settings.last_resolution(name)
     found = residuals(trainer.progress.snapshots[-1], truth)
     # The networks look at no more than their own size: they cannot read better than this.
-    seen = min(stage.resolution, section.guide.image_size)
-    limit, limit_seen = (
-        information_limit(settings.program(name), truth, resolution)
-        for resolution in (stage.resolution, seen)
-    )
-    headline: dict[str, float] = {"resolution": stage.resolution, "resolution_seen": seen}
+    seen = min(resolution, section.guide.image_size)
+    limit, limit_seen = (information_limit(settings.program(name), truth, k) for k in (resolution, seen))
+    headline: dict[str, float] = {"resolution": resolution, "resolution_seen": seen}
     for latent in section.infer:
         key = RESIDUAL_KEYS[latent]
         headline[key] = found[latent].mean().item()
@@ -262,11 +281,14 @@ def _headline(settings: Profile, name: str, trainer: Trainer) -> dict[str, float
         trained_on = trainer.draw_batch.particles
         known = {latent: value.cpu() for latent, value in trained_on.latents.items()}
         headline["epochs"] = trainer.progress.total_steps * section.batch_size / len(trained_on)
-        recalled = residuals(trainer.program.sample_guide(trained_on, stage.resolution), known)
+        recalled = residuals(trainer.program.sample_guide(trained_on, resolution), known)
         for latent in section.infer:
             headline[f"{RESIDUAL_KEYS[latent]}_training"] = recalled[latent].mean().item()
     if "pose" in found:
         headline["pose_flipped_fraction"] = (found["pose"] > FLIP_DEGREES).double().mean().item()
+        middle = torch.nn.functional.normalize(trainer.progress.snapshots[-1]["pose_concentrations"], dim=-1)
+        nearest = torch.rad2deg(pose_distance(middle, truth["pose"][:, None])).amin(1)
+        headline["best_component_within_15deg"] = (nearest < NEAR_DEGREES).double().mean().item()
     return headline
 
 

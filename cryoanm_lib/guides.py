@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Literal, Protocol
 
 import pyro.distributions as dist
 import torch
@@ -18,6 +18,12 @@ from cryoanm_lib.prior import POSE_WIDTH, Prior
 #: Returns the distribution of a latent by its name, given the values of those drawn before it.
 Others = Callable[[str, Mapping[str, Tensor]], TorchDistribution]
 
+#: Returns mean and Cholesky factor of the others, side by side, at a pose: what the model says of them.
+Computed = Callable[
+    [Float[Tensor, "*batch dim"]],
+    tuple[Float[Tensor, "*batch total"], Float[Tensor, "*batch total total"]],
+]
+
 
 class Family(Protocol):
     """A family of distributions q(latents | image), and the networks that choose among them."""
@@ -26,6 +32,8 @@ class Family(Protocol):
     size: int
     #: The networks, by the latent that each is for, or by what it does for several.
     encoders: nn.ModuleDict
+    #: Latents whose distributions networks choose.
+    learned: tuple[str, ...]
 
     def see(self, images: Float[Tensor, "images size size"], noise: Float[Tensor, "images"]) -> Tensor:
         """What the networks see of images, and of σ_n."""
@@ -35,7 +43,7 @@ class Family(Protocol):
     ) -> tuple[Float[Tensor, "images components"], Float[Tensor, "images components dim"]]:
         """Logits and vectors of the components of the pose's mixture."""
 
-    def others(self, seen: Tensor, pose: Float[Tensor, "*batch dim"]) -> Others:
+    def others(self, seen: Tensor, pose: Float[Tensor, "*batch dim"], computed: Computed) -> Others:
         """The distributions of the other latents, where the pose is what it is."""
 
     def networks_of(self, latents: tuple[str, ...]) -> tuple[str, ...]:
@@ -72,7 +80,7 @@ class SeparateNetworks(nn.Module):
     ) -> None:
         super().__init__()
         self.representation, self.prior, self.n_modes, self.upright = representation, prior, n_modes, upright
-        self.size, self.inferred = representation.size, inferred
+        self.size, self.inferred, self.learned = representation.size, inferred, inferred
         self.encoders = nn.ModuleDict(
             {
                 name: representation.pose_encoder(components)
@@ -92,7 +100,7 @@ class SeparateNetworks(nn.Module):
         """Logits and vectors of the components of the pose's mixture."""
         return self.encoders["pose"](seen)
 
-    def others(self, seen: Tensor, pose: Float[Tensor, "*batch 2"]) -> Others:
+    def others(self, seen: Tensor, pose: Float[Tensor, "*batch 2"], computed: Computed) -> Others:
         """Independent normals, which start as the prior."""
         turning = self.upright and any(name not in ("pose", "shift") for name in self.inferred)
         # Bend and focus are easier to see once the image is upright.
@@ -115,26 +123,26 @@ class SeparateNetworks(nn.Module):
 
 
 class SharedNetwork(nn.Module):
-    """One network reads the image for all latents; the others are one Gaussian, given the pose.
+    """One network reads the image for all latents; those beside the pose follow from it in one of three ways.
 
-    The Gaussian's mean and its full covariance depend on the image and on the pose that was drawn, so that
-    nothing is independent of anything: what the pose leaves open, and what shift, amplitudes and defocus have
-    in common.
+    "independent": the mean field, normals that know nothing of the pose. "learned": one Gaussian, whose mean
+    and full covariance a network draws from the image and the pose. "computed": the Gaussian that the model
+    itself gives at that pose, see `linearised_posterior`; then only the pose is learned.
 
     Parameters
     ----------
     encoder : SharedEncoder
         Turns an image into features.
     prior : Prior
-        Where the Gaussian starts, and its units.
+        Where learned Gaussians start, and their units.
     n_modes : int
         Modes.
     inferred : tuple of str
         Latents, in order.
     components : int
         Projected normals in the pose's mixture.
-    conditional : bool
-        If not, the mean field: the Gaussian knows nothing of the pose and has no covariances.
+    others : str
+        One of the three ways.
     """
 
     def __init__(
@@ -144,23 +152,28 @@ class SharedNetwork(nn.Module):
         n_modes: int,
         inferred: tuple[str, ...],
         components: int,
-        conditional: bool = True,
+        others: Literal["independent", "learned", "computed"] = "computed",
     ) -> None:
         super().__init__()
         self.prior, self.n_modes, self.components = prior, n_modes, components
-        self.size, self.conditional = encoder.size, conditional
+        self.size, self.way, self.inferred = encoder.size, others, inferred
         self.shapes = {name: prior.shape(name, n_modes) for name in inferred if name != "pose"}
         self.total = sum(math.prod(shape) for shape in self.shapes.values())
         self.encoders = nn.ModuleDict({"image": encoder})
         if "pose" in inferred:
             self.encoders["pose"] = small_head(HIDDEN, components * (1 + POSE_WIDTH[prior.pose]))
-        if self.shapes:
-            n_spreads = self.total**2 if conditional else self.total
+        if self.shapes and others != "computed":
+            n_spreads = self.total**2 if others == "learned" else self.total
             self.encoders["others"] = nn.Sequential(
-                nn.Linear(HIDDEN + 9 * conditional, HIDDEN),
+                nn.Linear(HIDDEN + 9 * (others == "learned"), HIDDEN),
                 nn.ReLU(inplace=True),
                 small_head(HIDDEN, self.total + n_spreads),
             )
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The pose alone, where the others are computed."""
+        return ("pose",) if self.way == "computed" else self.inferred
 
     def see(
         self, images: Float[Tensor, "images size size"], noise: Float[Tensor, "images"]
@@ -175,15 +188,17 @@ class SharedNetwork(nn.Module):
         outputs = self.encoders["pose"](seen).unflatten(-1, (self.components, -1))
         return outputs[..., 0], outputs[..., 1:]
 
-    def others(self, seen: Float[Tensor, "images features"], pose: Float[Tensor, "*batch dim"]) -> Others:
-        """The conditionals of one Gaussian, which starts as the prior."""
-        if not self.shapes:
-            return GaussianChain(seen, seen, {}).conditional
-        if self.conditional:
+    def others(
+        self, seen: Float[Tensor, "images features"], pose: Float[Tensor, "*batch dim"], computed: Computed
+    ) -> Others:
+        """The conditionals of one Gaussian; what is learned starts as the prior."""
+        if self.way == "computed":
+            return GaussianChain(*computed(pose), self.shapes).conditional
+        if self.way == "learned":
             turn = pose_to_rotation(pose).flatten(-2)
             seen = torch.cat([seen.expand(*turn.shape[:-1], -1), turn], dim=-1)
         middle, spread = self.encoders["others"](seen).tensor_split([self.total], dim=-1)
-        if self.conditional:
+        if self.way == "learned":
             square = spread.unflatten(-1, (self.total, self.total))
             factor = square.tril(-1) + torch.diag_embed(square.diagonal(dim1=-2, dim2=-1).exp())
         else:
@@ -195,6 +210,6 @@ class SharedNetwork(nn.Module):
     def networks_of(self, latents: tuple[str, ...]) -> tuple[str, ...]:
         """Heads of the latents, and what reads the image where the pose learns, or where there is none."""
         heads = ["pose"] if "pose" in latents else []
-        heads += ["others"] if any(name in self.shapes for name in latents) else []
+        heads += ["others"] if "others" in self.encoders and any(n in self.shapes for n in latents) else []
         reads = "pose" in latents or "pose" not in self.encoders
         return (*(["image"] if reads else []), *heads)

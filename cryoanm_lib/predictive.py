@@ -119,3 +119,53 @@ def chi_square_tail(
     """
     half = torch.as_tensor(degrees, dtype=value.dtype) / 2
     return torch.special.gammaincc(half.expand_as(value), value / 2)
+
+
+def matched_p_value(
+    program: CryoProgram, particles: Particles, latents: Mapping[str, Tensor], resolution: int
+) -> Float[Tensor, "images"]:
+    """How often noise alone leaves as little of the prediction in the image.
+
+    At the truth the component of image y along the prediction μ, y·μ/|μ|, is normal with mean |μ| and the
+    deviation of the noise. At a wrong pose a part of μ is missing from y. The squared residual, with its
+    thousands of degrees of freedom, does not see that where there is little signal; this one degree does.
+
+    Parameters
+    ----------
+    program : CryoProgram
+        The model.
+    particles : Particles
+        Images, and the latents that are given.
+    latents : mapping of str to Tensor
+        One posterior draw for each image.
+    resolution : int
+        K.
+    """
+    model = program.forward_model
+    chosen = {name: latents[name] for name in program.inferred}
+    predicted = model.coefficients(to_forward({**particles.latents, **chosen}), resolution)
+    predicted = to_real(predicted, resolution).double()
+    residual = standard_residual(program, particles, latents, resolution).double()
+    along = (residual * predicted).sum(-1) / predicted.norm(dim=-1).clamp(min=1e-300)
+    return torch.special.ndtr(along)
+
+
+def explained_p_value(
+    program: CryoProgram, particles: Particles, latents: Mapping[str, Tensor], resolution: int
+) -> Float[Tensor, "images"]:
+    """The smaller of `predictive_p_value` and `matched_p_value`, doubled because there are two.
+
+    Parameters
+    ----------
+    program : CryoProgram
+        The model.
+    particles : Particles
+        Images, and the latents that are given.
+    latents : mapping of str to Tensor
+        One set of latents for each image.
+    resolution : int
+        K.
+    """
+    tests = (predictive_p_value, matched_p_value)
+    each = [test(program, particles, latents, resolution) for test in tests]
+    return (2 * torch.minimum(*each)).clamp(max=1.0)

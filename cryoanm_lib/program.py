@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Literal
 
 import pyro
 import pyro.distributions as dist
@@ -16,8 +17,9 @@ from cryoanm_lib.encoders import Representation, SharedEncoder
 from cryoanm_lib.errors import ConfigurationError
 from cryoanm_lib.forward import ForwardModel
 from cryoanm_lib.fourier import coefficients_to_image, crop_coefficients, to_real
-from cryoanm_lib.guides import SeparateNetworks, SharedNetwork
+from cryoanm_lib.guides import Computed, SeparateNetworks, SharedNetwork
 from cryoanm_lib.likelihood import cropped_noise, log_likelihood
+from cryoanm_lib.linearised import linearised_posterior
 from cryoanm_lib.particles import Particles, to_forward
 from cryoanm_lib.prior import LATENTS, PAPER_PRIOR, VECTORS, Prior
 from cryoanm_lib.rings import Rings
@@ -38,7 +40,7 @@ class CryoProgram(nn.Module):
         components: int = 2,
         stratified: bool = True,
         upright: bool = True,
-        conditional: bool = True,
+        others: Literal["independent", "learned", "computed"] = "computed",
         representation: Representation | SharedEncoder | None = None,
     ) -> None:
         """Set up the program.
@@ -61,9 +63,9 @@ class CryoProgram(nn.Module):
             mixture, as in the paper, with a score-function gradient.
         upright : bool
             Let separate networks of amplitude, defocus and contrast see the image turned back by the pose.
-        conditional : bool
-            Give the latents beside the pose one Gaussian that depends on it, with all covariances, where a
-            shared network reads the image; else they are independent.
+        others : str
+            How the latents beside the pose follow from it where a shared network reads the image: see
+            `SharedNetwork`.
         representation : Rings, Pixels or SharedEncoder, optional
             How separate networks see the image, or what reads it for all latents; by default rings of 32
             pixels.
@@ -96,7 +98,7 @@ class CryoProgram(nn.Module):
         representation = Rings(32) if representation is None else representation
         settings = (representation, prior, forward_model.n_modes, self.inferred, components)
         if isinstance(representation, SharedEncoder):
-            self.family = SharedNetwork(*settings, conditional=conditional)
+            self.family = SharedNetwork(*settings, others=others)
         elif prior.pose == "space" and "pose" in self.inferred:
             raise ConfigurationError(
                 "separate networks infer poses in the plane: give a SharedEncoder for a pose in space"
@@ -195,8 +197,8 @@ class CryoProgram(nn.Module):
 
     # ---------------------------------------------------------------- q: how it is read backwards
 
-    def guide(self, particles: Particles, resolution: int) -> None:
-        """Algorithm 2: the networks look at each image and propose its latents."""
+    def guide(self, particles: Particles, resolution: int, only: tuple[str, ...] | None = None) -> None:
+        """Algorithm 2: the networks look at each image and propose its latents, or only some of them."""
         seen = self.see(particles, resolution)
         with pyro.plate("images", len(particles)):
             pose = particles.latents["pose"]
@@ -204,9 +206,10 @@ class CryoProgram(nn.Module):
                 # where it may point: a mixture, because a wrong pose can be nearly as good
                 pose = pyro.sample("pose", self.pose_distribution(seen))
             # where it lies, how it is bent, how far out of focus, and how bright, if it points there
-            others, drawn = self.family.others(seen, pose), {}
-            for name in self.inferred:
-                if name != "pose":
+            wanted = [n for n in self.inferred if n != "pose" and (only is None or n in only)]
+            if wanted:
+                others, drawn = self.family.others(seen, pose, self._computed(particles, resolution)), {}
+                for name in wanted:
                     drawn[name] = pyro.sample(name, others(name, drawn))
 
     def see(self, particles: Particles, resolution: int) -> Tensor:
@@ -216,6 +219,20 @@ class CryoProgram(nn.Module):
         noise = torch.as_tensor(self.noise_of(particles.latents), dtype=visible.real.dtype)
         noise = noise.to(visible.device).expand(len(particles))
         return self.family.see(coefficients_to_image(visible, size), noise)
+
+    def _computed(self, particles: Particles, resolution: int) -> Computed:
+        """What the model says of the other latents at any pose, at the resolution that the networks see."""
+        seen_at = min(resolution, self.family.size)
+        observed = crop_coefficients(particles.coefficients, seen_at)
+        names = tuple(name for name in self.inferred if name != "pose")
+        given = {n: v for n, v in particles.latents.items() if n not in (*self.inferred, "noise")}
+        noise = torch.as_tensor(self.noise_of(particles.latents)).to(observed.real).expand(len(particles))
+
+        def computed(pose: Float[Tensor, "*batch dim"]) -> tuple[Tensor, Tensor]:
+            at = {**given, "pose": pose}
+            return linearised_posterior(self.forward_model, self.prior, names, observed, at, noise, seen_at)
+
+        return computed
 
     def pose_distribution(self, seen: Tensor) -> ProjectedNormalMixture:
         """Mixture of projected normals that the networks propose for the pose."""
@@ -290,10 +307,12 @@ class CryoProgram(nn.Module):
             poses = torch.nn.functional.normalize(self.pose_distribution(seen).concentrations, dim=-1)
         of_component = []
         for pose in poses.unbind(1):
-            others, middle = self.family.others(seen, pose), {"pose": pose}
-            for name in self.inferred:
-                if name != "pose":
-                    middle[name] = others(name, middle).mean
+            middle = {"pose": pose}
+            if self.inferred != ("pose",):
+                others = self.family.others(seen, pose, self._computed(particles, resolution))
+                for name in self.inferred:
+                    if name != "pose":
+                        middle[name] = others(name, middle).mean
             of_component.append(middle)
         return {name: torch.stack([m[name] for m in of_component], dim=1) for name in self.inferred}
 

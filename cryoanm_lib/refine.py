@@ -8,13 +8,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cryoanm_lib.climb import Peaks, Starts, distinct, march
+from cryoanm_lib.climb import Peaks, Search, Starts, distinct, march
 from cryoanm_lib.mixture import GaussianMixture
 from cryoanm_lib.particles import Particles, require_images
-from cryoanm_lib.predictive import predictive_p_value
+from cryoanm_lib.predictive import explained_p_value
 from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.rotation import mean_quaternion
-from cryoanm_lib.search import WideSearch
 from cryoanm_lib.unknowns import Unknowns
 
 #: Draws that check the shape of a posterior, and the effective share of them that passes.
@@ -151,6 +150,14 @@ class RefinedPosterior:
         between = torch.einsum("ic,ica,icb->iab", weight, away, away)
         return within + between - mean[:, :, None] * mean[:, None, :]
 
+    def standardised(self, truth: Mapping[str, Tensor]) -> Float[Tensor, "images columns"]:
+        """How far the truth is from the mean along every column, in the posterior's deviations."""
+        unknowns = self.mixture.unknowns
+        mean, true = (
+            unknowns.values({n: found[n] for n in unknowns.names}).double() for found in (self.mean(), truth)
+        )
+        return unknowns.offset(true, mean) / self.covariance().diagonal(dim1=1, dim2=2).sqrt()
+
 
 @torch.no_grad()
 def refine(
@@ -158,7 +165,7 @@ def refine(
     particles: Particles,
     resolution: int,
     starts: Starts | None = None,
-    search: WideSearch | None = None,
+    search: Search | None = None,
     generator: torch.Generator | None = None,
 ) -> RefinedPosterior:
     """The posterior of each image, from where the guide thinks that its peaks are.
@@ -179,7 +186,7 @@ def refine(
         K.
     starts : Starts, optional
         Points to climb from, at least one an image, in place of the guide's.
-    search : WideSearch, optional
+    search : WideSearch or OrientationSearch, optional
         Looks for what the starts have missed. Without it nothing does: then `explained` tells a wrong peak
         from a right one where there is enough signal, and where there is little, nothing can.
     generator : torch.Generator, optional
@@ -200,7 +207,7 @@ def refine(
         peaks = distinct(peaks.joined(more), unknowns, len(particles))
     mixture = _mixture_of(peaks, unknowns, len(particles))
     highest = unknowns.latents(mixture.centre[:, 0].to(program.forward_model.reference))
-    surprise = predictive_p_value(program, particles, highest, resolution)
+    surprise = explained_p_value(program, particles, highest, resolution)
     nothing = torch.zeros_like(surprise)
     posterior = RefinedPosterior(
         *(program, particles, resolution, mixture, nothing, nothing, nothing.bool(), surprise)

@@ -79,8 +79,8 @@ class GuideSection(Section):
     channels: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
         CHANNELS, description="widths of the convolutions, double ones unless shared; not of rings"
     )
-    conditional: bool = Field(
-        True, description="one Gaussian that depends on the pose, not a mean field; shared only"
+    others: Literal["independent", "learned", "computed"] = Field(
+        "computed", description="how the latents beside the pose follow from it; shared only"
     )
     half: bool = Field(False, description="convolve in bfloat16 while training; shared only")
 
@@ -117,6 +117,9 @@ class ExperimentSection(Section):
     noise: Positive | tuple[Positive, Positive] | None = Field(
         None, description="σ_n in place of the model's; two ends of a range, of which each image has its own"
     )
+    test_noise: Positive | None = Field(
+        None, description="σ_n of the test images, where training has a range of it"
+    )
     guide: GuideSection = GuideSection()
     training_images: Count | None = Field(
         None, description="a fixed set of this size; default: fresh ones each step"
@@ -141,6 +144,12 @@ class ExperimentSection(Section):
                 )
         if not self.stages and self.weights is None:
             raise ValueError("stages: give at least one, or weights that have been trained")
+        computed = self.guide.encoder == "shared" and self.guide.others == "computed"
+        if self.stages and computed and "pose" not in self.infer:
+            raise ValueError(
+                f"guide.others = 'computed' leaves nothing to learn of infer = {self.infer}: infer the pose "
+                "too, or choose 'learned'"
+            )
         if isinstance(self.noise, tuple) and not self.noise[0] < self.noise[1]:
             raise ValueError(f"noise = {self.noise} is no range: the first end must be the lower one")
         if self.training_images is not None and self.training_images % self.batch_size:
@@ -166,6 +175,8 @@ class AssessmentSection(Section):
     resolution: Annotated[int, Field(ge=4)] | None = Field(
         None, description="K; default that of the last stage"
     )
+    noise: Positive | None = Field(None, description="σ_n of the images; default that of the test images")
+    images: Count | None = Field(None, description="the first test images alone")
     exact_images: Annotated[int, Field(ge=0)] | None = Field(
         None, description="in place of the checks'; none for 0"
     )

@@ -10,7 +10,7 @@ from cryoanm_lib.information import information_limit
 from cryoanm_lib.particles import Particles
 from cryoanm_lib.program import CryoProgram
 
-_UNITS = {"pose": "°", "amplitude": "", "defocus": ""}
+_UNITS = {"pose": "°", "shift": " px", "amplitude": "", "defocus": "", "contrast": ""}
 
 
 def stage_table(fit: Fit) -> str:
@@ -142,7 +142,8 @@ def refinement_table(assessments: Iterable[Mapping]) -> str:
     assessments : iterable of mapping
         Metrics of assessments.
     """
-    latents = list(RESIDUAL_KEYS)
+    assessments = list(assessments)
+    latents = [name for name in RESIDUAL_KEYS if any(name in latents_of(metrics) for metrics in assessments)]
     heading = ["refined", "K", *(f"{name}: guide → refined" for name in latents), "outliers", "images/s"]
     rows = []
     for metrics in assessments:

@@ -128,7 +128,7 @@ class Trainer:
         self.window, self.show_progress = window, show_progress
         self.progress = Progress()
         self.truth = {name: value.cpu() for name, value in test.latents.items()}
-        self.optimizer = ClippedAdam({"lr": stages[0].learning_rate})
+        self.optimizer = ClippedAdam({"lr": stages[0].learning_rate if stages else 1e-3})
 
     def _objective(self) -> ELBO:
         """The loss of this stage: the paper's `Trace_ELBO`, or one of ours."""
@@ -155,8 +155,10 @@ class Trainer:
         """The guide, scaled alike, with the networks that learn in this stage made known to the optimiser."""
         for name in self._networks():
             pyro.module(name, self.program.encoders[name])
+        # What is not learned needs no gradient, and where the answer is known, no sample.
+        only = self.program.family.learned if self.stage.objective == "forward_kl" else None
         with poutine.scale(scale=1.0 / len(particles)):
-            self.program.guide(particles, resolution)
+            self.program.guide(particles, resolution, only)
 
     def run(self, after_window: Callable[["Trainer"], None] = lambda trainer: None) -> Progress:
         """Train to the end of the schedule; `after_window` is called where a checkpoint may be written."""
@@ -168,6 +170,10 @@ class Trainer:
             while self.progress.stage < len(self.stages):
                 self._run_window(bar)
                 after_window(self)
+        if not self.stages and not self.progress.snapshots:
+            # Trained weights are asked as they are, at full resolution.
+            whole = self.program.forward_model.box_size
+            self.progress.snapshots.append(self.program.sample_guide(self.test, whole))
         return self.progress
 
     def _run_window(self, bar: tqdm) -> None:

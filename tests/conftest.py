@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cryoanm_lib.anm import normal_modes
-from cryoanm_lib.encoders import Pixels
+from cryoanm_lib.encoders import Pixels, SharedEncoder
 from cryoanm_lib.forward import ForwardModel
 from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.rings import Rings
@@ -39,10 +39,17 @@ def tiny_forward(cluster) -> ForwardModel:
 
 @pytest.fixture
 def tiny_program(tiny_forward) -> Callable[..., CryoProgram]:
-    """Make a program with small networks that see "rings" or "pixels"; keywords as of `CryoProgram`."""
+    """Make a program with small networks; keywords as of `CryoProgram`.
+
+    They see "rings" or "pixels", or are "shared", as they must be for a pose in space.
+    """
 
     def make(encoder: str = "rings", **options) -> CryoProgram:
-        seen = Rings(16, references=4) if encoder == "rings" else Pixels(16, channels=(2, 4))
+        seen = {
+            "rings": lambda: Rings(16, references=4),
+            "pixels": lambda: Pixels(16, channels=(2, 4)),
+            "shared": lambda: SharedEncoder(16, channels=(2, 4)),
+        }[encoder]()
         return CryoProgram(tiny_forward, **{"inferred": ("pose",), "representation": seen} | options)
 
     return make

@@ -159,10 +159,10 @@ def test_a_prior_of_its_own_counts(tmp_path) -> None:
         (
             ("experiments", "one", "infer"),
             ["angle"],
-            r"infer.0 = 'angle': .*'pose', 'amplitude' or 'defocus'",
+            r"infer.0 = 'angle': .*'pose', 'shift', 'amplitude', 'defocus' or 'contrast'",
         ),
         (("experiments", "one", "infer"), [], r"infer = \[\]: .*at least 1"),
-        (("experiments", "one", "stages"), [], r"stages = \[\]: .*at least 1"),
+        (("experiments", "one", "stages"), [], r"stages: give at least one"),
         (("experiments", "one", "stages", 0, "resolution"), 15, r"resolution = 15: .*multiple of 2"),
         (("experiments", "one", "stages", 0, "resolution"), 128, r"= 128 is larger than model.box_size = 64"),
         (("experiments", "one", "stages", 0, "steps"), 0, r"steps = 0: .*greater than or equal to 1"),

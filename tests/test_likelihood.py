@@ -190,7 +190,7 @@ def test_latents_that_are_not_named_are_zero(forward: ForwardModel) -> None:
 @pytest.mark.parametrize("noise", [0.0, -0.1, math.nan])
 def test_noise_that_gives_no_likelihood(noise: float) -> None:
     empty = torch.zeros(5, dtype=torch.complex64)
-    with pytest.raises(ForwardModelError, match=f"noise = {noise} gives no likelihood: it must be greater"):
+    with pytest.raises(ForwardModelError, match=f"noise = {noise:g} gives no likelihood: it must be greater"):
         log_likelihood(empty, empty, noise, 4, 8)
 
 

@@ -94,7 +94,9 @@ def test_forward_kl_is_the_density_of_the_truth(tiny_program) -> None:
     seen = program.see(particles, 16)
     pose = program.pose_distribution(seen).log_prob(particles.latents["pose"])
     upright = program.family.representation.turn_back(seen, particles.latents["pose"])
-    amplitude = program.amplitude_distribution(upright).log_prob(particles.latents["amplitude"])
+    mean, log_scale = program.encoders["amplitude"](upright).chunk(2, dim=-1)
+    normal = torch.distributions.Normal(3 * mean, 3 * log_scale.exp())
+    amplitude = normal.log_prob(particles.latents["amplitude"]).sum(-1)
     expected = -(pose + amplitude).sum().item()
     assert ForwardKL().loss(program.model, program.guide, particles, 16) == pytest.approx(expected, rel=1e-5)
 

@@ -14,14 +14,19 @@ from cryoanm_lib.likelihood import log_likelihood
 from cryoanm_lib.particles import Particles, to_forward
 from cryoanm_lib.prior import LATENTS, Prior
 
-SUBSETS = [c for r in (1, 2, 3) for c in itertools.combinations(LATENTS, r)]
+SUBSETS = [c for r in (1, 2, 5) for c in itertools.combinations(LATENTS, r)]
+PLANE = Prior(shift_scale=0.5, contrast_scale=0.1)
+SPACE = Prior(pose="space", shift_scale=0.5, contrast_scale=0.1)
+KINDS = [("rings", PLANE), ("pixels", PLANE), ("shared", PLANE), ("shared", SPACE)]
 
 
 @pytest.mark.parametrize("inferred", SUBSETS, ids="-".join)
 @pytest.mark.parametrize("stratified", [True, False])
-@pytest.mark.parametrize("encoder", ["rings", "pixels"])
-def test_model_and_guide_agree_on_what_is_inferred(tiny_program, inferred, stratified, encoder) -> None:
-    program = tiny_program(inferred=inferred, stratified=stratified, encoder=encoder).eval()
+@pytest.mark.parametrize(("encoder", "prior"), KINDS)
+def test_model_and_guide_agree_on_what_is_inferred(
+    tiny_program, inferred, stratified, encoder, prior
+) -> None:
+    program = tiny_program(inferred=inferred, stratified=stratified, encoder=encoder, prior=prior).eval()
     particles = program.simulate(4, 16)
     guide = poutine.trace(program.guide).get_trace(particles, 16)
     model = poutine.trace(poutine.replay(program.model, guide)).get_trace(particles, 16)
@@ -48,9 +53,13 @@ def test_model_scores_an_image_by_the_likelihood(tiny_program, resolution) -> No
 
 
 @pytest.mark.parametrize("inferred", SUBSETS, ids="-".join)
-def test_log_joint_is_that_of_the_pyro_model(tiny_program, inferred) -> None:
+@pytest.mark.parametrize("pose", ["plane", "space"])
+@pytest.mark.parametrize("noise", [0.1, (0.05, 1.0)])
+def test_log_joint_is_that_of_the_pyro_model(tiny_program, inferred, pose, noise) -> None:
     """Image by image, at two draws that differ from what made the images."""
-    program = tiny_program(inferred=inferred, prior=Prior(pose_concentration=(2.0, 1.0))).double()
+    concentration = (2.0, 1.0) if pose == "plane" else (0.0, 0.0)
+    prior = Prior(pose=pose, pose_concentration=concentration, shift_scale=0.5, contrast_scale=0.1)
+    program = tiny_program("shared", inferred=inferred, prior=prior, noise=noise).double()
     particles, draws = program.simulate(3, 16), [program.simulate(3, 16).latents for _ in range(2)]
     stacked = {name: torch.stack([draw[name] for draw in draws]) for name in inferred}
     found = program.log_joint(particles, stacked, 12)

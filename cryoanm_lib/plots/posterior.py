@@ -27,9 +27,17 @@ PROPORTIONS = (0.2, 0.5, 0.8, 0.95)
 # A component lighter than this says little about where the guide looks.
 NOTICEABLE_WEIGHT = 0.05
 
-LABELS = {"pose": "pose θ (°)", "amplitude": "amplitude α (Å)", "defocus": "defocus z (px²)"}
-UNITS = {"pose": "°", "amplitude": " Å", "defocus": " px²"}
-RESIDUAL_LABELS = {"pose": "pose (°)", "amplitude": "amplitude (Å)", "defocus": "defocus (px²)"}
+LABELS = {
+    "pose": "pose θ (°)",
+    "shift": "shift (px)",
+    "amplitude": "amplitude α (Å)",
+    "defocus": "defocus z (px²)",
+    "contrast": "contrast c",
+}
+UNITS = {"pose": "°", "shift": " px", "amplitude": " Å", "defocus": " px²", "contrast": ""}
+RESIDUAL_LABELS = {
+    name: label.replace(" θ", "").replace(" α", "").replace(" z", "") for name, label in LABELS.items()
+}
 
 
 def plot_pose_stages(fit: Fit) -> Figure:

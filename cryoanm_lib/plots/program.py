@@ -22,7 +22,14 @@ from cryoanm_lib.plots.style import COLOURS, new_figure
 from cryoanm_lib.prior import LATENTS
 from cryoanm_lib.program import CryoProgram
 
-SYMBOLS = {"pose": r"$\theta$", "amplitude": r"$\alpha$", "defocus": "$z$", "image": "$x$"}
+SYMBOLS = {
+    "pose": r"$\theta$",
+    "shift": "$s$",
+    "contrast": "$c$",
+    "amplitude": r"$\alpha$",
+    "defocus": "$z$",
+    "image": "$x$",
+}
 FILLS = {"inferred": "white", "given": "#f5d9a8", "observed": "0.72"}
 
 #: Distances between nodes, in the units of daft.

@@ -27,8 +27,11 @@ def plot_headline(metrics: Mapping[str, Mapping], tasks: Sequence[str] | None = 
         Those to show; default all that either recipe was run on.
     """
     found = tasks_of(metrics, tasks)
-    figure, axes = new_figure(1, len(RESIDUAL_KEYS), height=1.4 + 0.36 * len(found), sharey=True)
-    for ax, (latent, key) in zip(axes[0], RESIDUAL_KEYS.items(), strict=True):
+    shown_runs = [run for runs in found.values() for kind in ("ours", "paper") for run in runs[kind]]
+    latents = [latent for latent in RESIDUAL_KEYS if any(latent in latents_of(run) for run in shown_runs)]
+    figure, axes = new_figure(1, len(latents), height=1.4 + 0.36 * len(found), sharey=True)
+    for ax, latent in zip(axes[0], latents, strict=True):
+        key = RESIDUAL_KEYS[latent]
         points: dict[str, list[tuple[float, int]]] = {"limit": [], "ours": [], "paper": [], "reported": []}
         for row, runs in enumerate(found.values()):
             for recipe in ("ours", "paper"):
@@ -146,9 +149,12 @@ def plot_generalisation(metrics: Mapping[str, Mapping]) -> Figure:
     metrics : mapping
         Runs by name, as of `gather_metrics`.
     """
-    figure, axes = new_figure(1, len(RESIDUAL_KEYS), height=2.7)
-    for ax, (latent, key) in zip(axes[0], RESIDUAL_KEYS.items(), strict=True):
-        runs = [run for run in metrics.values() if run["recipe"] == "paper" and f"{key}_training" in run]
+    papers = [run for run in metrics.values() if run["recipe"] == "paper"]
+    latents = [name for name, key in RESIDUAL_KEYS.items() if any(f"{key}_training" in run for run in papers)]
+    figure, axes = new_figure(1, len(latents), height=2.7)
+    for ax, latent in zip(axes[0], latents, strict=True):
+        key = RESIDUAL_KEYS[latent]
+        runs = [run for run in papers if f"{key}_training" in run]
         pairs = [(run[f"{key}_training"], run[key]) for run in runs]
         ax.scatter(*(zip(*pairs, strict=True) if pairs else ([], [])), color=PAPERS, s=24)
         span = [value for pair in pairs for value in pair] or [0.1, 1.0]

@@ -1,0 +1,180 @@
+"""The wide search in space: templates of the molecule at rest on a grid over SO(3), and on one of shifts."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cryoanm_lib.climb import Peaks, Starts
+from cryoanm_lib.forward import Latents
+from cryoanm_lib.fourier import crop_coefficients, half_plane_frequencies, to_real
+from cryoanm_lib.likelihood import cropped_noise
+from cryoanm_lib.linearised import shift_grid
+from cryoanm_lib.orientation_grid import count_for, orientation_grid
+from cryoanm_lib.particles import Particles, require_images
+from cryoanm_lib.predictive import explained_p_value
+from cryoanm_lib.program import CryoProgram
+from cryoanm_lib.rotation import quaternion_distance, rotation_from_quaternion
+from cryoanm_lib.unknowns import Unknowns
+
+#: K of the templates: lower ones lose the molecule in the noise, higher ones ask for a finer grid.
+SEARCH_RESOLUTION = 20
+
+#: Degrees between neighbouring rotations of the grid.
+SPACING = 10.0
+
+#: Starts an image.
+MOST = 12
+
+#: An image is searched for where noise alone leaves so much unexplained less often than this.
+DOUBTFUL = 0.01
+
+# Deviations of the prior that shifts reach, rotations within so many spacings of a start that are passed
+# over, and images at a time.
+_REACH, _BESIDE, _IMAGES = 2.5, 1.5, 32
+
+
+class OrientationSearch:
+    """Finds poses in space and shifts to climb from, whatever a guide may say.
+
+    Bends, defocus and contrast stay at their prior means: at this resolution they change an image little. The
+    shift that suits a rotation best is the one that counts.
+
+    Parameters
+    ----------
+    program : CryoProgram
+        The model, whose pose in space is inferred; the guide plays no part.
+    resolution : int
+        K of the templates.
+    spacing : float
+        Degrees between neighbouring rotations.
+    most : int
+        Starts an image.
+    """
+
+    def __init__(
+        self,
+        program: CryoProgram,
+        resolution: int = SEARCH_RESOLUTION,
+        spacing: float = SPACING,
+        most: int = MOST,
+    ) -> None:
+        self.program, self.resolution = program, min(resolution, program.forward_model.box_size)
+        self.spacing, self.most = spacing, most
+        self.poses = orientation_grid(count_for(spacing))
+        self._templates = self._made()
+        self._norms = 0.5 * self._templates.square().sum(1)
+        self._shifts = self._shift_grid()
+
+    @torch.no_grad()
+    def _made(self) -> Float[Tensor, "rotations dof"]:
+        """What the molecule at rest looks like from everywhere."""
+        model, prior = self.program.forward_model, self.program.prior
+        poses = self.poses.to(model.reference)
+        rest = Latents(
+            poses.new_zeros(len(poses), model.n_modes),
+            rotation_from_quaternion(poses),
+            poses.new_full((len(poses),), prior.defocus_mean),
+            poses.new_zeros(len(poses), 2),
+        )
+        parts = [
+            to_real(model.coefficients(_part(rest, which), self.resolution), self.resolution)
+            for which in torch.arange(len(poses)).split(1024)
+        ]
+        return torch.cat(parts)
+
+    def _shift_grid(self) -> Float[Tensor, "shifts 2"]:
+        """Shifts within reach of the prior, no further apart than half a pixel of the crop."""
+        reach = _REACH * self.program.prior.shift_scale if "shift" in self.program.inferred else 0.0
+        return shift_grid(reach, 0.5 * self.program.forward_model.box_size / self.resolution)
+
+    @torch.no_grad()
+    def starts(self, particles: Particles, seen: Peaks | None = None) -> Starts:
+        """The most probable rotations that are not beside one another, each with its shift.
+
+        Parameters
+        ----------
+        particles : Particles
+            Images, and the latents that are given.
+        seen : Peaks, optional
+            What has been found already. Images that the highest of these explains are passed over.
+        """
+        require_images(particles)
+        image = torch.arange(len(particles))
+        if seen is not None:
+            image = torch.nonzero(self._doubtful(particles, seen))[:, 0]
+        parts = [self._starts_of(particles[which], which) for which in image.split(_IMAGES)]
+        if not parts:
+            return Starts(image, torch.empty(0, Unknowns.of(self.program).width, dtype=torch.float64))
+        return Starts(torch.cat([p.image for p in parts]), torch.cat([p.values for p in parts]))
+
+    def _doubtful(self, particles: Particles, seen: Peaks) -> Bool[Tensor, "images"]:
+        """Where the highest peak leaves more than noise."""
+        order = seen.log_joint.argsort(descending=True, stable=True)
+        order = order[seen.image[order].argsort(stable=True)]
+        first = order[torch.searchsorted(seen.image[order], torch.arange(len(particles)))]
+        unknowns = Unknowns.of(self.program)
+        best = unknowns.latents(seen.values[first].to(self.program.forward_model.reference))
+        resolution = min(_resolution_of(particles), self.program.forward_model.box_size)
+        return explained_p_value(self.program, particles, best, resolution) < DOUBTFUL
+
+    def scores(
+        self, particles: Particles
+    ) -> tuple[Float[Tensor, "images rotations"], Int[Tensor, "images rotations"]]:
+        """Log-posterior of every rotation at its best shift, up to a constant, and that shift's number."""
+        model, prior = self.program.forward_model, self.program.prior
+        noise = torch.as_tensor(self.program.noise_of(particles.latents)).expand(len(particles))
+        sigma = cropped_noise(noise, self.resolution, model.box_size)[:, None].to(self._norms)
+        observed = crop_coefficients(particles.coefficients, self.resolution)
+        frequencies = half_plane_frequencies(self.resolution) / model.box_size
+        scale = max(prior.shift_scale, 1e-6)
+        best, which = None, None
+        for number, shift in enumerate(self._shifts):
+            # Moving the image back is moving the templates there.
+            phase = 2 * math.pi * frequencies @ shift
+            back = to_real(observed * torch.polar(torch.ones_like(phase), phase), self.resolution)
+            score = (back @ self._templates.T - self._norms) / sigma**2 - 0.5 * (shift / scale).square().sum()
+            if best is None:
+                best, which = score, torch.zeros(score.shape, dtype=torch.int16)
+                continue
+            higher = score > best
+            best, which = torch.where(higher, score, best), which.masked_fill(higher, number)
+        return best, which
+
+    def _starts_of(self, particles: Particles, image: Int[Tensor, "images"]) -> Starts:
+        """The most probable rotation, again and again, those beside it passed over."""
+        score, which = self.scores(particles)
+        rows, made = torch.arange(len(particles)), []
+        # The best ones of an image are many times as many as its starts, and all that can become one.
+        top, cell = score.topk(min(64 * self.most, score.shape[1]), dim=1)
+        poses = self.poses[cell]
+        for _ in range(self.most):
+            best = top.argmax(1)
+            pose, shift = poses[rows, best], self._shifts[which[rows, cell[rows, best]].long()]
+            made.append(self._start(particles, pose, shift))
+            beside = quaternion_distance(pose[:, None], poses) < _BESIDE * math.radians(self.spacing)
+            top = top.masked_fill(beside, -math.inf)
+        values = torch.stack(made, dim=1)
+        return Starts(image.repeat_interleave(self.most), values.flatten(0, 1).double())
+
+    def _start(
+        self, particles: Particles, pose: Float[Tensor, "images 4"], shift: Float[Tensor, "images 2"]
+    ) -> Float[Tensor, "images width"]:
+        """A point with everything else at the mean of its prior."""
+        prior, n_modes = self.program.prior, self.program.forward_model.n_modes
+        latents = {"pose": pose, "shift": shift.double()}
+        for name in self.program.inferred:
+            if name not in latents:
+                mean = prior.moments(name, n_modes, pose)[0].expand(len(pose), -1)
+                latents[name] = mean if prior.shape(name, n_modes) else mean[:, 0]
+        return Unknowns.of(self.program).values(latents)
+
+
+def _part(latents: Latents, which: Int[Tensor, "some"]) -> Latents:
+    return Latents(*(value[which] for value in vars(latents).values()))
+
+
+def _resolution_of(particles: Particles) -> int:
+    """The even K that the images are kept at."""
+    return math.isqrt(2 * particles.coefficients.shape[-1] - 1) + 1

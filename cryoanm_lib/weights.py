@@ -1,0 +1,48 @@
+"""Networks that came with the library: trained once, for longer than a reader waits."""
+
+from pathlib import Path
+
+import torch
+
+from cryoanm_lib.errors import ArtifactError
+from cryoanm_lib.program import CryoProgram
+from cryoanm_lib.storage import load_tensors, save_tensors, unusable
+
+
+def weights_path(name: str) -> Path:
+    """Where they are kept."""
+    return Path(__file__).resolve().parent / "data" / f"{name}.safetensors"
+
+
+def write_weights(program: CryoProgram, path: Path, **made: str) -> None:
+    """Keep a program's networks in half precision, with what is to be said of how they were made."""
+    halved = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in program.encoders.state_dict().items()
+    }
+    save_tensors(path, halved, **made)
+
+
+def load_weights(program: CryoProgram, name: str) -> dict[str, str]:
+    """Put the networks kept under a name into a program; returns what is said of how they were made.
+
+    Raises
+    ------
+    ArtifactError
+        If there are none, or they are not those of such a program.
+    """
+    path = weights_path(name)
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.safetensors"))) or "none"
+        raise ArtifactError(f"no weights came with the library under the name {name!r}; there are: {known}")
+    tensors, made = load_tensors(path)
+    like = program.encoders.state_dict()
+    try:
+        program.encoders.load_state_dict({k: v.to(like[k].dtype) for k, v in tensors.items()})
+    except (RuntimeError, KeyError) as error:
+        raise unusable(path, error) from error
+    with torch.no_grad():
+        finite = all(value.isfinite().all() for value in program.encoders.state_dict().values())
+    if not finite:
+        raise unusable(path, "it holds NaN or infinite values")
+    return made
