@@ -191,9 +191,8 @@ def make_trainer(settings: Profile, name: str, show_progress: bool = False) -> T
         box_size = settings.model_of(name).box_size
         fixed = _drawn_apart(program, section.training_images, box_size, seed + TRAINING_SEED).to(device)
         draw = _FixedSet(fixed, section.batch_size, seed)
-    return Trainer(
-        program.to(device), settings.stages(name), draw, test.to(device), settings.window, show_progress
-    )
+    window = settings.window if section.window is None else section.window
+    return Trainer(program.to(device), settings.stages(name), draw, test.to(device), window, show_progress)
 
 
 def draw_test_images(settings: Profile, name: str, noise: float | None = None) -> Particles:

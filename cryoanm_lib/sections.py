@@ -125,6 +125,7 @@ class ExperimentSection(Section):
         None, description="a fixed set of this size; default: fresh ones each step"
     )
     batch_size: Count = Field(100, description="images a step")
+    window: Count | None = Field(None, description="in place of the profile's window")
     weights: ExperimentName | None = Field(
         None, description="start from the weights that came with the library under this name"
     )
