@@ -12,7 +12,7 @@ Data flow from top to bottom, and a module imports from those above it alone:
     amortised -> calibration, referee
     diagnostics -> training -> storage, provenance -> checkpoint, weights
     profile_files, sections -> configuration -> experiment -> assessment -> reference
-    transition, landscapes, tables, plots
+    transition, landscapes, views, tables, plots
 """
 
 #: Modules in the order in which data flows.
@@ -26,5 +26,5 @@ ORDER = (
     *("amortised", "calibration", "referee"),
     *("diagnostics", "training", "storage", "provenance", "checkpoint", "weights"),
     *("profile_files", "sections", "configuration", "experiment", "assessment", "reference"),
-    *("transition", "landscapes", "tables", "plots", "__main__"),
+    *("transition", "landscapes", "views", "tables", "plots", "__main__"),
 )

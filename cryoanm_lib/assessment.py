@@ -62,7 +62,8 @@ class Assessment:
     tested : dict of dict of Tensor
         For each of `METHODS`, of the first images: "level", the smallest credible region with the truth in
         it; "rank.<latent>" of the truth among draws; "draw.<latent>", one draw. "log_evidence" of refined and
-        exact, "elbo" of the guide. "surprise", "effective_share", "p_value" and "weighed" of the refined.
+        exact, "elbo" of the guide. Of the refined "surprise", "effective_share", "p_value" and "weighed",
+        "mean.<latent>", and the "deviation" of every column of `Unknowns`.
     """
 
     name: str
@@ -127,6 +128,8 @@ def assess(settings: Profile, name: str, results: Path) -> None:
         for method, found in _evidences(posteriors, generator).items():
             tested[method] |= found
         metrics |= _gaps(tested)
+    elif refined.mixture.unknowns.in_space:
+        metrics |= _gap_to_refined(posteriors["guide"], refined, generator)
     _save(settings, name, results, metrics, images, limit, tested)
 
 
@@ -258,6 +261,8 @@ def _checks_of(posterior: RefinedPosterior, tested: Mapping[str, Tensor]) -> dic
         "effective_share": posterior.effective_share,
         "weighed": posterior.weighed,
         "surprise": posterior.surprise,
+        "deviation": posterior.covariance().diagonal(dim1=1, dim2=2).sqrt(),
+        **{f"mean.{latent}": value.contiguous() for latent, value in posterior.mean().items()},
         "p_value": predictive_p_value(posterior.program, posterior.particles, draw, posterior.resolution),
     }
 
@@ -281,6 +286,15 @@ def _evidences(
     fewer = GuidePosterior(guide.program, guide.particles[: len(exact)], guide.resolution)
     bound, error = elbo(fewer, generator=generator)
     return {"guide": {"elbo": bound, "elbo_error": error}, "exact": {"log_evidence": exact.log_evidence}}
+
+
+def _gap_to_refined(
+    guide: GuidePosterior, refined: RefinedPosterior, generator: torch.Generator
+) -> dict[str, float]:
+    """The refined log-evidence less the ELBO, where an exact one is out of reach."""
+    bound, _ = elbo(guide, generator=generator)
+    gap = refined.log_evidence[: len(bound)] - bound
+    return {"elbo_gap_mean": gap.mean().item(), "elbo_gap_median": gap.median().item()}
 
 
 def _gaps(tested: Mapping[str, Mapping[str, Tensor]]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from cryoanm_lib.particles import to_forward
 from cryoanm_lib.prior import Prior
 
 # K at which the shift is looked for, deviations of its prior that are searched, and Newton steps at the end.
-_SHIFT_RESOLUTION, _REACH, _STEPS = 20, 3.0, 2
+_SHIFT_RESOLUTION, _REACH, _STEPS = 20, 4.0, 3
 
 # No number moves by more than this many deviations of its prior in one step: a wrong pose asks for anything.
 _LONGEST = 2.0

@@ -65,7 +65,7 @@ class OrientationSearch:
         self.poses = orientation_grid(count_for(spacing))
         self._templates = self._made()
         self._norms = 0.5 * self._templates.square().sum(1)
-        self._shifts = self._shift_grid()
+        self.shifts = self._shift_grid()
 
     @torch.no_grad()
     def _made(self) -> Float[Tensor, "rotations dof"]:
@@ -104,9 +104,9 @@ class OrientationSearch:
         image = torch.arange(len(particles))
         if seen is not None:
             image = torch.nonzero(self._doubtful(particles, seen))[:, 0]
-        parts = [self._starts_of(particles[which], which) for which in image.split(_IMAGES)]
-        if not parts:
+        if not len(image):
             return Starts(image, torch.empty(0, Unknowns.of(self.program).width, dtype=torch.float64))
+        parts = [self._starts_of(particles[which], which) for which in image.split(_IMAGES)]
         return Starts(torch.cat([p.image for p in parts]), torch.cat([p.values for p in parts]))
 
     def _doubtful(self, particles: Particles, seen: Peaks) -> Bool[Tensor, "images"]:
@@ -130,7 +130,7 @@ class OrientationSearch:
         frequencies = half_plane_frequencies(self.resolution) / model.box_size
         scale = max(prior.shift_scale, 1e-6)
         best, which = None, None
-        for number, shift in enumerate(self._shifts):
+        for number, shift in enumerate(self.shifts):
             # Moving the image back is moving the templates there.
             phase = 2 * math.pi * frequencies @ shift
             back = to_real(observed * torch.polar(torch.ones_like(phase), phase), self.resolution)
@@ -151,7 +151,7 @@ class OrientationSearch:
         poses = self.poses[cell]
         for _ in range(self.most):
             best = top.argmax(1)
-            pose, shift = poses[rows, best], self._shifts[which[rows, cell[rows, best]].long()]
+            pose, shift = poses[rows, best], self.shifts[which[rows, cell[rows, best]].long()]
             made.append(self._start(particles, pose, shift))
             beside = quaternion_distance(pose[:, None], poses) < _BESIDE * math.radians(self.spacing)
             top = top.masked_fill(beside, -math.inf)

@@ -9,9 +9,19 @@ from torch import Tensor
 from cryoanm_lib.rotation import (
     angle_distance,
     angle_to_unit_vector,
+    mean_quaternion,
+    quaternion_conjugate,
+    quaternion_distance,
+    quaternion_from_step,
+    quaternion_product,
+    quaternion_z,
     rotation_distance,
+    rotation_from_quaternion,
     rotation_from_unit_vector,
     rotation_z,
+    step_between,
+    step_from_quaternion,
+    turned_by,
     unit_vector_to_angle,
     wrap_angle,
 )
@@ -167,3 +177,71 @@ def test_rotation_distance_has_a_finite_gradient_everywhere() -> None:
     (slope,) = torch.autograd.grad(distance.sum(), angles)
     assert slope.isfinite().all()
     torch.testing.assert_close(slope[1:4], angles[1:4].sign(), rtol=0, atol=1e-12)
+
+
+# Quaternions
+
+
+def random_quaternions(n: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(n, 4, generator=generator, dtype=torch.float64), dim=-1)
+
+
+def test_a_product_of_quaternions_is_one_of_matrices() -> None:
+    a, b = random_quaternions(50), random_quaternions(50, seed=1)
+    both = rotation_from_quaternion(quaternion_product(a, b))
+    torch.testing.assert_close(both, rotation_from_quaternion(a) @ rotation_from_quaternion(b))
+    identity = rotation_from_quaternion(quaternion_product(a, quaternion_conjugate(a)))
+    torch.testing.assert_close(identity, torch.eye(3, dtype=torch.float64).expand(50, 3, 3))
+
+
+def test_both_signs_of_a_quaternion_are_one_rotation() -> None:
+    q = random_quaternions(50)
+    assert torch.equal(rotation_from_quaternion(q), rotation_from_quaternion(-q))
+    torch.testing.assert_close(step_from_quaternion(q), step_from_quaternion(-q))
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-9, 1e-3, 1.0, 3.0, math.pi - 1e-9])
+def test_a_step_is_the_exponential_of_its_generator(angle: float) -> None:
+    axis = torch.tensor([0.6, -0.3, 0.74], dtype=torch.float64)
+    step = angle * axis / axis.norm()
+    found = rotation_from_quaternion(quaternion_from_step(step))
+    torch.testing.assert_close(found, rotation_about(axis, torch.tensor(angle, dtype=torch.float64)))
+    torch.testing.assert_close(step_from_quaternion(quaternion_from_step(step)), step, rtol=1e-12, atol=1e-15)
+
+
+def test_a_turn_about_z_is_that_of_the_plane() -> None:
+    torch.testing.assert_close(rotation_from_quaternion(quaternion_z(ANGLES)), rotation_z(ANGLES))
+
+
+def test_steps_lead_from_one_rotation_to_another() -> None:
+    a, b = random_quaternions(200), random_quaternions(200, seed=1)
+    there = turned_by(a, step_between(a, b))
+    torch.testing.assert_close(rotation_from_quaternion(there), rotation_from_quaternion(b))
+    torch.testing.assert_close(there.norm(dim=-1), torch.ones(200, dtype=torch.float64))
+
+
+def test_the_distance_of_quaternions_is_that_of_their_rotations() -> None:
+    a, b = random_quaternions(200), random_quaternions(200, seed=1)
+    expected = rotation_distance(rotation_from_quaternion(a), rotation_from_quaternion(b))
+    torch.testing.assert_close(quaternion_distance(a, b), expected)
+    near = turned_by(a, torch.tensor([1e-8, 0.0, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(quaternion_distance(a, near), torch.full((200,), 1e-8, dtype=torch.float64))
+
+
+def test_the_gradient_of_a_step_is_finite_where_there_is_none() -> None:
+    step = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(quaternion_from_step(step)[1], step)
+    torch.testing.assert_close(slope, torch.tensor([0.5, 0.0, 0.0], dtype=torch.float64))
+
+
+def test_the_mean_of_rotations_does_not_know_signs() -> None:
+    middle = random_quaternions(4)
+    steps = 0.05 * torch.randn(400, 4, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    signs = torch.randint(2, (400, 4, 1), generator=torch.Generator().manual_seed(3)) * 2 - 1
+    found = mean_quaternion(signs * turned_by(middle, steps))
+    assert quaternion_distance(found, middle).max() < 5 * 0.05 * 3**0.5 / 20
+    weighed = mean_quaternion(
+        torch.stack([middle, random_quaternions(4, seed=5)]), torch.tensor([[1.0], [0.0]])
+    )
+    assert quaternion_distance(weighed, middle).max() < 1e-7

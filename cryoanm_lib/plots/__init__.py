@@ -37,6 +37,12 @@ from cryoanm_lib.plots.posterior import (
 from cryoanm_lib.plots.program import encoder_layers, guide_graph, model_graph, plot_encoder, plot_graph
 from cryoanm_lib.plots.recipes import plot_ablation, plot_generalisation, plot_headline, plot_recipes
 from cryoanm_lib.plots.rings import plot_rings
+from cryoanm_lib.plots.space import (
+    plot_beside_limit,
+    plot_double_cover,
+    plot_particles,
+    plot_ways_to_train,
+)
 from cryoanm_lib.plots.structure import (
     plot_fluctuations,
     plot_modes,
@@ -45,6 +51,7 @@ from cryoanm_lib.plots.structure import (
     plot_transition,
 )
 from cryoanm_lib.plots.style import set_style
+from cryoanm_lib.plots.views import plot_in_plane, plot_knows, plot_rivals, plot_view_maps
 
 __all__ = [
     "encoder_layers",
@@ -53,6 +60,7 @@ __all__ = [
     "plot_ablation",
     "plot_against_signal",
     "plot_alarm",
+    "plot_beside_limit",
     "plot_blurred_profiles",
     "plot_components",
     "plot_conformations",
@@ -60,6 +68,7 @@ __all__ = [
     "plot_crop_levels",
     "plot_difficulty",
     "plot_disagreements",
+    "plot_double_cover",
     "plot_elbo_gap",
     "plot_encoder",
     "plot_explanations",
@@ -67,10 +76,13 @@ __all__ = [
     "plot_generalisation",
     "plot_graph",
     "plot_headline",
+    "plot_in_plane",
     "plot_joint",
+    "plot_knows",
     "plot_landscapes",
     "plot_modes",
     "plot_offsets",
+    "plot_particles",
     "plot_planes",
     "plot_pose_profiles",
     "plot_pose_stages",
@@ -85,12 +97,15 @@ __all__ = [
     "plot_residuals",
     "plot_ring_misfit",
     "plot_rings",
+    "plot_rivals",
     "plot_sharpening",
     "plot_sides",
     "plot_spectrum",
     "plot_spring_energy",
     "plot_transition",
     "plot_two_sidedness",
+    "plot_view_maps",
+    "plot_ways_to_train",
     "projector_deviations",
     "set_style",
 ]

@@ -38,16 +38,22 @@ NOTEBOOKS = {
         METRICS,
     ],
     "09_wrong_model": [],
-    "10_summary": [METRICS, REFERENCE],
+    "10_three_dimensions": [
+        *("so3_all_latents", "so3_any_noise"),
+        *("so3_all_latents_refined", "so3_noise_0_25_refined", "so3_noise_0_43_refined"),
+        REFERENCE,
+    ],
+    "11_views": ["so3_all_latents_refined"],
+    "12_summary": [METRICS, REFERENCE],
 }
 
 # An edit of the library retrains. What tests a finished fit does not, nor what only draws and tabulates.
 LIBRARY = sorted(str(p) for kind in ("*.py", "plots/*.py", "data/*.csv") for p in Path("cryoanm_lib").glob(kind))
 ASSESSING = (
-    *("ragged", "templates", "cells", "exact", "predictive", "mixture", "climb", "search", "refine", "amortised", "calibration"),
-    "assessment",
+    *("ragged", "templates", "cells", "exact", "predictive", "mixture", "climb", "search", "orientation_"),
+    *("refine", "amortised", "calibration", "assessment"),
 )
-SHOWING = ("plots/", "tables", "landscapes", "reference", "referee", "transition")
+SHOWING = ("plots/", "tables", "landscapes", "reference", "referee", "transition", "views")
 
 
 def sources(*parts):
