@@ -73,18 +73,29 @@ class Pixels(nn.Module):
         return ConvolutionalEncoder(self.size, n_outputs, self.channels)
 
 
-class DoubleConvolution(nn.Sequential):
-    """Twice: a 3 × 3 convolution, batch normalisation and a rectifier."""
+class Convolution(nn.Sequential):
+    """A 3 × 3 convolution, batch normalisation and a rectifier."""
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, stride: int = 1) -> None:
         super().__init__(
-            nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False),
-            nn.BatchNorm2d(channels_out),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(channels_out, channels_out, kernel_size=3, padding=1, bias=False),
+            nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False),
             nn.BatchNorm2d(channels_out),
             nn.ReLU(inplace=True),
         )
+
+    def forward(self, maps: Float[Tensor, "images before size size"]) -> Float[Tensor, "images after ..."]:
+        """The maps, channels last in memory: with these a CPU convolves two to three times faster.
+
+        The weights must stay as they are: Pyro trains a contiguous copy of any that are not.
+        """
+        return super().forward(maps.contiguous(memory_format=torch.channels_last))
+
+
+class DoubleConvolution(nn.Sequential):
+    """Two convolutions."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(Convolution(channels_in, channels_out), Convolution(channels_out, channels_out))
 
 
 class ConvolutionalEncoder(nn.Module):
@@ -118,8 +129,6 @@ class ConvolutionalEncoder(nn.Module):
             nn.ReLU(inplace=True),
         )
         self.head = small_head(HIDDEN, n_outputs)
-        # Convolutions run two to three times faster on a CPU with the channels last in memory.
-        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Float[Tensor, "*batch size size"]) -> Float[Tensor, "*batch outputs"]:
         """Parameters of the guide for each image."""
@@ -163,14 +172,10 @@ class SharedEncoder(nn.Module):
     def __init__(self, size: int, channels: tuple[int, ...], half: bool = False) -> None:
         super().__init__()
         self.size, self.half = size, half
-        layers = []
-        for number, (before, after) in enumerate(itertools.pairwise((1, *channels))):
-            stride = 2 if number else 1
-            layers += [
-                nn.Conv2d(before, after, 3, stride, padding=1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.ReLU(),
-            ]
+        layers = [
+            Convolution(before, after, stride=2 if number else 1)
+            for number, (before, after) in enumerate(itertools.pairwise((1, *channels)))
+        ]
         self.convolutions = nn.Sequential(*layers, nn.Flatten())
         smallest = -(-size // 2 ** (len(channels) - 1))
         self.dense = nn.Sequential(
@@ -181,7 +186,6 @@ class SharedEncoder(nn.Module):
             nn.BatchNorm1d(HIDDEN),
             nn.ReLU(),
         )
-        self.to(memory_format=torch.channels_last)
 
     def forward(
         self, images: Float[Tensor, "images size size"], noise: Float[Tensor, "images"]

@@ -156,6 +156,37 @@ def refinement_table(assessments: Iterable[Mapping]) -> str:
     return markdown_table(heading, rows)
 
 
+def space_table(assessments: Iterable[Mapping]) -> str:
+    """Refined poses in space, one row each: found, residuals over the limit, standardised errors, coverage.
+
+    Parameters
+    ----------
+    assessments : iterable of mapping
+        Metrics of assessments, all of which infer the same latents.
+    """
+    assessments = list(assessments)
+    latents = latents_of(assessments[0])
+    heading = [
+        "SNR",
+        "images",
+        "within 1°",
+        "within 5 limits",
+        *(f"{name} / limit (error)" for name in latents),
+    ]
+    heading += ["coverage 50 / 80 / 95 %", "images/s"]
+    rows = []
+    for metrics in sorted(assessments, key=lambda metrics: -metrics["snr"]):
+        found = [f"{100 * metrics[f'fraction_within_{of}']:.1f} %" for of in ("1deg", "5_limits")]
+        pairs = [
+            f"{metrics[f'{name}_residual_over_limit']:.2f} ({metrics[f'{name}_standardised_error']:.2f})"
+            for name in latents
+        ]
+        covered = " / ".join(f"{100 * metrics[f'coverage_{100 * level:.0f}']:.1f}" for level in LEVELS)
+        speed = two_digits(metrics["images_per_second"])
+        rows.append([two_digits(metrics["snr"]), metrics["images"], *found, *pairs, covered, speed])
+    return markdown_table(heading, rows)
+
+
 def calibration_table(assessments: Iterable[Mapping]) -> str:
     """Coverage of guide and refined posterior, one row each, by falling signal-to-noise ratio.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import pyro
+import torch
 from pydantic import Field, model_validator
 from pyro import poutine
 from pyro.infer import ELBO, SVI, Trace_ELBO
@@ -37,6 +38,9 @@ class Stage(Section):
     learning_rate: Positive = Field(1e-3, description="at the first step")
     final_learning_rate: Positive | None = Field(None, description="at the last step, reached geometrically")
     objective: Literal["elbo", "forward_kl"] = Field("elbo", description="what is minimised")
+    clip_norm: Positive | None = Field(
+        None, description="norm to which a longer gradient of all networks together is shortened"
+    )
     settle: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
         description="end the stage when the images are explained to 1.5 times the variance of the noise, and "
@@ -136,6 +140,19 @@ class Trainer:
             return ForwardKL()
         return StratifiedELBO() if self.program.stratified else Trace_ELBO()
 
+    def _loss_and_grads(self, model: Callable, guide: Callable, *args) -> float:
+        """The loss of this stage, with gradients that are no longer than allowed.
+
+        One image of which the guide is sure, and wrong, has a gradient that is large beyond measure; shortened
+        as a whole it does no harm.
+        """
+        loss = self._objective().loss_and_grads(model, guide, *args)
+        if self.stage.clip_norm is not None:
+            networks = [self.program.encoders[name] for name in self._networks()]
+            parameters = [p for network in networks for p in network.parameters()]
+            torch.nn.utils.clip_grad_norm_(parameters, self.stage.clip_norm)
+        return loss
+
     @property
     def stage(self) -> Stage:
         """The stage in progress."""
@@ -180,7 +197,7 @@ class Trainer:
         """Steps up to the next record, the record, and the next stage if this one has settled."""
         progress, stage, started = self.progress, self.stage, time.perf_counter()
         self._freeze()
-        svi = SVI(self._model, self._guide, self.optimizer, self._objective())
+        svi = SVI(self._model, self._guide, self.optimizer, self._objective().loss, self._loss_and_grads)
         first = progress.step
         for step in range(first, min(first + self.window, stage.steps)):
             self._set_learning_rate(stage.learning_rate_at(step))

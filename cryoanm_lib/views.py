@@ -161,15 +161,16 @@ def find_rivals(program: CryoProgram, seen_from: Float[Tensor, "views 3"], resol
         point = {name: latents[name][some] for name in unknowns.names}
         point |= {"pose": search.poses[best], "shift": search.shifts[shift[rows, best].long()]}
         starts.append(unknowns.values({name: point[name].double() for name in unknowns.names}))
-    climber = Climber(program, images, resolution)
+    begun = torch.cat(starts)
+    climber, each = Climber(program, images, resolution), torch.arange(len(images))
     truth = unknowns.values({name: latents[name] for name in unknowns.names}).double()
-    each = torch.arange(len(images))
-    at_truth, rival = (
-        climber.height(Starts(each, truth)),
-        climber.climb(Starts.of_each(torch.cat(starts)[:, None])),
-    )
-    found = unknowns.latents(rival.values)["pose"]
-    return Rivals(seen_from, step_between(true, found), at_truth - rival.log_joint)
+    climbed = climber.climb(Starts(each, begun))
+    poses = [unknowns.latents(values)["pose"] for values in (climbed.values, begun)]
+    # One that climbs back to the truth is no peak of its own: it counts where it began.
+    stays = pose_distance(poses[0], true) > math.radians(RIVAL_DEGREES)
+    height = torch.where(stays, climbed.log_joint, climber.height(Starts(each, begun)))
+    rival = torch.where(stays[:, None], *poses)
+    return Rivals(seen_from, step_between(true, rival), climber.height(Starts(each, truth)) - height)
 
 
 def globe(rows: int) -> tuple[Float[Tensor, "columns"], Float[Tensor, "rows"], Float[Tensor, "cells 3"]]:

@@ -23,6 +23,12 @@ def write_weights(program: CryoProgram, path: Path, **made: str) -> None:
     save_tensors(path, halved, **made)
 
 
+def weights_made(name: str) -> dict[str, str]:
+    """What is said of how weights were made; nothing if there are none under this name."""
+    path = weights_path(name)
+    return load_tensors(path)[1] if path.is_file() else {}
+
+
 def load_weights(program: CryoProgram, name: str) -> dict[str, str]:
     """Put the networks kept under a name into a program; returns what is said of how they were made.
 

@@ -7,7 +7,13 @@ from cryoanm_lib.calibration import uniformity
 from cryoanm_lib.exact import exact_posterior
 from cryoanm_lib.forward import ForwardModel
 from cryoanm_lib.particles import Particles, to_forward
-from cryoanm_lib.predictive import predictive_p_value, ring_p_values, standard_residual
+from cryoanm_lib.predictive import (
+    explained_p_value,
+    matched_p_value,
+    predictive_p_value,
+    ring_p_values,
+    standard_residual,
+)
 
 
 def test_residual_at_the_truth_is_standard_normal(tiny_program) -> None:
@@ -44,3 +50,24 @@ def test_a_molecule_of_another_shape_raises_the_alarm(tiny_program, cluster) -> 
     drawn = exact_posterior(program, foreign, 24).sample(1, torch.Generator().manual_seed(1_000))
     draw = {name: value[0] for name, value in drawn.items()}
     assert (predictive_p_value(program, foreign, draw, 24) < 1e-6).all()
+
+
+def test_the_matched_check_is_uniform_at_the_truth_and_sees_a_wrong_pose(tiny_program) -> None:
+    """400 images with a signal-to-noise ratio so low that the squared residual sees nothing."""
+    program = tiny_program(noise=1.0)
+    pyro.set_rng_seed(5)
+    particles = program.simulate(400, 32)
+    assert uniformity(matched_p_value(program, particles, particles.latents, 32)) > 1e-4
+    wrong = {"pose": -particles.latents["pose"]}
+    by_match = (matched_p_value(program, particles, wrong, 32) < 0.01).double().mean()
+    by_residual = (predictive_p_value(program, particles, wrong, 32) < 0.01).double().mean()
+    assert by_match > 2 * by_residual
+
+
+def test_either_check_can_raise_the_alarm(tiny_program) -> None:
+    program = tiny_program(noise=0.3)
+    pyro.set_rng_seed(6)
+    particles = program.simulate(50, 32)
+    both = explained_p_value(program, particles, particles.latents, 32)
+    each = [f(program, particles, particles.latents, 32) for f in (predictive_p_value, matched_p_value)]
+    torch.testing.assert_close(both, (2 * torch.minimum(*each)).clamp(max=1.0))

@@ -35,6 +35,18 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in trainer.program.encoders.state_dict().items()}
 
 
+@pytest.mark.parametrize("encoder", ["rings", "pixels", "shared"])
+@pytest.mark.parametrize("objective", ["elbo", "forward_kl"])
+def test_every_weight_of_every_network_learns(tiny_program, encoder, objective) -> None:
+    stages = [Stage(resolution=16, steps=3, objective=objective)]
+    options = {"encoder": encoder, "inferred": ("pose", "amplitude", "defocus"), "others": "learned"}
+    trainer = make_trainer(tiny_program, stages, **options)
+    before = {name: value.clone() for name, value in trainer.program.encoders.named_parameters()}
+    trainer.run()
+    still = [n for n, v in trainer.program.encoders.named_parameters() if torch.equal(v, before[n])]
+    assert not still
+
+
 class Stop(Exception):
     """Raised where a run is to be interrupted."""
 

@@ -34,12 +34,9 @@ def plot_double_cover(concentration: float = 4.0) -> Figure:
     for number, name in ((0, "w = cos φ/2"), (3, "z = sin φ/2")):
         axes[0, 0].plot(degrees, quaternion[:, number].numpy(), label=name, color=COLOURS[bool(number)])
     axes[0, 0].set_ylabel("quaternion")
-    axes[1, 0].plot(
-        degrees, (both / 2).numpy(), color=COLOURS[2], linewidth=4, alpha=0.35, label="both signs"
-    )
-    axes[1, 0].plot(
-        degrees, (0.5 * _of_one_sign(mean, quaternion)).numpy(), "--", color="black", label="q alone"
-    )
+    alone = _of_one_sign(mean, quaternion)
+    axes[1, 0].plot(degrees, both.numpy(), color=COLOURS[2], linewidth=4, alpha=0.35, label="both signs")
+    axes[1, 0].plot(degrees, alone.numpy(), "--", color="black", label="q alone")
     axes[1, 0].set(xlabel="turn φ (°)", ylabel="density (rad⁻³)", xticks=range(0, 721, 90))
     for ax in axes[:, 0]:
         ax.axvline(360, color=GREY, linewidth=0.8, zorder=0)

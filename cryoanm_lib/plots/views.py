@@ -59,7 +59,7 @@ def plot_view_maps(
             x, y, z = seen_along(poses.double()).unbind(-1)
             place = torch.atan2(y, x).numpy(), torch.asin(z.clamp(-1, 1)).numpy()
             axes[mode, 1].scatter(*place, c=found[:, mode].numpy(), s=5, **look)
-        figure.colorbar(mesh, ax=list(axes[mode]), label=f"mode {mode + 1}: {label}", shrink=0.9, aspect=12)
+        figure.colorbar(mesh, ax=list(axes[mode]), label=f"mode {mode + 1}\n{label}", shrink=0.9, aspect=12)
         for ax in axes[mode]:
             ax.set(xticks=[], yticks=[])
     axes[0, 0].set_title("limit")
