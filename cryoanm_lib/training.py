@@ -143,8 +143,8 @@ class Trainer:
     def _loss_and_grads(self, model: Callable, guide: Callable, *args) -> float:
         """The loss of this stage, with gradients that are no longer than allowed.
 
-        One image of which the guide is sure, and wrong, has a gradient that is large beyond measure; shortened
-        as a whole it does no harm.
+        One image of which the guide is sure, and wrong, has a gradient that is large beyond measure: as a
+        whole, and shortened, it does no harm.
         """
         loss = self._objective().loss_and_grads(model, guide, *args)
         if self.stage.clip_norm is not None:
