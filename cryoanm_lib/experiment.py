@@ -1,7 +1,7 @@
 """One experiment from configuration to artifact: fitted once, then loaded."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -301,16 +301,19 @@ def circumstances(device: torch.device) -> dict:
     }
 
 
-def gather_metrics(settings: Profile, results: Path) -> dict[str, dict]:
-    """The metrics of every run and assessment of a profile by name, with what tables say of it."""
+def gather_metrics(settings: Profile, results: Path, names: Collection[str] | None = None) -> dict[str, dict]:
+    """The metrics of every run and assessment of a profile by name, or some, with what tables say of it."""
+    names = {*settings.runs, *settings.assessments} if names is None else names
     fits = {
         name: load_json(results / settings.artifact_path(name) / "metrics.json") | settings.description(name)
         for name in settings.runs
+        if name in names
     }
     assessments = {
         name: load_json(results / settings.assessment_path(name) / "metrics.json")
         | settings.assessment_description(name)
         for name in settings.assessments
+        if name in names
     }
     return fits | assessments
 

@@ -40,21 +40,37 @@ def reference_path(profile: str) -> Path:
 def save_reference(settings: Profile, results: Path, path: Path | None = None) -> Path:
     """Keep the finished fits of a profile as its reference run, and return the file.
 
+    What has not been run again stays as it was, if its configuration has not changed since.
+
     Raises
     ------
     ArtifactError
-        If a fit is missing, or the structure is not the default.
+        If a fit is missing that no earlier reference run of this configuration has, or the structure is not
+        the default.
     """
     if settings.structure != DEFAULT_STRUCTURE:
         raise ArtifactError(
             f"a reference run is of {DEFAULT_STRUCTURE}, the protein of the book, not of {settings.structure}"
         )
     path = reference_path(settings.name) if path is None else path
-    runs, metrics = settings.runs, gather_metrics(settings, results)
-    compared = {section.task for section in runs.values() if section.recipe == "between"}
+    before = Reference(**load_json(path)) if path.is_file() else Reference({}, {}, {})
+    found = _finished(settings, results)
+    kept = {
+        name
+        for name in before.metrics.keys() - found
+        if name in {*settings.runs, *settings.assessments}
+        and before.metrics[name]["config_hash"] == _hash(settings, name)
+    }
+    metrics = {name: before.metrics[name] | _described(settings, name) for name in kept}
+    names = (*settings.runs, *settings.assessments)
+    metrics |= gather_metrics(settings, results, [name for name in names if name not in kept])
+    metrics = {name: metrics[name] for name in names}
+    compared = {section.task for section in settings.runs.values() if section.recipe == "between"}
     histories = {
-        name: [_kept(record) for record in load_json(_folder(settings, results, name) / "history.json", list)]
-        for name, section in runs.items()
+        name: before.histories[name]
+        if name in kept
+        else [_kept(record) for record in load_json(_folder(settings, results, name) / "history.json", list)]
+        for name, section in settings.runs.items()
         if section.task in compared
     }
     save_json(path, asdict(Reference(_made(settings, metrics), metrics, histories)))
@@ -83,6 +99,21 @@ def load_reference(profile: str) -> Reference:
 
 def _folder(settings: Profile, results: Path, name: str) -> Path:
     return results / settings.artifact_path(name)
+
+
+def _finished(settings: Profile, results: Path) -> set[str]:
+    """Runs and assessments whose artifacts are there."""
+    folders = {name: settings.artifact_path(name) for name in settings.runs}
+    folders |= {name: settings.assessment_path(name) for name in settings.assessments}
+    return {name for name, folder in folders.items() if (results / folder / "metrics.json").is_file()}
+
+
+def _hash(settings: Profile, name: str) -> str:
+    return settings.config_hash(name) if name in settings.runs else settings.assessment_hash(name)
+
+
+def _described(settings: Profile, name: str) -> dict:
+    return settings.description(name) if name in settings.runs else settings.assessment_description(name)
 
 
 def _kept(record: dict) -> dict:

@@ -1,5 +1,6 @@
 """Tables and figures of finished fits, and the reference made of them, from one small profile."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,18 @@ def test_a_reference_run_is_kept_and_found_again(folder, metrics, monkeypatch) -
     (folder / "damaged.json").write_text('{"made": {}}')
     with pytest.raises(ArtifactError, match="keys are missing"):
         load_reference("damaged")
+
+
+def test_what_was_not_run_again_stays_in_the_reference(folder, metrics, tmp_path) -> None:
+    """Unless its configuration has changed: then it is missing."""
+    settings, path = load_profile(folder / "tiny.yaml"), tmp_path / "reference.json"
+    save_reference(settings, folder, path)
+    before = path.read_text()
+    save_reference(settings, tmp_path / "nothing", path)
+    after, reference = json.loads(path.read_text()), json.loads(before)
+    assert after["metrics"] == reference["metrics"] and after["histories"] == reference["histories"]
+    with pytest.raises(ArtifactError, match="is missing"):
+        save_reference(settings.model_copy(update={"seed": 99}), tmp_path / "nothing", path)
 
 
 def test_a_reference_run_is_of_the_books_protein(folder) -> None:
