@@ -1,5 +1,6 @@
 """One experiment from configuration to artifact: fitted once, then loaded."""
 
+import json
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -169,7 +170,10 @@ def save_weights(finished: Fit, path: Path | None = None) -> Path:
         "date": date.today().isoformat(),
     }
     keys = ("config_hash", "commit", "device", "threads", "torch", "train_seconds", "steps", "seed")
-    write_weights(finished.program, path, **made, **{key: str(finished.metrics[key]) for key in keys})
+    made |= {key: str(finished.metrics[key]) for key in keys}
+    # How it descended, so that another training can be held against it.
+    made["losses"] = json.dumps([(r["total_steps"], round(r["loss"], 4)) for r in finished.history])
+    write_weights(finished.program, path, **made)
     return path
 
 

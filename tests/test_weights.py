@@ -1,10 +1,15 @@
 """Networks that come with the library: kept in half, found again, refused when they are another's."""
 
+import json
+
 import pytest
 import torch
 
 from cryoanm_lib import weights
+from cryoanm_lib.configuration import load_profile
+from cryoanm_lib.diagnostics import pose_distance
 from cryoanm_lib.errors import ArtifactError
+from cryoanm_lib.experiment import draw_test_images, make_trainer
 from cryoanm_lib.prior import Prior
 
 SPACE = Prior(pose="space", shift_scale=0.5)
@@ -43,3 +48,28 @@ def test_weights_that_are_not_numbers_are_refused(tiny_program, folder) -> None:
     weights.write_weights(program, weights.weights_path("mine"))
     with pytest.raises(ArtifactError, match="NaN"):
         weights.load_weights(tiny_program("shared", prior=SPACE), "mine")
+
+
+@pytest.mark.slow
+def test_a_training_from_scratch_descends_as_it_did_then() -> None:
+    """The mean loss over the first stage: on another machine within 0.2 nats of what the weights were made with."""
+    trainer = make_trainer(load_profile("full").model_copy(update={"test_images": 20}), "so3_all_latents")
+    trainer.stages = trainer.stages[:1]
+    trainer.run()
+    (steps, loss), *_ = json.loads(weights.weights_made("so3_all_latents")["losses"])
+    assert trainer.progress.total_steps == steps
+    assert trainer.progress.history[0]["loss"] == pytest.approx(loss, abs=0.2)
+
+
+@pytest.mark.parametrize("name", ["so3_all_latents", "so3_any_noise"])
+def test_weights_of_the_book_are_those_of_their_configuration(name) -> None:
+    """At most 10 MB, made by the profile as it is, and good for the first step of every user's pipeline."""
+    made, settings = weights.weights_made(name), load_profile("full")
+    assert weights.weights_path(name).stat().st_size < 10e6
+    assert made["config_hash"] == settings.config_hash(name)
+    assert {"commit", "date", "device", "made_by", "train_seconds", "steps", "losses"} <= set(made)
+    program = load_profile("laptop").program(name)
+    weights.load_weights(program, name)
+    images = draw_test_images(load_profile("laptop").model_copy(update={"test_images": 40}), name, 0.084)
+    nearest = pose_distance(program.propose(images, 32)["pose"], images.latents["pose"][:, None]).amin(1)
+    assert (torch.rad2deg(nearest) < 15).double().mean() > 0.9
