@@ -52,7 +52,7 @@ def test_weights_that_are_not_numbers_are_refused(tiny_program, folder) -> None:
 
 @pytest.mark.slow
 def test_a_training_from_scratch_descends_as_it_did_then() -> None:
-    """The mean loss over the first stage: on another machine within 0.2 nats of what the weights were made with."""
+    """The mean loss over the first stage, on any machine within 0.2 nats of what it was then."""
     trainer = make_trainer(load_profile("full").model_copy(update={"test_images": 20}), "so3_all_latents")
     trainer.stages = trainer.stages[:1]
     trainer.run()
