@@ -107,7 +107,7 @@ def assess(settings: Profile, name: str, results: Path) -> None:
     limit = information_limit(program, images.latents, resolution)
     refined, speed = _timed_refinement(program, images, resolution, generator)
     posteriors: dict[str, Posterior] = {
-        "guide": GuidePosterior(program, images[: checks.guide_images], resolution),
+        "guide": GuidePosterior(program, images[: section.guide_images], resolution),
         "refined": refined,
     }
     if section.exact_images:

@@ -246,6 +246,7 @@ class Profile(Section):
         defaults = {
             "resolution": self.last_resolution(section.of),
             "exact_images": 0 if in_space else self.checks.exact_images,
+            "guide_images": self.checks.guide_images,
             "noise": self.experiment(section.of).test_noise,
         }
         return section.model_copy(update={k: v for k, v in defaults.items() if getattr(section, k) is None})

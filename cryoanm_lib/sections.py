@@ -181,6 +181,7 @@ class AssessmentSection(Section):
     exact_images: Annotated[int, Field(ge=0)] | None = Field(
         None, description="in place of the checks'; none for 0"
     )
+    guide_images: Count | None = Field(None, description="in place of the checks'")
 
 
 class CheckSection(Section):
