@@ -39,6 +39,9 @@ METHODS = ("guide", "refined", "exact")
 #: A draw further from the truth than this many times the limit is an outlier, as one honest one in 15 000 is.
 OUTLIER = 5.0
 
+# No pose further off than this many degrees counts as found.
+_FAR = 30.0
+
 # What draws the posteriors' samples, whatever else a run draws.
 _DRAW_SEED = 3_000_000_019
 
@@ -227,7 +230,8 @@ def _found(
     if "pose" not in away or truth["pose"].shape[-1] == 2:
         return {}, torch.ones(len(truth["pose"]), dtype=torch.bool)
     first, own = away["pose"][0], limit["pose"][: len(truth["pose"])]
-    within = {"fraction_within_1deg": first < 1.0, "fraction_within_5_limits": first < OUTLIER * own}
+    near = (OUTLIER * own).clamp(max=_FAR)
+    within = {"fraction_within_1deg": first < 1.0, "fraction_within_5_limits": first < near}
     fractions = {key: value.double().mean().item() for key, value in within.items()}
     right = torch.stack(list(within.values())).any(0)
     return fractions | {"pose_residual_median_deg": first.median().item()}, right

@@ -100,6 +100,7 @@ def opposite_weight(answer: Mapping[str, Tensor]) -> Float[Tensor, "images"]:
         "pose_logits" and "pose_concentrations", as of `CryoProgram.sample_guide`.
     """
     weights = answer["pose_logits"].softmax(-1)
-    angles = unit_vector_to_angle(answer["pose_concentrations"])
-    leading = angles.gather(-1, weights.argmax(-1, keepdim=True))
-    return (weights * (torch.rad2deg(angle_distance(angles, leading)) > FLIP_DEGREES)).sum(-1)
+    poses = torch.nn.functional.normalize(answer["pose_concentrations"], dim=-1)
+    leader = weights.argmax(-1)[..., None, None].expand(*poses.shape[:-2], 1, poses.shape[-1])
+    away = pose_distance(poses, poses.gather(-2, leader))
+    return (weights * (torch.rad2deg(away) > FLIP_DEGREES)).sum(-1)

@@ -247,13 +247,11 @@ class ForwardModel(nn.Module):
         ForwardModelError
             If K is not usable with the box, or there is not one amplitude for each mode.
         """
-        transfer = self._transfer(latents, self.frequencies(resolution))
-        return transfer * self.projections(latents, resolution)
+        return self.transfer(latents, resolution) * self.projections(latents, resolution)
 
-    @staticmethod
-    def _transfer(latents: Latents, frequencies: Float[Tensor, "kept 2"]) -> Float[Tensor, "*batch kept"]:
+    def transfer(self, latents: Latents, resolution: int) -> Float[Tensor, "*batch kept"]:
         """What the microscope makes of every coefficient: the contrast transfer, times the contrast."""
-        return latents.contrast[..., None] * ctf(latents.defocus, frequencies)
+        return latents.contrast[..., None] * ctf(latents.defocus, self.frequencies(resolution))
 
     def projections(self, latents: Latents, resolution: int) -> Complex[Tensor, "*batch kept"]:
         """Coefficients as they are before the microscope's transfer: the defocus plays no part."""
@@ -272,7 +270,7 @@ class ForwardModel(nn.Module):
         resolution : int
             K, as for `coefficients`.
         along : sequence of str
-            Some of `DIRECTIONS`, in that order.
+            Some of `DIRECTIONS`; the answer is in their order.
 
         Raises
         ------
@@ -287,7 +285,7 @@ class ForwardModel(nn.Module):
         projection, moved = fourier_slopes(
             self.positions(latents), velocities, self.box_size, self.atom_width, resolution
         )
-        transfer = self._transfer(latents, frequencies)
+        transfer = self.transfer(latents, resolution)
         slopes = [transfer[..., None, :] * moved]
         if "defocus" in along:
             squared = frequencies.square().sum(-1)

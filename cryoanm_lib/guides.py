@@ -103,6 +103,8 @@ class SeparateNetworks(nn.Module):
     def others(self, seen: Tensor, pose: Float[Tensor, "*batch 2"], computed: Computed) -> Others:
         """Independent normals, which start as the prior."""
         turning = self.upright and any(name not in ("pose", "shift") for name in self.inferred)
+        # A pose in space, which can only be given, is more than a turn of the image.
+        turning &= self.prior.pose == "plane"
         # Bend and focus are easier to see once the image is upright.
         turned = self.representation.turn_back(seen, pose.detach()) if turning else seen
 
@@ -173,7 +175,7 @@ class SharedNetwork(nn.Module):
     @property
     def learned(self) -> tuple[str, ...]:
         """The pose alone, where the others are computed."""
-        return ("pose",) if self.way == "computed" else self.inferred
+        return tuple(n for n in self.inferred if n == "pose" or self.way != "computed")
 
     def see(
         self, images: Float[Tensor, "images size size"], noise: Float[Tensor, "images"]

@@ -16,6 +16,9 @@ from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.rotation import angle_to_unit_vector, unit_vector_to_angle
 from cryoanm_lib.unknowns import Unknowns
 
+#: Mean distance in degrees of two poses of which nothing is known: on the circle, and in space 90° + 360°/π².
+ANYWHERE = {"plane": 90.0, "space": 90.0 + 360.0 / math.pi**2}
+
 
 def information_limit(
     program: CryoProgram, latents: Mapping[str, Tensor], resolution: int
@@ -45,7 +48,8 @@ def information_limit(
         limit[name] = expected[:, own].mean(1)
         if name == "pose":
             # Draw and truth differ by twice the covariance of either.
-            limit[name] = torch.rad2deg(mean_length(2 * covariance[:, own][:, :, own]))
+            length = torch.rad2deg(mean_length(2 * covariance[:, own][:, :, own]))
+            limit[name] = length.clamp(max=ANYWHERE["space" if unknowns.in_space else "plane"])
     return limit
 
 

@@ -67,7 +67,9 @@ def log_likelihood(
     1995.8
     """
     residual = to_real(observed - predicted, resolution)
-    sigma = cropped_noise(torch.as_tensor(noise, dtype=residual.dtype), resolution, box_size)
+    sigma = cropped_noise(
+        torch.as_tensor(noise, dtype=residual.dtype, device=residual.device), resolution, box_size
+    )
     normalisation = residual.shape[-1] * (math.sqrt(2 * math.pi) * sigma).log()
     return -0.5 * (residual / sigma[..., None]).square().sum(-1) - normalisation
 

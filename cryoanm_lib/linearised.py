@@ -35,8 +35,8 @@ def linearised_posterior(
     Given the pose, an image is nearly linear in amplitudes, defocus and contrast, so that with the derivative
     J of the crop in units of the noise, what it leaves r, and the prior's precision P the posterior is the
     Gaussian with precision F = JᵀJ + P about x + F⁻¹ (Jᵀ r + ∇log p): a Newton step. The shift, in which the
-    image is not linear, is first looked for on a grid. No gradient passes: at the top of p(others | pose) the
-    density does not change with the others, so that what is missing is of second order.
+    image is not linear, is first looked for on a grid. No gradient passes through the answer: where it is the
+    posterior of the others at the K of the likelihood, the terms that are missing cancel on average.
 
     Parameters
     ----------
@@ -75,12 +75,12 @@ def linearised_posterior(
         left = to_real(crop_coefficients(observed, k) - predicted, k) / sigma
         # In deviations of the prior, whose precision is then the identity.
         jacobian = jacobian * scale[:, None]
-        precision = jacobian @ jacobian.transpose(1, 2) + torch.eye(len(scale), device=scale.device)
+        precision = jacobian @ jacobian.transpose(1, 2) + torch.eye(len(scale)).to(scale)
         factor = torch.linalg.cholesky(precision)
         slope = (jacobian @ left[..., None])[..., 0] - (values - mean) / scale
         step = torch.cholesky_solve(slope[..., None], factor)[..., 0]
         values = values + scale * step * (_LONGEST / step.abs().amax(1, keepdim=True)).clamp(max=1.0)
-    identity = torch.eye(len(scale), device=scale.device).expand_as(factor)
+    identity = torch.eye(len(scale)).to(scale).expand_as(factor)
     covariance = torch.cholesky_solve(identity, factor)
     spread = scale[:, None] * torch.linalg.cholesky(covariance)
     return values.view(*batch, -1), spread.view(*batch, *spread.shape[1:])
@@ -110,7 +110,7 @@ def _best_shift(
     matched = crop_coefficients(observed, k) * predicted.conj()
     # Every coefficient of the half plane but k = 0 stands for its partner too.
     matched[:, 1:] *= 2
-    phase = 2 * math.pi * half_plane_frequencies(k, noise.device) @ grid.T / model.box_size
+    phase = 2 * math.pi * half_plane_frequencies(k).to(grid) @ grid.T / model.box_size
     correlation = matched.real @ phase.cos() - matched.imag @ phase.sin()
     # to_real counts K² times the squared coefficients.
     score = correlation * (k / cropped_noise(noise, k, model.box_size)[:, None]) ** 2

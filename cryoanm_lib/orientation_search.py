@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cryoanm_lib.climb import Peaks, Starts
+from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.forward import Latents
 from cryoanm_lib.fourier import crop_coefficients, half_plane_frequencies, to_real
 from cryoanm_lib.likelihood import cropped_noise
@@ -38,8 +39,9 @@ _REACH, _BESIDE, _IMAGES = 2.5, 1.5, 32
 class OrientationSearch:
     """Finds poses in space and shifts to climb from, whatever a guide may say.
 
-    Bends, defocus and contrast stay at their prior means: at this resolution they change an image little. The
-    shift that suits a rotation best is the one that counts.
+    Bends and defocus stay at their prior means, also where they are given: at this resolution they change an
+    image little. A given shift or contrast is taken into account; of shifts that are not given, the one that
+    suits a rotation best is the one that counts.
 
     Parameters
     ----------
@@ -51,6 +53,11 @@ class OrientationSearch:
         Degrees between neighbouring rotations.
     most : int
         Starts an image.
+
+    Raises
+    ------
+    CryoANMError
+        If the program infers no pose in space.
     """
 
     def __init__(
@@ -60,6 +67,11 @@ class OrientationSearch:
         spacing: float = SPACING,
         most: int = MOST,
     ) -> None:
+        if program.prior.pose != "space" or "pose" not in program.inferred:
+            raise CryoANMError(
+                f"an OrientationSearch finds poses in space, but the program infers {program.inferred}, with "
+                f"poses in the {program.prior.pose}: use a WideSearch"
+            )
         self.program, self.resolution = program, min(resolution, program.forward_model.box_size)
         self.spacing, self.most = spacing, most
         self.poses = orientation_grid(count_for(spacing))
@@ -128,13 +140,19 @@ class OrientationSearch:
         sigma = cropped_noise(noise, self.resolution, model.box_size)[:, None].to(self._norms)
         observed = crop_coefficients(particles.coefficients, self.resolution)
         frequencies = half_plane_frequencies(self.resolution) / model.box_size
+        given = {n: v for n, v in particles.latents.items() if n not in self.program.inferred}
+        if "shift" in given:
+            phase = 2 * math.pi * given["shift"].float() @ frequencies.T
+            observed = observed * torch.polar(torch.ones_like(phase), phase)
+        contrast = given.get("contrast", torch.ones(len(particles)))[:, None].to(self._norms)
         scale = max(prior.shift_scale, 1e-6)
         best, which = None, None
         for number, shift in enumerate(self.shifts):
             # Moving the image back is moving the templates there.
             phase = 2 * math.pi * frequencies @ shift
             back = to_real(observed * torch.polar(torch.ones_like(phase), phase), self.resolution)
-            score = (back @ self._templates.T - self._norms) / sigma**2 - 0.5 * (shift / scale).square().sum()
+            matched = contrast * (back @ self._templates.T) - contrast**2 * self._norms
+            score = matched / sigma**2 - 0.5 * (shift / scale).square().sum()
             if best is None:
                 best, which = score, torch.zeros(score.shape, dtype=torch.int16)
                 continue

@@ -32,7 +32,7 @@ def standard_residual(
     chosen = {name: latents[name] for name in program.inferred}
     predicted = model.coefficients(to_forward({**particles.latents, **chosen}), resolution)
     left = to_real(crop_coefficients(particles.coefficients, resolution) - predicted, resolution)
-    noise = torch.as_tensor(program.noise_of(particles.latents), dtype=left.dtype)
+    noise = torch.as_tensor(program.noise_of(particles.latents), dtype=left.dtype, device=left.device)
     return left / cropped_noise(noise, resolution, model.box_size)[..., None]
 
 
@@ -129,6 +129,8 @@ def matched_p_value(
     At the truth the component of image y along the prediction μ, y·μ/|μ|, is normal with mean |μ| and the
     deviation of the noise. At a wrong pose a part of μ is missing from y. The squared residual, with its
     thousands of degrees of freedom, does not see that where there is little signal; this one degree does.
+    Where the contrast is inferred, it would make up for what is missing: then μ is that of contrast 1, and
+    the contrast's prior deviation s widens what is allowed to 1 + s² |μ|².
 
     Parameters
     ----------
@@ -144,10 +146,17 @@ def matched_p_value(
     model = program.forward_model
     chosen = {name: latents[name] for name in program.inferred}
     predicted = model.coefficients(to_forward({**particles.latents, **chosen}), resolution)
-    predicted = to_real(predicted, resolution).double()
+    noise = torch.as_tensor(program.noise_of(particles.latents), dtype=torch.float64)
+    sigma = cropped_noise(noise, resolution, model.box_size).to(predicted.device)[..., None]
+    predicted = to_real(predicted, resolution).double() / sigma
     residual = standard_residual(program, particles, latents, resolution).double()
-    along = (residual * predicted).sum(-1) / predicted.norm(dim=-1).clamp(min=1e-300)
-    return torch.special.ndtr(along)
+    missing, allowed = residual, 1.0
+    if "contrast" in program.inferred:
+        contrast = latents["contrast"].double()[:, None]
+        missing, predicted = residual + (1 - 1 / contrast) * predicted, predicted / contrast
+        allowed = 1 + program.prior.contrast_scale**2 * predicted.square().sum(-1)
+    along = (missing * predicted).sum(-1) / predicted.norm(dim=-1).clamp(min=1e-300)
+    return torch.special.ndtr(along / allowed**0.5)
 
 
 def explained_p_value(

@@ -91,7 +91,8 @@ class CryoProgram(nn.Module):
             cropped_noise(
                 end, forward_model.box_size, forward_model.box_size
             )  # refuses one that is not positive
-        forward_model.check_fit(dimensions=3 if prior.pose == "space" else 2)
+        # most images are shifted by less than two deviations
+        forward_model.check_fit(3 if prior.pose == "space" else 2, margin=2 * prior.shift_scale)
         self.forward_model, self.prior, self.noise = forward_model, prior, noise
         self.inferred = tuple(name for name in LATENTS if name in inferred)
         self.components, self.stratified = components, stratified
@@ -149,11 +150,14 @@ class CryoProgram(nn.Module):
         observed = to_real(crop_coefficients(particles.coefficients, resolution), resolution)
         given = {name: particles.latents[name] for name in self.prior.latents if name not in self.inferred}
         with pyro.plate("images", len(particles)), poutine.condition(data=given):
-            latents = self.draw_latents()
+            known = {n: v for n, v in particles.latents.items() if n in LATENTS}
+            latents = known | self.draw_latents()
             # project, apply the contrast transfer, crop
             predicted = self.forward_model.coefficients(to_forward(latents), resolution)
             # white noise, σ_n K/N after the crop
-            noise = torch.as_tensor(self.noise_of(particles.latents), dtype=observed.dtype)
+            noise = torch.as_tensor(
+                self.noise_of(particles.latents), dtype=observed.dtype, device=observed.device
+            )
             sigma = cropped_noise(noise, resolution, self.forward_model.box_size)[..., None]
             pyro.sample("image", dist.Normal(to_real(predicted, resolution), sigma).to_event(1), obs=observed)
 
@@ -268,7 +272,7 @@ class CryoProgram(nn.Module):
         """One draw of every inferred latent for each image, and the pose's mixture.
 
         Returns the draws by the latent's name, and where the pose is inferred "pose_logits" (images,
-        components) and "pose_concentrations" (images, components, 2).
+        components) and "pose_concentrations" (images, components, 2 or 4).
         """
         return self._in_batches(self._sample_chunk, particles, resolution, batch_size)
 

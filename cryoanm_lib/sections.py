@@ -151,6 +151,12 @@ class ExperimentSection(Section):
                 f"guide.others = 'computed' leaves nothing to learn of infer = {self.infer}: infer the pose "
                 "too, or choose 'learned'"
             )
+        for index, stage in enumerate(self.stages):
+            if computed and stage.train is not None and "pose" not in stage.train:
+                raise ValueError(
+                    f"stages[{index}].train = {stage.train} has nothing to learn: with guide.others = "
+                    "'computed' the pose alone is learned"
+                )
         if isinstance(self.noise, tuple) and not self.noise[0] < self.noise[1]:
             raise ValueError(f"noise = {self.noise} is no range: the first end must be the lower one")
         if self.training_images is not None and self.training_images % self.batch_size:

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from cryoanm_lib.ctf import ctf
 from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.fourier import crop_coefficients, to_real
 from cryoanm_lib.likelihood import cropped_noise
@@ -175,10 +174,9 @@ class Templates:
 def same_projection(
     program: CryoProgram, index: Int[Tensor, "cells columns"], image: Int[Tensor, "cells"] | None = None
 ) -> Int[Tensor, "cells"]:
-    """A number for each cell that it shares with those that differ from it in defocus alone."""
-    columns = [
-        c for c, name in zip(index.unbind(-1), Unknowns.of(program).columns, strict=True) if name != "defocus"
-    ]
+    """A number for each cell that it shares with those that differ from it in defocus or contrast alone."""
+    names, after = Unknowns.of(program).columns, ("defocus", "contrast")
+    columns = [c for c, name in zip(index.unbind(-1), names, strict=True) if name not in after]
     key = torch.zeros(len(index), dtype=torch.long) if image is None else image.clone()
     for column in columns:
         low, high = column.amin(), column.amax()
@@ -206,6 +204,4 @@ def coefficients_reusing(
     first = torch.empty(int(group.max()) + 1, dtype=torch.long)
     first[group] = torch.arange(len(group))
     forward = to_forward({name: value[first] for name, value in latents.items()})
-    return (
-        ctf(latents["defocus"], model.frequencies(resolution)) * model.projections(forward, resolution)[group]
-    )
+    return model.transfer(to_forward(latents), resolution) * model.projections(forward, resolution)[group]

@@ -140,16 +140,16 @@ class Unknowns:
         """
         if not self._turns:
             return [(step, self.log_volume(step))]
-        angle = step[..., :1]
+        pose, others = step.tensor_split([3 if self.in_space else 1], dim=-1)
         if self.in_space:
-            angle = step[..., :3].norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        found = []
-        for turns in TURNS:
-            longer = (angle + 2 * math.pi * turns) / angle if self.in_space else 1.0
-            pose = longer * step[..., :3] if self.in_space else angle + 2 * math.pi * turns
-            way = torch.cat([pose, step[..., pose.shape[-1] :]], dim=-1)
-            found.append((way, self.log_volume(way)))
-        return found
+            angle = pose.norm(dim=-1, keepdim=True)
+            # Where there is no turn, any axis will do.
+            none = angle < 1e-12
+            axis = torch.where(none, pose.new_tensor([1.0, 0.0, 0.0]), pose / angle.clamp(min=1e-12))
+        else:
+            angle, axis = pose, torch.ones_like(pose)
+        ways = [torch.cat([(angle + 2 * math.pi * turns) * axis, others], dim=-1) for turns in TURNS]
+        return [(way, self.log_volume(way)) for way in ways]
 
     def log_volume(self, step: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch"]:
         """Logarithm of the volume at the end of a step for that of steps: 0 unless a pose turns in space."""

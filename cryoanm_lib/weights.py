@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-import torch
-
 from cryoanm_lib.errors import ArtifactError
 from cryoanm_lib.program import CryoProgram
-from cryoanm_lib.storage import load_tensors, save_tensors, unusable
+from cryoanm_lib.storage import load_tensors, save_tensors
 
 
 def weights_path(name: str) -> Path:
@@ -43,12 +41,14 @@ def load_weights(program: CryoProgram, name: str) -> dict[str, str]:
         raise ArtifactError(f"no weights came with the library under the name {name!r}; there are: {known}")
     tensors, made = load_tensors(path)
     like = program.encoders.state_dict()
-    try:
-        program.encoders.load_state_dict({k: v.to(like[k].dtype) for k, v in tensors.items()})
-    except (RuntimeError, KeyError) as error:
-        raise unusable(path, error) from error
-    with torch.no_grad():
-        finite = all(value.isfinite().all() for value in program.encoders.state_dict().values())
-    if not finite:
-        raise unusable(path, "it holds NaN or infinite values")
+    shapes = [{key: tuple(value.shape) for key, value in found.items()} for found in (tensors, like)]
+    if shapes[0] != shapes[1]:
+        unlike = sorted(key for key in {*tensors, *like} if shapes[0].get(key) != shapes[1].get(key))
+        raise ArtifactError(
+            f"the weights {name!r} are of other networks, which differ in {', '.join(unlike[:3])}: give the "
+            f"guide the settings of the experiment {name!r}"
+        )
+    if not all(value.isfinite().all() for value in tensors.values()):
+        raise ArtifactError(f"{path} holds NaN or infinite values: install the library again")
+    program.encoders.load_state_dict({key: value.to(like[key].dtype) for key, value in tensors.items()})
     return made

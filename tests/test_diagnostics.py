@@ -54,3 +54,10 @@ def test_opposite_weight_by_hand() -> None:
 
 def test_residuals_of_some_latents_only() -> None:
     assert set(residuals({"defocus": torch.zeros(2)}, {"defocus": torch.ones(2)})) == {"defocus"}
+
+
+def test_the_weight_of_opposite_poses_in_space_does_not_know_signs() -> None:
+    here, half_turn = torch.tensor([5.0, 0.0, 0.0, 0.0]), torch.tensor([0.0, 0.0, 0.0, 5.0])
+    answer = {"pose_logits": torch.zeros(2, 2)}
+    answer["pose_concentrations"] = torch.stack([torch.stack([here, -here]), torch.stack([here, half_turn])])
+    torch.testing.assert_close(opposite_weight(answer), torch.tensor([0.0, 0.5]))

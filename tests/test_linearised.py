@@ -105,3 +105,9 @@ def test_the_grid_of_shifts_fills_its_circle(reach: float, step: float) -> None:
     grid = shift_grid(reach, step)
     assert grid.norm(dim=1).max() <= reach + 1e-6
     assert abs(len(grid) - math.pi * (reach / step) ** 2) <= 4 * (1 + reach / step)
+
+
+def test_a_program_in_double_precision_has_a_guide_too(tiny_program) -> None:
+    program = tiny_program("shared", prior=PRIOR, inferred=("pose", *OTHERS), noise=0.1).double()
+    drawn = program.sample_guide(program.simulate(3, 32), 16)
+    assert all(value.isfinite().all() for value in drawn.values())

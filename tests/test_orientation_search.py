@@ -91,3 +91,22 @@ def test_shifts_are_searched_within_the_prior(program) -> None:
     search = OrientationSearch(program, resolution=16, spacing=40.0)
     assert search.shifts.norm(dim=1).max() <= 2.5 * 0.8 + 1e-6
     assert math.isclose(search.shifts.norm(dim=1).min().item(), 0.0, abs_tol=1e-9)
+
+
+def test_a_given_shift_and_contrast_are_taken_into_account(tiny_program) -> None:
+    """Shifts of three pixels and dim images, all of it known."""
+    prior = Prior(pose="space", shift_scale=1.5, contrast_scale=0.2, amplitude_scale=1.0)
+    program = tiny_program("shared", prior=prior, inferred=("pose", "amplitude"), noise=0.05)
+    pyro.set_rng_seed(2)
+    particles = program.simulate(20, 32)
+    search = OrientationSearch(program, resolution=16, spacing=20.0)
+    peaks = march(program, particles, search.starts(particles), 32, lowest=16)
+    first = torch.searchsorted(peaks.image, torch.arange(20))
+    found = Unknowns.of(program).latents(peaks.values[first])["pose"]
+    away = torch.rad2deg(pose_distance(found, particles.latents["pose"].double()))
+    assert (away < 3.0).double().mean() > 0.85
+
+
+def test_a_program_without_a_pose_in_space_is_refused(tiny_program) -> None:
+    with pytest.raises(CryoANMError, match="use a WideSearch"):
+        OrientationSearch(tiny_program())

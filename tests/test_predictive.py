@@ -14,6 +14,7 @@ from cryoanm_lib.predictive import (
     ring_p_values,
     standard_residual,
 )
+from cryoanm_lib.prior import Prior
 
 
 def test_residual_at_the_truth_is_standard_normal(tiny_program) -> None:
@@ -62,6 +63,18 @@ def test_the_matched_check_is_uniform_at_the_truth_and_sees_a_wrong_pose(tiny_pr
     by_match = (matched_p_value(program, particles, wrong, 32) < 0.01).double().mean()
     by_residual = (predictive_p_value(program, particles, wrong, 32) < 0.01).double().mean()
     assert by_match > 2 * by_residual
+
+
+def test_the_matched_check_is_not_fooled_by_the_contrast(tiny_program) -> None:
+    """Uniform at the truth with the contrast inferred too; a wrong pose is seen though the contrast falls."""
+    program = tiny_program(
+        "shared", prior=Prior(contrast_scale=0.1), inferred=("pose", "contrast"), noise=0.3
+    )
+    pyro.set_rng_seed(7)
+    particles = program.simulate(400, 32)
+    assert uniformity(matched_p_value(program, particles, particles.latents, 32)) > 1e-4
+    wrong = {"pose": -particles.latents["pose"], "contrast": 0.6 * particles.latents["contrast"]}
+    assert (matched_p_value(program, particles, wrong, 32) < 0.01).double().mean() > 0.5
 
 
 def test_either_check_can_raise_the_alarm(tiny_program) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pyro import poutine
 
-from cryoanm_lib.errors import ConfigurationError
+from cryoanm_lib.errors import ConfigurationError, ForwardModelError
 from cryoanm_lib.fourier import crop_coefficients
 from cryoanm_lib.likelihood import log_likelihood
 from cryoanm_lib.particles import Particles, to_forward
@@ -18,6 +18,7 @@ SUBSETS = [c for r in (1, 2, 5) for c in itertools.combinations(LATENTS, r)]
 PLANE = Prior(shift_scale=0.5, contrast_scale=0.1)
 SPACE = Prior(pose="space", shift_scale=0.5, contrast_scale=0.1)
 KINDS = [("rings", PLANE), ("pixels", PLANE), ("shared", PLANE), ("shared", SPACE)]
+GIVEN_IN_SPACE = ("shift", "amplitude", "defocus", "contrast")
 
 
 @pytest.mark.parametrize("inferred", SUBSETS, ids="-".join)
@@ -131,3 +132,33 @@ def test_particles_are_indexed_together(tiny_program) -> None:
 def test_unknown_latents_are_refused(tiny_program, inferred) -> None:
     with pytest.raises(ConfigurationError, match="name one or more of"):
         tiny_program(inferred=inferred)
+
+
+@pytest.mark.parametrize("encoder", ["rings", "pixels"])
+def test_separate_networks_do_not_care_for_the_sign_of_a_given_pose(tiny_program, encoder) -> None:
+    program = tiny_program(encoder, inferred=GIVEN_IN_SPACE, prior=SPACE)
+    particles = program.simulate(3, 16)
+    opposite = Particles(particles.coefficients, {**particles.latents, "pose": -particles.latents["pose"]})
+    one, other = (program.propose(images, 16) for images in (particles, opposite))
+    for name in GIVEN_IN_SPACE:
+        torch.testing.assert_close(one[name], other[name])
+
+
+def test_what_is_known_counts_in_the_model_as_in_the_posterior(tiny_program) -> None:
+    """A shift and a contrast that the prior does not have, but the particles do."""
+    program = tiny_program(inferred=("pose",)).double()
+    particles = program.simulate(2, 16)
+    latents = dict(particles.latents) | {"shift": torch.ones(2, 2).double(), "contrast": torch.ones(2) * 0.5}
+    particles = Particles(particles.coefficients, latents)
+    trace = poutine.trace(poutine.condition(program.model, {"pose": latents["pose"]})).get_trace(
+        particles, 12
+    )
+    trace.compute_log_prob()
+    found = program.log_joint(particles, {"pose": latents["pose"]}, 12)
+    expected = trace.nodes["image"]["log_prob"] + trace.nodes["pose"]["log_prob"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_a_molecule_must_fit_where_it_is_shifted(tiny_program) -> None:
+    with pytest.raises(ForwardModelError, match="beyond half a box of 32 pixels"):
+        tiny_program(prior=Prior(shift_scale=8.0))

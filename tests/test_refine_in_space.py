@@ -143,3 +143,26 @@ def test_the_mean_length_is_that_of_draws(spread) -> None:
     assert mean_length(covariance).item() == pytest.approx(
         length.mean().item(), abs=5 * length.std().item() / 447
     )
+
+
+def test_the_density_of_a_mixture_is_smooth_at_its_centre() -> None:
+    """No turn has many axes, and counts once."""
+    unknowns = Unknowns(("pose",), n_modes=1, in_space=True)
+    centre = torch.tensor([[[1.0, 0.0, 0.0, 0.0]]]).double()
+    scale = 0.1 * torch.eye(3).double().expand(1, 1, 3, 3)
+    mixture = GaussianMixture(unknowns, torch.zeros(1, 1).double(), centre, scale)
+    steps = torch.tensor([[0.0, 0.0, 0.0], [1e-14, 0.0, 0.0], [1e-9, 0.0, 0.0], [1e-4, 0.0, 0.0]]).double()
+    density = mixture.log_density(unknowns.moved(centre[:, 0], steps)[:, None])
+    torch.testing.assert_close(density, density[3:].expand_as(density), rtol=0, atol=1e-5)
+
+
+def test_what_the_search_finds_is_weighed_honestly(tiny_program) -> None:
+    """From templates alone, with the contrast inferred, where poses have rivals: ranks at 1e-5 each."""
+    program, particles = setting(tiny_program, 0.5, 150, seed=9)
+    search = OrientationSearch(program, resolution=16, spacing=20.0, most=16)
+    generator = torch.Generator().manual_seed(1_000)
+    posterior = refine(program, particles, 32, search.starts(particles), search, generator)
+    draws = posterior.sample(99, generator)
+    for rank in ranks(draws, particles.latents).values():
+        for column in rank.unbind(-1):
+            assert uniformity(column, 99, generator) > 1e-5

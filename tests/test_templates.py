@@ -7,6 +7,7 @@ import torch
 from cryoanm_lib.anm import normal_modes
 from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.forward import ForwardModel, Latents
+from cryoanm_lib.prior import Prior
 from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.templates import Lattice, Templates, same_projection
 from cryoanm_lib.unknowns import Unknowns
@@ -75,3 +76,17 @@ def test_too_many_unknowns_for_a_lattice_are_refused(cluster) -> None:
     program = CryoProgram(ForwardModel(cluster.float(), modes, box_size=32), inferred=("pose", "amplitude"))
     with pytest.raises(CryoANMError, match="is larger than 4194304: infer fewer latents, or lower K"):
         Lattice.covering(program, 32)
+
+
+@pytest.mark.parametrize("inferred", [("pose", "shift"), ("pose", "contrast"), ("pose", "amplitude")])
+def test_shift_and_contrast_count_given_or_not(tiny_program, inferred) -> None:
+    prior = Prior(shift_scale=0.4, contrast_scale=0.2)
+    program = tiny_program("shared", prior=prior, inferred=inferred, noise=0.3)
+    pyro.set_rng_seed(9)
+    particles, templates = program.simulate(3, 16), Templates(program, 12)
+    cells = torch.arange(0, len(templates.lattice), max(1, len(templates.lattice) // 50))
+    latents = Unknowns.of(program).latents(templates.lattice.centre[cells].float())
+    spread = {k: v[:, None].expand(-1, 3, *v.shape[1:]) for k, v in latents.items()}
+    expected = program.log_joint(particles, spread, 12)
+    found = templates.log_joint(particles)[:, cells].T
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.05)

@@ -37,7 +37,7 @@ def test_weights_that_do_not_exist_are_refused(tiny_program, folder) -> None:
 
 def test_weights_of_another_program_are_refused(tiny_program, folder) -> None:
     weights.write_weights(tiny_program("shared", prior=SPACE), weights.weights_path("mine"))
-    with pytest.raises(ArtifactError, match=r"mine\.safetensors is damaged"):
+    with pytest.raises(ArtifactError, match="'mine' are of other networks, which differ in pose"):
         weights.load_weights(tiny_program("shared", prior=SPACE, components=3), "mine")
 
 
@@ -53,7 +53,9 @@ def test_weights_that_are_not_numbers_are_refused(tiny_program, folder) -> None:
 @pytest.mark.slow
 def test_a_training_from_scratch_descends_as_it_did_then() -> None:
     """The mean loss over the first stage, on any machine within 0.2 nats of what it was then."""
-    trainer = make_trainer(load_profile("full").model_copy(update={"test_images": 20}), "so3_all_latents")
+    trainer = make_trainer(
+        load_profile("full").model_copy(update={"test_images": 20, "device": "cpu"}), "so3_all_latents"
+    )
     trainer.stages = trainer.stages[:1]
     trainer.run()
     (steps, loss), *_ = json.loads(weights.weights_made("so3_all_latents")["losses"])
