@@ -77,6 +77,23 @@ class Profile(Section):
         return self
 
     @model_validator(mode="after")
+    def _what_is_inferred_can_be(self) -> "Profile":
+        for name, experiment in self.experiments.items():
+            prior = experiment.prior or self.prior
+            for latent in experiment.infer:
+                if latent not in prior.latents:
+                    raise ValueError(
+                        f"experiments.{name}.infer names {latent!r}, which does not vary: give the prior a "
+                        f"{latent}_scale above 0"
+                    )
+            if prior.pose == "space" and "pose" in experiment.infer and experiment.guide.encoder != "shared":
+                raise ValueError(
+                    f"experiments.{name}.guide.encoder = {experiment.guide.encoder!r} does not infer a pose "
+                    "in space: choose 'shared'"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _runs_are_distinct(self) -> "Profile":
         for name, experiment in self.experiments.items():
             seeds = [self.seed if experiment.seed is None else experiment.seed, *experiment.more_seeds]
@@ -112,6 +129,11 @@ class Profile(Section):
                 raise ValueError(f"assessments.{name}.of = {assessment.of!r} is none of {', '.join(runs)}")
             if name in runs:
                 raise ValueError(f"assessments.{name} has the name of an experiment: rename it")
+            if assessment.exact_images and (runs[assessment.of].prior or self.prior).pose == "space":
+                raise ValueError(
+                    f"assessments.{name}.exact_images = {assessment.exact_images}: no lattice covers poses "
+                    "in space: leave it out"
+                )
             if (resolution := assessment.resolution) is not None:
                 try:
                     own = runs[assessment.of].model or self.model

@@ -87,6 +87,8 @@ class CryoProgram(nn.Module):
             )
         if components < 1:
             raise ConfigurationError(f"components = {components} is not usable: it must be 1 or more")
+        if isinstance(noise, tuple) and not noise[0] < noise[1]:
+            raise ConfigurationError(f"noise = {noise} is no range: the first end must be the lower one")
         for end in noise if isinstance(noise, tuple) else (noise,):
             cropped_noise(
                 end, forward_model.box_size, forward_model.box_size

@@ -55,23 +55,28 @@ def save_reference(settings: Profile, results: Path, path: Path | None = None) -
     path = reference_path(settings.name) if path is None else path
     before = Reference(**load_json(path)) if path.is_file() else Reference({}, {}, {})
     found = _finished(settings, results)
+    compared = {
+        name
+        for name, section in settings.runs.items()
+        if any(other.recipe == "between" and other.task == section.task for other in settings.runs.values())
+    }
     kept = {
         name
         for name in before.metrics.keys() - found
         if name in {*settings.runs, *settings.assessments}
+        and (name in before.histories or name not in compared)
         and before.metrics[name]["config_hash"] == _hash(settings, name)
     }
     metrics = {name: before.metrics[name] | _described(settings, name) for name in kept}
     names = (*settings.runs, *settings.assessments)
     metrics |= gather_metrics(settings, results, [name for name in names if name not in kept])
     metrics = {name: metrics[name] for name in names}
-    compared = {section.task for section in settings.runs.values() if section.recipe == "between"}
     histories = {
         name: before.histories[name]
         if name in kept
         else [_kept(record) for record in load_json(_folder(settings, results, name) / "history.json", list)]
-        for name, section in settings.runs.items()
-        if section.task in compared
+        for name in settings.runs
+        if name in compared
     }
     save_json(path, asdict(Reference(_made(settings, metrics), metrics, histories)))
     return path

@@ -143,6 +143,8 @@ class ExperimentSection(Section):
                 raise ValueError(
                     f"stages[{index}].train names {sorted(extra)}, which infer = {self.infer} does not"
                 )
+        if len(set(self.infer)) < len(self.infer):
+            raise ValueError(f"infer = {self.infer} names a latent twice")
         if not self.stages and self.weights is None:
             raise ValueError("stages: give at least one, or weights that have been trained")
         computed = self.guide.encoder == "shared" and self.guide.others == "computed"

@@ -141,6 +141,9 @@ def test_only_the_pose_is_learned_where_the_others_are_computed(folder) -> None:
     [
         ("infer: [pose, shift,", "infer: [shift,", "leaves nothing to learn"),
         ("noise: [0.05, 0.2]", "noise: [0.2, 0.05]", "is no range"),
+        ("shift_scale: 0.5, ", "", "names 'shift', which does not vary: give the prior a shift_scale"),
+        ("infer: [pose, shift,", "infer: [pose, shift, shift,", "names a latent twice"),
+        ("noise: 0.2, images: 5", "exact_images: 5", "no lattice covers poses in space"),
         (
             "stages: []",
             "stages: []\n    seed: 3\n  none: {title: None, infer: [pose], stages: []}",
@@ -159,8 +162,8 @@ def test_a_setting_that_is_not_usable_is_named(tmp_path, before, after, message)
 def test_separate_networks_do_not_infer_poses_in_space(tmp_path) -> None:
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY.replace("encoder: shared, ", ""))
-    with pytest.raises(ConfigurationError, match="give a SharedEncoder"):
-        load_profile(path).program("space")
+    with pytest.raises(ConfigurationError, match="'rings' does not infer a pose in space: choose 'shared'"):
+        load_profile(path)
 
 
 def test_a_molecule_that_fits_in_the_plane_only_is_refused(tmp_path) -> None:
