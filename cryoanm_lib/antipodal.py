@@ -84,7 +84,3 @@ def uniform_rotations(count: int, generator: torch.Generator | None = None) -> F
     tensor([1.0000, 1.0000, 1.0000])
     """
     return torch.nn.functional.normalize(torch.randn(count, 4, generator=generator), dim=-1)
-
-
-#: Log-density of a uniform rotation, in radians⁻³.
-LOG_UNIFORM = -math.log(8 * math.pi**2)

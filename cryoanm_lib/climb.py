@@ -10,7 +10,6 @@ from torch import Tensor
 
 from cryoanm_lib.fourier import crop_coefficients, to_real
 from cryoanm_lib.information import prior_slopes
-from cryoanm_lib.likelihood import cropped_noise
 from cryoanm_lib.particles import Particles, to_forward
 from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.unknowns import Unknowns
@@ -131,11 +130,8 @@ class Climber:
     def __init__(self, program: CryoProgram, particles: Particles, resolution: int) -> None:
         self.program, self.particles, self.resolution = program, particles, resolution
         self.unknowns = Unknowns.of(program)
-        noise = torch.as_tensor(program.noise_of(particles.latents), dtype=torch.float64).expand(
-            len(particles)
-        )
-        self._sigma = cropped_noise(noise, resolution, program.forward_model.box_size)
         self._observed = to_real(crop_coefficients(particles.coefficients, resolution), resolution)
+        self._sigma = program.sigma_of(particles.latents, resolution, self._observed).expand(len(particles))
 
     @torch.no_grad()
     def climb(self, starts: Starts, enough: float = _GAIN) -> Peaks:
@@ -195,7 +191,7 @@ class Climber:
         chosen = self.unknowns.latents(values.to(model.reference))
         latents = {name: value[image] for name, value in self.particles.latents.items()} | chosen
         predicted, slopes = model.slopes(to_forward(latents), self.resolution, self.unknowns.directions)
-        sigma = self._sigma[image].to(self._observed)
+        sigma = self._sigma[image]
         jacobian = to_real(slopes, self.resolution) / sigma[:, None, None]
         left = (self._observed[image] - to_real(predicted, self.resolution)) / sigma[:, None]
         constant = left.shape[-1] * (math.sqrt(2 * math.pi) * sigma.double()).log()

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from cryoanm_lib.distributions import ProjectedNormal
 from cryoanm_lib.fourier import to_real
-from cryoanm_lib.likelihood import cropped_noise
 from cryoanm_lib.particles import to_forward
 from cryoanm_lib.prior import Prior
 from cryoanm_lib.program import CryoProgram
@@ -91,8 +90,7 @@ def fisher_information(
     model = program.forward_model
     _, slopes = model.slopes(to_forward(latents), resolution, Unknowns.of(program).directions)
     jacobian = to_real(slopes, resolution).double()
-    noise = torch.as_tensor(program.noise_of(latents), dtype=jacobian.dtype)
-    jacobian = jacobian / cropped_noise(noise, resolution, model.box_size)[..., None, None]
+    jacobian = jacobian / program.sigma_of(latents, resolution, jacobian)[..., None, None]
     _, precision = prior_slopes(program, latents)
     return jacobian @ jacobian.transpose(1, 2) + torch.diag_embed(precision)
 

@@ -8,15 +8,13 @@ from torch import Tensor
 
 from cryoanm_lib.climb import Peaks, Starts
 from cryoanm_lib.errors import CryoANMError
-from cryoanm_lib.forward import Latents
 from cryoanm_lib.fourier import crop_coefficients, half_plane_frequencies, to_real
-from cryoanm_lib.likelihood import cropped_noise
 from cryoanm_lib.linearised import shift_grid
 from cryoanm_lib.orientation_grid import count_for, orientation_grid
-from cryoanm_lib.particles import Particles, require_images
+from cryoanm_lib.particles import Particles, require_images, to_forward
 from cryoanm_lib.predictive import explained_p_value
 from cryoanm_lib.program import CryoProgram
-from cryoanm_lib.rotation import quaternion_distance, rotation_from_quaternion
+from cryoanm_lib.rotation import quaternion_distance
 from cryoanm_lib.unknowns import Unknowns
 
 #: K of the templates: lower ones lose the molecule in the noise, higher ones ask for a finer grid.
@@ -83,17 +81,10 @@ class OrientationSearch:
     def _made(self) -> Float[Tensor, "rotations dof"]:
         """What the molecule at rest looks like from everywhere."""
         model, prior = self.program.forward_model, self.program.prior
-        poses = self.poses.to(model.reference)
-        rest = Latents(
-            poses.new_zeros(len(poses), model.n_modes),
-            rotation_from_quaternion(poses),
-            poses.new_full((len(poses),), prior.defocus_mean),
-            poses.new_zeros(len(poses), 2),
-        )
-        parts = [
-            to_real(model.coefficients(_part(rest, which), self.resolution), self.resolution)
-            for which in torch.arange(len(poses)).split(1024)
-        ]
+        parts = []
+        for poses in self.poses.to(model.reference).split(1024):
+            rest = prior.means(len(poses), model.n_modes, poses) | {"pose": poses}
+            parts.append(to_real(model.coefficients(to_forward(rest), self.resolution), self.resolution))
         return torch.cat(parts)
 
     def _shift_grid(self) -> Float[Tensor, "shifts 2"]:
@@ -110,7 +101,8 @@ class OrientationSearch:
         particles : Particles
             Images, and the latents that are given.
         seen : Peaks, optional
-            What has been found already. Images that the highest of these explains are passed over.
+            What has been found already, in the order of the images and the highest of each first. Images that
+            this one explains are passed over.
         """
         require_images(particles)
         image = torch.arange(len(particles))
@@ -123,9 +115,7 @@ class OrientationSearch:
 
     def _doubtful(self, particles: Particles, seen: Peaks) -> Bool[Tensor, "images"]:
         """Where the highest peak leaves more than noise."""
-        order = seen.log_joint.argsort(descending=True, stable=True)
-        order = order[seen.image[order].argsort(stable=True)]
-        first = order[torch.searchsorted(seen.image[order], torch.arange(len(particles)))]
+        first = torch.searchsorted(seen.image, torch.arange(len(particles)))
         unknowns = Unknowns.of(self.program)
         best = unknowns.latents(seen.values[first].to(self.program.forward_model.reference))
         resolution = min(_resolution_of(particles), self.program.forward_model.box_size)
@@ -136,8 +126,8 @@ class OrientationSearch:
     ) -> tuple[Float[Tensor, "images rotations"], Int[Tensor, "images rotations"]]:
         """Log-posterior of every rotation at its best shift, up to a constant, and that shift's number."""
         model, prior = self.program.forward_model, self.program.prior
-        noise = torch.as_tensor(self.program.noise_of(particles.latents)).expand(len(particles))
-        sigma = cropped_noise(noise, self.resolution, model.box_size)[:, None].to(self._norms)
+        sigma = self.program.sigma_of(particles.latents, self.resolution, self._norms)
+        sigma = sigma.expand(len(particles))[:, None]
         observed = crop_coefficients(particles.coefficients, self.resolution)
         frequencies = half_plane_frequencies(self.resolution) / model.box_size
         given = {n: v for n, v in particles.latents.items() if n not in self.program.inferred}
@@ -170,27 +160,18 @@ class OrientationSearch:
         for _ in range(self.most):
             best = top.argmax(1)
             pose, shift = poses[rows, best], self.shifts[which[rows, cell[rows, best]].long()]
-            made.append(self._start(particles, pose, shift))
+            made.append(self._start(pose, shift))
             beside = quaternion_distance(pose[:, None], poses) < _BESIDE * math.radians(self.spacing)
             top = top.masked_fill(beside, -math.inf)
         values = torch.stack(made, dim=1)
         return Starts(image.repeat_interleave(self.most), values.flatten(0, 1).double())
 
     def _start(
-        self, particles: Particles, pose: Float[Tensor, "images 4"], shift: Float[Tensor, "images 2"]
+        self, pose: Float[Tensor, "images 4"], shift: Float[Tensor, "images 2"]
     ) -> Float[Tensor, "images width"]:
         """A point with everything else at the mean of its prior."""
-        prior, n_modes = self.program.prior, self.program.forward_model.n_modes
-        latents = {"pose": pose, "shift": shift.double()}
-        for name in self.program.inferred:
-            if name not in latents:
-                mean = prior.moments(name, n_modes, pose)[0].expand(len(pose), -1)
-                latents[name] = mean if prior.shape(name, n_modes) else mean[:, 0]
-        return Unknowns.of(self.program).values(latents)
-
-
-def _part(latents: Latents, which: Int[Tensor, "some"]) -> Latents:
-    return Latents(*(value[which] for value in vars(latents).values()))
+        rest = self.program.prior.means(len(pose), self.program.forward_model.n_modes, pose)
+        return Unknowns.of(self.program).values(rest | {"pose": pose, "shift": shift.double()})
 
 
 def _resolution_of(particles: Particles) -> int:

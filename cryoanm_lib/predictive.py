@@ -7,7 +7,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoanm_lib.fourier import crop_coefficients, half_plane_frequencies, to_real
-from cryoanm_lib.likelihood import cropped_noise
 from cryoanm_lib.particles import Particles, to_forward
 from cryoanm_lib.program import CryoProgram
 
@@ -28,12 +27,18 @@ def standard_residual(
     resolution : int
         K.
     """
-    model = program.forward_model
+    return _compared(program, particles, latents, resolution)[0]
+
+
+def _compared(
+    program: CryoProgram, particles: Particles, latents: Mapping[str, Tensor], resolution: int
+) -> tuple[Float[Tensor, "images dof"], Float[Tensor, "images dof"]]:
+    """Observed less predicted crop, and the predicted one, in units of the noise."""
     chosen = {name: latents[name] for name in program.inferred}
-    predicted = model.coefficients(to_forward({**particles.latents, **chosen}), resolution)
+    predicted = program.forward_model.coefficients(to_forward({**particles.latents, **chosen}), resolution)
     left = to_real(crop_coefficients(particles.coefficients, resolution) - predicted, resolution)
-    noise = torch.as_tensor(program.noise_of(particles.latents), dtype=left.dtype, device=left.device)
-    return left / cropped_noise(noise, resolution, model.box_size)[..., None]
+    sigma = program.sigma_of(particles.latents, resolution, left)[..., None]
+    return left / sigma, to_real(predicted, resolution) / sigma
 
 
 def predictive_p_value(
@@ -143,17 +148,19 @@ def matched_p_value(
     resolution : int
         K.
     """
-    model = program.forward_model
-    chosen = {name: latents[name] for name in program.inferred}
-    predicted = model.coefficients(to_forward({**particles.latents, **chosen}), resolution)
-    noise = torch.as_tensor(program.noise_of(particles.latents), dtype=torch.float64)
-    sigma = cropped_noise(noise, resolution, model.box_size).to(predicted.device)[..., None]
-    predicted = to_real(predicted, resolution).double() / sigma
-    residual = standard_residual(program, particles, latents, resolution).double()
-    missing, allowed = residual, 1.0
+    return _matched(program, latents, *_compared(program, particles, latents, resolution))
+
+
+def _matched(
+    program: CryoProgram,
+    latents: Mapping[str, Tensor],
+    residual: Float[Tensor, "images dof"],
+    predicted: Float[Tensor, "images dof"],
+) -> Float[Tensor, "images"]:
+    missing, predicted, allowed = residual.double(), predicted.double(), 1.0
     if "contrast" in program.inferred:
         contrast = latents["contrast"].double()[:, None]
-        missing, predicted = residual + (1 - 1 / contrast) * predicted, predicted / contrast
+        missing, predicted = missing + (1 - 1 / contrast) * predicted, predicted / contrast
         allowed = 1 + program.prior.contrast_scale**2 * predicted.square().sum(-1)
     along = (missing * predicted).sum(-1) / predicted.norm(dim=-1).clamp(min=1e-300)
     return torch.special.ndtr(along / allowed**0.5)
@@ -175,6 +182,6 @@ def explained_p_value(
     resolution : int
         K.
     """
-    tests = (predictive_p_value, matched_p_value)
-    each = [test(program, particles, latents, resolution) for test in tests]
-    return (2 * torch.minimum(*each)).clamp(max=1.0)
+    residual, predicted = _compared(program, particles, latents, resolution)
+    of_all = chi_square_tail(residual.double().square().sum(-1), residual.shape[-1])
+    return (2 * torch.minimum(of_all, _matched(program, latents, residual, predicted))).clamp(max=1.0)

@@ -91,6 +91,15 @@ class Prior(Section):
         }[name]
         return like.new_tensor(mean), like.new_tensor(scale)
 
+    def means(self, count: int, n_modes: int, like: Float[Tensor, "..."]) -> dict[str, Float[Tensor, "..."]]:
+        """The molecule at rest: the mean of every latent but the pose, for a number of images."""
+        found = {}
+        for name in self.latents:
+            if name != "pose":
+                mean = self.moments(name, n_modes, like)[0].expand(count, -1)
+                found[name] = mean if self.shape(name, n_modes) else mean[:, 0]
+        return found
+
     def amplitude_scales(self, n_modes: int) -> tuple[float, ...]:
         """σ_α of each mode.
 

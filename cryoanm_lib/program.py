@@ -53,7 +53,7 @@ class CryoProgram(nn.Module):
             Of every latent.
         noise : float or tuple of float
             σ_n of a pixel of the uncropped image; or the ends of a range, of whose logarithm it is uniform.
-            Then every image has its own, which the networks are told.
+            Then every image has its own, which a shared network is told.
         inferred : tuple of str
             Latents that the guide infers, of `LATENTS`; the others are given with each image.
         components : int
@@ -90,9 +90,8 @@ class CryoProgram(nn.Module):
         if isinstance(noise, tuple) and not noise[0] < noise[1]:
             raise ConfigurationError(f"noise = {noise} is no range: the first end must be the lower one")
         for end in noise if isinstance(noise, tuple) else (noise,):
-            cropped_noise(
-                end, forward_model.box_size, forward_model.box_size
-            )  # refuses one that is not positive
+            # refuses one that is not positive
+            cropped_noise(end, forward_model.box_size, forward_model.box_size)
         # most images are shifted by less than two deviations
         forward_model.check_fit(3 if prior.pose == "space" else 2, margin=2 * prior.shift_scale)
         self.forward_model, self.prior, self.noise = forward_model, prior, noise
@@ -131,6 +130,13 @@ class CryoProgram(nn.Module):
             )
         return self.noise
 
+    def sigma_of(
+        self, latents: Mapping[str, Tensor], resolution: int, like: Float[Tensor, "..."]
+    ) -> Float[Tensor, "*images"]:
+        """Deviation σ_n K/N of the values of the crop, of each image or of all, with the dtype of `like`."""
+        noise = torch.as_tensor(self.noise_of(latents), dtype=like.dtype, device=like.device)
+        return cropped_noise(noise, resolution, self.forward_model.box_size)
+
     # ---------------------------------------------------------------- p: how an image comes about
 
     def draw_latents(self) -> dict[str, Float[Tensor, "images ..."]]:
@@ -157,10 +163,7 @@ class CryoProgram(nn.Module):
             # project, apply the contrast transfer, crop
             predicted = self.forward_model.coefficients(to_forward(latents), resolution)
             # white noise, σ_n K/N after the crop
-            noise = torch.as_tensor(
-                self.noise_of(particles.latents), dtype=observed.dtype, device=observed.device
-            )
-            sigma = cropped_noise(noise, resolution, self.forward_model.box_size)[..., None]
+            sigma = self.sigma_of(particles.latents, resolution, observed)[..., None]
             pyro.sample("image", dist.Normal(to_real(predicted, resolution), sigma).to_event(1), obs=observed)
 
     def log_prior(self, latents: Mapping[str, Tensor]) -> Float[Tensor, "*batch"]:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.fourier import crop_coefficients, to_real
-from cryoanm_lib.likelihood import cropped_noise
 from cryoanm_lib.particles import Particles, to_forward
 from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.unknowns import Unknowns
@@ -138,8 +137,7 @@ class Templates:
             scores = torch.cat(
                 [self._scored(row, self._made(g)) for row, g in zip(observed.split(1), own, strict=True)]
             )
-        noise = torch.as_tensor(self.program.noise_of(particles.latents), dtype=torch.float64)
-        sigma = cropped_noise(noise, self.resolution, self.program.forward_model.box_size)
+        sigma = self.program.sigma_of(particles.latents, self.resolution, self._log_prior)
         sigma = sigma.expand(len(particles))[:, None]
         constant = observed.shape[-1] * (math.sqrt(2 * math.pi) * sigma).log()
         alone = -0.5 * observed.double().square().sum(-1, keepdim=True)

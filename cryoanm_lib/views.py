@@ -91,11 +91,7 @@ def at_rest(
 ) -> dict[str, Float[Tensor, "views ..."]]:
     """Latents of the molecule at rest in the middle of the box, seen from some directions."""
     like, n_modes = program.forward_model.reference, program.forward_model.n_modes
-    latents = {"pose": pose_along(seen_from).to(like)}
-    for name in program.prior.latents:
-        if name != "pose":
-            mean = program.prior.moments(name, n_modes, like)[0].expand(len(seen_from), -1)
-            latents[name] = mean if program.prior.shape(name, n_modes) else mean[:, 0]
+    latents = {"pose": pose_along(seen_from).to(like)} | program.prior.means(len(seen_from), n_modes, like)
     if isinstance(program.noise, tuple):
         latents["noise"] = like.new_full((len(seen_from),), program.noise[0])
     return latents
