@@ -178,8 +178,8 @@ class SharedEncoder(nn.Module):
         ]
         self.convolutions = nn.Sequential(*layers, nn.Flatten())
         smallest = -(-size // 2 ** (len(channels) - 1))
-        # No statistics over the batch here: of a hundred numbers they are so noisy that poses would be a third
-        # less accurate, and the guide would learn to be as unsure as that noise makes it.
+        # No statistics over the batch here: of a hundred numbers they are so noisy that poses would be a
+        # third less accurate, and the guide would learn to be as unsure as that noise makes it.
         self.dense = nn.Sequential(
             nn.Linear(channels[-1] * smallest**2 + 2, HIDDEN, bias=False),
             nn.LayerNorm(HIDDEN),
