@@ -34,6 +34,7 @@ from cryoanm_lib.sections import (
 from cryoanm_lib.settings import Count, LatentName, Section
 from cryoanm_lib.structure import Structure, load_structure, structure_file
 from cryoanm_lib.training import Stage
+from cryoanm_lib.weights import weights_hash, weights_made
 
 #: The protein of the book, embedded in the library; the expected ranges of metrics are for it.
 DEFAULT_STRUCTURE = "adk_open"
@@ -196,12 +197,38 @@ class Profile(Section):
         """The section of every run: the experiments, each followed by its repeats with other seeds."""
         found = {}
         for name, section in self.experiments.items():
+            section = self._with_usable_weights(section)
             factor = getattr(self.length, section.recipe)
             stages = tuple(stage.lengthened(factor) for stage in section.stages)
             found[name] = section.model_copy(update={"task": section.task or name, "stages": stages})
             for seed in section.more_seeds:
                 found[f"{name}_seed_{seed}"] = found[name].model_copy(update={"seed": seed})
         return found
+
+    def _with_usable_weights(self, section: ExperimentSection) -> ExperimentSection:
+        """Weights of images of something else are no use: then the networks learn by the other schedule."""
+        made = weights_made(section.weights) if section.weights and section.otherwise else {}
+        if not made or made.get("images") == self._images_hash(section):
+            return section
+        return section.model_copy(update={"weights": None, "stages": section.otherwise, "otherwise": ()})
+
+    def images_hash(self, experiment: str) -> str:
+        """Eight hexadecimal digits that change with what is in an experiment's images, but for the noise."""
+        return self._images_hash(self.experiment(experiment))
+
+    def _images_hash(self, section: ExperimentSection) -> str:
+        prior, model = section.prior or self.prior, section.model or self.model
+        content = {"structure": self._structure_digest(), "chain": self.chain, "stride": self.stride}
+        content["prior"] = prior.model_dump(mode="json")
+        content["model"] = model.model_dump(mode="json", exclude={"noise", "projector"})
+        return _digest(content)
+
+    def _structure_digest(self) -> str:
+        """The structure's name, or what its file holds."""
+        path = structure_file(self.structure)
+        if path is None or not path.is_file():
+            return self.structure
+        return hashlib.sha256(path.read_bytes()).hexdigest()
 
     def experiment(self, name: str) -> ExperimentSection:
         """The section of a run."""
@@ -244,13 +271,14 @@ class Profile(Section):
         content = self.model_dump(mode="json", exclude=NOT_OF_A_FIT)
         content["prior"] = self.prior_of(experiment).model_dump(mode="json")
         content["experiment"] = self.experiment(experiment).model_dump(
-            mode="json", exclude={*DESCRIPTION, "model", "prior", "noise", "seed", "more_seeds"}
+            mode="json", exclude={*DESCRIPTION, "model", "prior", "noise", "seed", "more_seeds", "otherwise"}
         )
         content["model"] = self.model_of(experiment).model_dump(mode="json")
         content["model"]["noise"] = self.noise_of(experiment)
         content["seed"] = self.seed_of(experiment)
-        if (path := structure_file(self.structure)) is not None and path.is_file():
-            content["structure"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        content["structure"] = self._structure_digest()
+        if (weights := self.experiment(experiment).weights) is not None:
+            content["weights"] = weights_hash(weights)
         return _digest(content)
 
     def artifact_path(self, experiment: str) -> Path:

@@ -171,6 +171,7 @@ def save_weights(finished: Fit, path: Path | None = None) -> Path:
     }
     keys = ("config_hash", "commit", "device", "threads", "torch", "train_seconds", "steps", "seed")
     made |= {key: str(finished.metrics[key]) for key in keys}
+    made["images"] = finished.profile.images_hash(finished.name)
     # How it descended, so that another training can be held against it.
     made["losses"] = json.dumps([(r["total_steps"], round(r["loss"], 4)) for r in finished.history])
     write_weights(finished.program, path, **made)
@@ -188,7 +189,7 @@ def make_trainer(settings: Profile, name: str, show_progress: bool = False) -> T
     pyro.set_rng_seed(seed)
     program = settings.program(name)
     if section.weights is not None:
-        load_weights(program, section.weights)
+        load_weights(program, section.weights, settings.images_hash(name))
     test = draw_test_images(settings, name, section.test_noise)
     draw = partial(_fresh_batch, program, section.batch_size)
     if section.training_images is not None:

@@ -130,6 +130,9 @@ class ExperimentSection(Section):
         None, description="start from the weights that came with the library under this name"
     )
     stages: tuple[Stage, ...] = Field((), description="the schedule; none only with weights")
+    otherwise: tuple[Stage, ...] = Field(
+        (), description="the schedule where the weights are of another molecule, model or prior"
+    )
     seed: Seed | None = Field(None, description="in place of the profile's seed")
     more_seeds: tuple[Seed, ...] = Field((), description="run again with these, as <name>_seed_<n>")
     paper: dict[MetricName, Positive] = Field({}, description="values the paper reports, by metric")
@@ -143,6 +146,8 @@ class ExperimentSection(Section):
                 raise ValueError(
                     f"stages[{index}].train names {sorted(extra)}, which infer = {self.infer} does not"
                 )
+        if self.otherwise and self.weights is None:
+            raise ValueError("otherwise: without weights there is nothing else than stages: leave it out")
         if len(set(self.infer)) < len(self.infer):
             raise ValueError(f"infer = {self.infer} names a latent twice")
         if not self.stages and self.weights is None:

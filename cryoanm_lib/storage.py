@@ -57,6 +57,21 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise unusable(path, error) from error
 
 
+def read_header(path: Path) -> dict[str, str]:
+    """The text of a safetensors file alone.
+
+    Raises
+    ------
+    ArtifactError
+        If the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise unusable(path, error) from error
+
+
 def save_json(path: Path, content: dict | list) -> None:
     """Write readable JSON, atomically."""
     text = json.dumps(content, indent=2) + "\n"

@@ -1,10 +1,11 @@
 """Networks that came with the library: trained once, for longer than a reader waits."""
 
+import hashlib
 from pathlib import Path
 
 from cryoanm_lib.errors import ArtifactError
 from cryoanm_lib.program import CryoProgram
-from cryoanm_lib.storage import load_tensors, save_tensors
+from cryoanm_lib.storage import load_tensors, read_header, save_tensors
 
 
 def weights_path(name: str) -> Path:
@@ -24,22 +25,42 @@ def write_weights(program: CryoProgram, path: Path, **made: str) -> None:
 def weights_made(name: str) -> dict[str, str]:
     """What is said of how weights were made; nothing if there are none under this name."""
     path = weights_path(name)
-    return load_tensors(path)[1] if path.is_file() else {}
+    return read_header(path) if path.is_file() else {}
 
 
-def load_weights(program: CryoProgram, name: str) -> dict[str, str]:
+def weights_hash(name: str) -> str:
+    """Eight hexadecimal digits that change with the weights; none if there are none under this name."""
+    path = weights_path(name)
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:8] if path.is_file() else ""
+
+
+def load_weights(program: CryoProgram, name: str, images: str | None = None) -> dict[str, str]:
     """Put the networks kept under a name into a program; returns what is said of how they were made.
+
+    Parameters
+    ----------
+    program : CryoProgram
+        Whose networks they become.
+    name : str
+        Of the experiment that trained them.
+    images : str, optional
+        What images the program is for, by `Profile.images_hash`.
 
     Raises
     ------
     ArtifactError
-        If there are none, or they are not those of such a program.
+        If there are none, they are not those of such a program, or they have learned other images.
     """
     path = weights_path(name)
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.safetensors"))) or "none"
         raise ArtifactError(f"no weights came with the library under the name {name!r}; there are: {known}")
     tensors, made = load_tensors(path)
+    if images is not None and made.get("images") != images:
+        raise ArtifactError(
+            f"the weights {name!r} have learned images of another molecule, model or prior: train "
+            "networks for this one, by stages and no weights"
+        )
     like = program.encoders.state_dict()
     shapes = [{key: tuple(value.shape) for key, value in found.items()} for found in (tensors, like)]
     if shapes[0] != shapes[1]:

@@ -41,6 +41,23 @@ def test_weights_of_another_program_are_refused(tiny_program, folder) -> None:
         weights.load_weights(tiny_program("shared", prior=SPACE, components=3), "mine")
 
 
+def test_weights_of_other_images_are_refused(tiny_program, folder) -> None:
+    program = tiny_program("shared", prior=SPACE)
+    weights.write_weights(program, weights.weights_path("mine"), images="0123abcd")
+    assert weights.load_weights(program, "mine", "0123abcd")["images"] == "0123abcd"
+    with pytest.raises(ArtifactError, match="'mine' have learned images of another molecule"):
+        weights.load_weights(program, "mine", "4567abcd")
+
+
+@pytest.mark.parametrize("change", [{"structure": "adk_closed"}, {"stride": 3}])
+def test_another_molecule_trains_networks_of_its_own(change) -> None:
+    """The profile does not hand it the networks that have learned adenylate kinase."""
+    laptop = load_profile("laptop")
+    other = laptop.model_copy(update=change)
+    assert laptop.experiment("so3_all_latents").weights and not laptop.stages("so3_all_latents")
+    assert other.experiment("so3_all_latents").weights is None and other.stages("so3_all_latents")
+
+
 def test_weights_that_are_not_numbers_are_refused(tiny_program, folder) -> None:
     program = tiny_program("shared", prior=SPACE)
     with torch.no_grad():
@@ -69,6 +86,7 @@ def test_weights_of_the_book_are_those_of_their_configuration(name) -> None:
     made, settings = weights.weights_made(name), load_profile("full")
     assert weights.weights_path(name).stat().st_size < 10e6
     assert made["config_hash"] == settings.config_hash(name)
+    assert made["images"] == settings.images_hash(name)
     assert {"commit", "date", "device", "made_by", "train_seconds", "steps", "losses"} <= set(made)
     program = load_profile("laptop").program(name)
     weights.load_weights(program, name)
