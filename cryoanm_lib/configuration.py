@@ -275,6 +275,8 @@ class Profile(Section):
         )
         content["model"] = self.model_of(experiment).model_dump(mode="json")
         content["model"]["noise"] = self.noise_of(experiment)
+        if content["model"]["projector"] == "auto":
+            content["model"]["projector"] = "fourier"  # the same to rounding, whichever is fastest
         content["seed"] = self.seed_of(experiment)
         content["structure"] = self._structure_digest()
         if (weights := self.experiment(experiment).weights) is not None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from cryoanm_lib.ctf import ctf
 from cryoanm_lib.errors import ForwardModelError
 from cryoanm_lib.fourier import check_resolution, coefficients_to_image, half_plane_frequencies
-from cryoanm_lib.projection import PROJECTORS, fourier_slopes
+from cryoanm_lib.fourier_projection import fourier_slopes
+from cryoanm_lib.projection import PROJECTORS
 from cryoanm_lib.rotation import rotation_z
 
 #: Directions along which images have derivatives, in the order in which `ForwardModel.slopes` returns them,
@@ -101,7 +102,7 @@ class ForwardModel(nn.Module):
     atom_width : float
         σ_a in pixels, the standard deviation of a pseudo-atom's Gaussian.
     projector : str
-        One of `PROJECTORS`: "fourier", "separable" or "sparse".
+        One of `PROJECTORS`; "auto" takes the fastest.
 
     Raises
     ------
@@ -131,7 +132,7 @@ class ForwardModel(nn.Module):
         box_size: int = 64,
         pixel_size: float = 1.0,
         atom_width: float = 0.8,
-        projector: str = "fourier",
+        projector: str = "auto",
     ) -> None:
         super().__init__()
         if projector not in PROJECTORS:

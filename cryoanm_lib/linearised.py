@@ -19,6 +19,9 @@ _SHIFT_RESOLUTION, _REACH, _STEPS = 20, 4.0, 3
 # No number moves by more than this many deviations of its prior in one step: a wrong pose asks for anything.
 _LONGEST = 2.0
 
+# Poses that are worked on at a time: what they need should stay near the processor.
+_ROWS = 256
+
 
 @torch.no_grad()
 def linearised_posterior(
@@ -54,14 +57,30 @@ def linearised_posterior(
         K.
     """
     batch = latents["pose"].shape[:-1]
-    rows = math.prod(batch)
     image = torch.arange(len(observed), device=observed.device).expand(batch).reshape(-1)
-    at = {name: value[image] for name, value in latents.items() if name not in ("pose", *names)}
-    at["pose"] = latents["pose"].reshape(rows, -1)
-    observed, noise = observed[image], noise[image]
+    pose, parts = latents["pose"].flatten(end_dim=-2), []
+    for rows in torch.arange(len(image), device=image.device).split(_ROWS):
+        own = image[rows]
+        at = {name: value[own] for name, value in latents.items() if name not in ("pose", *names)}
+        at["pose"] = pose[rows]
+        parts.append(_linearised(model, prior, names, observed[own], at, noise[own], resolution))
+    mean, spread = (torch.cat(found) for found in zip(*parts, strict=True))
+    return mean.view(*batch, -1), spread.view(*batch, *spread.shape[1:])
+
+
+def _linearised(
+    model: ForwardModel,
+    prior: Prior,
+    names: tuple[str, ...],
+    observed: Complex[Tensor, "rows kept"],
+    at: Mapping[str, Tensor],
+    noise: Float[Tensor, "rows"],
+    resolution: int,
+) -> tuple[Float[Tensor, "rows total"], Float[Tensor, "rows total total"]]:
+    """The same for one pose an image."""
     moments = [prior.moments(name, model.n_modes, noise) for name in names]
     mean, scale = (torch.cat(parts) for parts in zip(*moments, strict=True))
-    values = mean.repeat(rows, 1)
+    values = mean.repeat(len(observed), 1)
     if "shift" in names:
         start = sum(math.prod(prior.shape(n, model.n_modes)) for n in names[: names.index("shift")])
         values[:, start : start + 2] = _best_shift(
@@ -83,7 +102,7 @@ def linearised_posterior(
     identity = torch.eye(len(scale)).to(scale).expand_as(factor)
     covariance = torch.cholesky_solve(identity, factor)
     spread = scale[:, None] * torch.linalg.cholesky(covariance)
-    return values.view(*batch, -1), spread.view(*batch, *spread.shape[1:])
+    return values, spread
 
 
 def _split(

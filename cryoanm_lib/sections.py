@@ -59,7 +59,9 @@ class ModelSection(Section):
         0.8, description="σ_a of a pseudo-atom, in pixels"
     )
     noise: Positive = Field(0.1, description="σ_n of a pixel")
-    projector: Literal["fourier", "separable", "sparse"] = Field("fourier", description="how to project")
+    projector: Literal["auto", "fourier", "gridded", "separable", "sparse"] = Field(
+        "auto", description="how to project"
+    )
 
 
 class GuideSection(Section):

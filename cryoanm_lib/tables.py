@@ -19,15 +19,15 @@ def stage_table(fit: Fit) -> str:
     Parameters
     ----------
     fit : Fit
-        A finished experiment.
+        A finished experiment; one with weights that came with the library may have had no stage.
     """
     heading = ["stage", "K", "objective", "steps"]
     heading += [f"{name} residual" for name in fit.program.inferred]
     heading += ["flipped"] if "pose" in fit.program.inferred else []
     rows, done = [], 0
-    for index, (stage, snapshot) in enumerate(zip(fit.profile.stages(fit.name), fit.snapshots, strict=True)):
+    for index, stage in enumerate(fit.profile.stages(fit.name)):
         total = max(record["total_steps"] for record in fit.history if record["stage"] == index)
-        found = residuals(snapshot, fit.truth)
+        found = residuals(fit.snapshots[index], fit.truth)
         row = [index + 1, stage.resolution, stage.objective.replace("_", " "), total - done]
         row += [two_digits(found[name].mean().item(), _UNITS[name]) for name in fit.program.inferred]
         row += [f"{100 * (found['pose'] > FLIP_DEGREES).double().mean():.1f} %"] if "pose" in found else []

@@ -153,7 +153,7 @@ def test_a_prior_of_its_own_counts(tmp_path) -> None:
         (("model", "noise"), float("nan"), r"model.noise = nan"),
         (("model", "modes"), 0, r"model.modes = 0: .*greater than or equal to 1"),
         (("model", "box_size"), "64", r"model.box_size = '64': .*integer"),
-        (("model", "projector"), "fast", r"model.projector = 'fast': .*'fourier', 'separable' or 'sparse'"),
+        (("model", "projector"), "fast", r"model.projector = 'fast': .*'auto', 'fourier', .* or 'sparse'"),
         (("device",), "gpu", r"device = 'gpu': .*'auto', 'cpu' or 'cuda'"),
         (("seed",), 1.5, r"seed = 1.5: .*integer"),
         (

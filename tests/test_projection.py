@@ -7,19 +7,17 @@ import torch
 from torch import Tensor
 
 from cryoanm_lib.fourier import coefficients_to_image, crop, half_plane_frequencies, image_to_coefficients
-from cryoanm_lib.projection import (
-    PROJECTORS,
-    fourier_coefficients,
-    fourier_slopes,
-    separable_image,
-    sparse_image,
-)
+from cryoanm_lib.fourier_projection import fourier_coefficients, fourier_slopes
+from cryoanm_lib.gridded_projection import ACCURACY, Spreading, gridded_coefficients
+from cryoanm_lib.projection import PROJECTORS, fastest
 from cryoanm_lib.rotation import rotation_z
+from cryoanm_lib.spatial_projection import separable_image, sparse_image
 
 torch.set_num_threads(1)
 WIDTH = 0.8
 BOXES = [32, 33]
 SPARSE_ERROR = 5e-7  # of a peak, per atom: the tails beyond 5.5 widths that the sparse projector cuts off
+ERROR = {"sparse": SPARSE_ERROR, "gridded": 2 * ACCURACY}  # of those that are not exact
 
 
 def atoms(*batch: int, n: int = 12, radius: float = 7.0, seed: int = 0) -> Tensor:
@@ -53,13 +51,12 @@ every_box = pytest.mark.parametrize("box_size", BOXES)
 @pytest.mark.parametrize(("box_size", "resolution"), [(32, 32), (32, 16), (33, 33), (33, 15), (33, 8)])
 @pytest.mark.parametrize("width", [0.5, WIDTH, 1.3])
 def test_projectors_agree_with_the_plain_sum(name: str, box_size: int, resolution: int, width: float) -> None:
-    """Within 1e-12 of the largest coefficient, plus what the sparse projector cuts off."""
+    """Within 1e-12 of the largest coefficient, plus what projectors cut off."""
     positions = atoms()
     expected = image_to_coefficients(plain_image(positions, box_size, width), resolution)
     coefficients = PROJECTORS[name](positions, box_size, width, resolution)
     allowed = 1e-12 * expected.abs().max().item()
-    if name == "sparse":
-        allowed += SPARSE_ERROR * len(positions)
+    allowed += ERROR.get(name, 0.0) * len(positions)
     torch.testing.assert_close(coefficients, expected, rtol=0, atol=allowed)
 
 
@@ -145,7 +142,7 @@ def test_shifts_of_any_size_are_phases_of_a_wide_atom(name: str) -> None:
     phase = torch.exp(-2j * math.pi * (half_plane_frequencies(resolution).double() / box_size @ shift))
     still = PROJECTORS[name](positions, box_size, width, resolution)
     moved = PROJECTORS[name](positions + shift, box_size, width, resolution)
-    tolerance = SPARSE_ERROR * len(positions) if name == "sparse" else 3e-9
+    tolerance = max(3e-9, ERROR.get(name, 0.0) * len(positions))
     torch.testing.assert_close(moved, phase * still, rtol=0, atol=tolerance)
 
 
@@ -187,7 +184,7 @@ def test_gradients_agree_between_projectors(name: str) -> None:
         return torch.autograd.grad((image * weights).sum(), positions)[0]
 
     expected = gradient(crop(separable_image(positions, 32, WIDTH), 32))
-    tolerance = 3e-6 if name == "sparse" else 1e-12
+    tolerance = {"sparse": 3e-6, "gridded": 3e-5}.get(name, 1e-12)
     torch.testing.assert_close(gradient(project(name, positions, 32)), expected, rtol=0, atol=tolerance)
 
 
@@ -204,14 +201,61 @@ def test_single_precision_agrees_with_double(name: str) -> None:
 @pytest.mark.parametrize("resolution", [9, 16, 32])
 @every_box
 def test_slopes_are_the_derivatives_of_the_coefficients(box_size, resolution) -> None:
-    """Against torch's forward-mode derivative of the very coefficients, to rounding."""
+    """Against the gradient of random sums of the coefficients, to rounding."""
     positions, velocities = atoms(2), atoms(2, 3, seed=1)
     image, slopes = fourier_slopes(positions, velocities, box_size, WIDTH, resolution)
 
-    def project(at: Tensor) -> Tensor:
-        return fourier_coefficients(at, box_size, WIDTH, resolution)
+    positions.requires_grad_()
+    coefficients = fourier_coefficients(positions, box_size, WIDTH, resolution)
+    torch.testing.assert_close(image, coefficients.detach())
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(10):
+        weights = torch.randn(image.shape, dtype=image.dtype, generator=generator)
+        total = (weights.conj() * coefficients).sum().real
+        (gradient,) = torch.autograd.grad(total, positions, retain_graph=True)
+        expected = (gradient[:, None] * velocities).sum((-1, -2))
+        found = (weights.conj()[:, None] * slopes).sum(-1).real
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-14)
 
-    torch.testing.assert_close(image, project(positions))
-    for direction in range(3):
-        _, expected = torch.func.jvp(project, (positions,), (velocities[:, direction],))
-        torch.testing.assert_close(slopes[:, direction], expected, rtol=1e-12, atol=1e-15)
+
+BOX_CROP_WIDTH = [(64, 64, 0.8), (64, 32, 0.8), (64, 32, 1.6), (65, 33, 2.0), (64, 8, 1.6), (128, 128, 3.2)]
+
+
+@pytest.mark.parametrize("accuracy", [1e-3, 1e-6, 1e-9])
+@pytest.mark.parametrize(("box_size", "resolution", "width"), BOX_CROP_WIDTH)
+@pytest.mark.parametrize("projector", [fourier_coefficients, gridded_coefficients])
+def test_no_atom_errs_by_more_than_twice_the_accuracy(
+    projector, box_size, resolution, width, accuracy
+) -> None:
+    each = atoms(40, n=1, radius=0.3 * box_size)
+    exact = fourier_coefficients(each, box_size, width, resolution, 1e-16)
+    error = (projector(each, box_size, width, resolution, accuracy) - exact).abs().max()
+    assert error < 2 * accuracy * 2 * math.pi * (width / box_size) ** 2
+
+
+def test_a_wide_atom_is_spread_on_a_grid_that_the_box_does_not_enlarge() -> None:
+    """The same picture on finer pixels: the grid has the points that the crop needs."""
+    spreadings = [Spreading.chosen(box, box / 32, 32, 1e-6) for box in (64, 128, 512)]
+    assert len({(s.points, s.radius) for s in spreadings}) == 1
+
+
+def test_many_atoms_are_gridded_and_few_are_not() -> None:
+    crossing = [fastest(n, 512, 0.8, 512, 1e-6) for n in (1, 10, 100, 1_000, 10_000, 100_000)]
+    assert crossing[0] == "fourier" and crossing[-1] == "gridded"
+    assert crossing == sorted(crossing)
+
+
+@pytest.mark.parametrize("projector", [fourier_coefficients, gridded_coefficients])
+def test_images_are_worked_on_a_few_at_a_time(projector, monkeypatch) -> None:
+    """With the smallest chunks nothing changes, nor do gradients."""
+    positions = atoms(7, n=5).requires_grad_()
+
+    def answer() -> tuple[Tensor, Tensor]:
+        found = projector(positions, 32, WIDTH, 16)
+        return found.detach(), torch.autograd.grad(found.real.square().sum(), positions)[0]
+
+    before = answer()
+    monkeypatch.setattr("cryoanm_lib.fourier_projection.WORKING_SET", 1)
+    monkeypatch.setattr("cryoanm_lib.gridded_projection._PATCH_VALUES", 1)
+    for was, found in zip(before, answer(), strict=True):
+        torch.testing.assert_close(found, was, rtol=1e-13, atol=1e-16)
