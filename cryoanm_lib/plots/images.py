@@ -221,7 +221,10 @@ def projector_deviations(forward: ForwardModel, latents: Latents) -> dict[str, d
         return coefficients_to_image(found - dense, box_size).abs().max().item()
 
     types = {"float64": torch.float64, "float32": torch.float32}
-    return {label: {name: deviation(name, dtype) for name in PROJECTORS if name != "auto"} for label, dtype in types.items()}
+    return {
+        label: {name: deviation(name, dtype) for name in PROJECTORS if name != "auto"}
+        for label, dtype in types.items()
+    }
 
 
 def plot_crop_levels(
