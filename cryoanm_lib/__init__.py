@@ -4,7 +4,8 @@ Data flow from top to bottom, and a module imports from those above it alone:
 
     errors, settings
     structure_files -> structure -> anm
-    rotation, fourier -> fourier_, gridded_ and spatial_projection -> projection, ctf -> forward -> likelihood
+    rotation, fourier, cpu_kernels -> fourier_, gridded_ and spatial_projection -> projection
+    projection, ctf -> forward -> likelihood
     antipodal -> distributions -> prior, particles
     encoders -> rings, chain, linearised -> guides -> program -> objectives
     unknowns, ragged -> information, templates -> cells -> exact
@@ -18,7 +19,7 @@ Data flow from top to bottom, and a module imports from those above it alone:
 #: Modules in the order in which data flows.
 ORDER = (
     *("errors", "settings", "structure_files", "structure", "anm"),
-    *("rotation", "fourier", "fourier_projection", "gridded_projection", "spatial_projection"),
+    *("rotation", "fourier", "cpu_kernels", "fourier_projection", "gridded_projection", "spatial_projection"),
     *("projection", "ctf", "forward", "likelihood"),
     *("antipodal", "distributions", "prior", "particles"),
     *("encoders", "rings", "chain", "linearised", "guides", "program", "objectives"),

@@ -10,17 +10,20 @@ pixels, and the origin is pixel (N//2, N//2).
 
 What limits the speed is not the product but the sines, cosines and passes through memory on the way to it:
 one sine and cosine an atom and axis is computed, all higher ones are powers of it, and images are worked on
-so few at a time that their factors stay near the processor.
+so few at a time that their factors stay near the processor. On a CPU `cpu_kernels` does it image by image.
 """
 
 import functools
 import math
 
+import numba
+import numpy as np
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cryoanm_lib import cpu_kernels
 from cryoanm_lib.fourier import highest_frequency
 
 #: Bytes that the factors of the images in work may take: about the second-level cache of a core.
@@ -65,7 +68,8 @@ def fourier_coefficients(
     """
     axis = _axis(positions, box_size, atom_width, resolution, accuracy)
     flat = positions.reshape(-1, *positions.shape[-2:])
-    return half_plane(_Products.apply(flat, axis)).view(*positions.shape[:-2], -1)
+    found = _Compiled.apply(flat, axis) if axis.compiled else half_plane(_Products.apply(flat, axis))
+    return found.view(*positions.shape[:-2], -1)
 
 
 @torch.no_grad()
@@ -110,6 +114,15 @@ def fourier_slopes(
     axis = _axis(positions, box_size, atom_width, resolution, accuracy)
     flat = positions.reshape(-1, *positions.shape[-2:])
     moving = velocities.reshape(len(flat), -1, *velocities.shape[-2:])
+    both = _slopes_compiled(flat, moving, axis) if axis.compiled else _slopes(flat, moving, axis)
+    both = both.view(*positions.shape[:-2], 1 + moving.shape[1], -1)
+    return both[..., 0, :], both[..., 1:, :]
+
+
+def _slopes(
+    flat: Float[Tensor, "images atoms 2"], moving: Float[Tensor, "images directions atoms 2"], axis: "_Axis"
+) -> Complex[Tensor, "images both kept"]:
+    """Coefficients, and behind them their derivatives."""
     products = flat.new_empty(len(flat), 1 + moving.shape[1], axis.width, axis.width)
     for rows in _few_at_a_time(flat, axis, copies=2 + 2 * moving.shape[1]):
         along_x, slope_x = axis.transforms(flat[rows, :, 0], orders=2)
@@ -119,8 +132,7 @@ def fourier_slopes(
         left = torch.cat([slope_x[:, None] * velocity_x, along_x[:, None] * velocity_y], dim=-1)
         right = torch.cat([along_y, slope_y], dim=-1)
         products[rows, 1:] = (left.flatten(1, 2) @ right.transpose(-2, -1)).unflatten(1, (-1, axis.width))
-    both = half_plane(products).view(*positions.shape[:-2], 1 + moving.shape[1], -1)
-    return both[..., 0, :], both[..., 1:, :]
+    return half_plane(products)
 
 
 def half_plane(products: Float[Tensor, "*batch 2k 2k"]) -> Complex[Tensor, "*batch kept"]:
@@ -134,6 +146,50 @@ def half_plane(products: Float[Tensor, "*batch 2k 2k"]) -> Complex[Tensor, "*bat
     first_column = upper[..., 0, :]
     others = torch.cat([lower[..., 1:, 1:].flip(-1), upper[..., 1:, :]], dim=-1)
     return torch.cat([first_column, others.flatten(-2)], dim=-1)
+
+
+class _Compiled(torch.autograd.Function):
+    """Coefficients by the compiled loops."""
+
+    @staticmethod
+    def forward(ctx, positions: Float[Tensor, "images atoms 2"], axis: "_Axis") -> Tensor:
+        ctx.save_for_backward(positions)
+        ctx.axis = axis
+        return _run(cpu_kernels.project, axis, (len(positions),), positions)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope: Complex[Tensor, "images kept"]) -> tuple[Tensor, None]:
+        (positions,), axis = ctx.saved_tensors, ctx.axis
+        found = torch.empty_like(positions, memory_format=torch.contiguous_format)
+        numba.set_num_threads(_threads())
+        numbers = _as_numpy(positions), *axis.numbers, _as_numpy(slope), found.numpy()
+        cpu_kernels.project_back(*numbers)
+        return found, None
+
+
+def _slopes_compiled(
+    flat: Float[Tensor, "images atoms 2"], moving: Float[Tensor, "images directions atoms 2"], axis: "_Axis"
+) -> Complex[Tensor, "images both kept"]:
+    """The same by the compiled loops."""
+    return _run(cpu_kernels.project_slopes, axis, (len(flat), 1 + moving.shape[1]), flat, moving)
+
+
+def _run(kernel, axis: "_Axis", shape: tuple[int, ...], *given: Tensor) -> Complex[Tensor, "*shape kept"]:
+    """What a compiled loop makes of tensors, with as many threads as torch has."""
+    kept = 2 * axis.highest * (axis.highest + 1) + 1
+    found = torch.empty(*shape, kept, dtype=given[0].dtype.to_complex())
+    numba.set_num_threads(_threads())
+    kernel(*map(_as_numpy, given), *axis.numbers, found.numpy())
+    return found
+
+
+def _threads() -> int:
+    return max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+
+
+def _as_numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().contiguous().resolve_conj().numpy()
 
 
 class _Products(torch.autograd.Function):
@@ -218,6 +274,14 @@ class _Axis:
             [part.to(device, dtype) for part in self._even_and_odd(weights)]
             for weights in (envelope, angular * envelope)  # d/dx exp(-iωx) = -iω exp(-iωx)
         ]
+
+        self.compiled = device.type == "cpu" and dtype in (torch.float32, torch.float64)
+        if self.compiled:
+            orders = np.stack(
+                [np.concatenate([p.numpy().reshape(-1, highest + 1) for p in o]) for o in self._orders]
+            )
+            numbers = cpu_kernels.constants(orders.dtype, box_size)
+            self.numbers = numbers, np.ascontiguousarray(orders)
 
     def _even_and_odd(self, weights: Float[Tensor, "k aliases"]) -> tuple[Tensor, Tensor, Tensor]:
         below, middle, above = weights.tensor_split([self.n_aliases, self.n_aliases + 1], dim=1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cryoanm_lib import fourier_projection
 from cryoanm_lib.fourier import coefficients_to_image, crop, half_plane_frequencies, image_to_coefficients
 from cryoanm_lib.fourier_projection import fourier_coefficients, fourier_slopes
 from cryoanm_lib.gridded_projection import ACCURACY, Spreading, gridded_coefficients
@@ -196,6 +197,25 @@ def test_single_precision_agrees_with_double(name: str) -> None:
     single = project(name, positions.float(), 64)
     assert single.dtype == torch.float32
     assert (single - double).abs().max() < 2e-6 * double.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("box_size", "resolution", "width"), [(64, 32, WIDTH), (33, 15, 0.5), (64, 8, 1.6)])
+def test_compiled_loops_and_torch_agree(box_size, resolution, width, dtype) -> None:
+    """Coefficients, gradients and slopes: two programs for the same sums, also for none and two aliases."""
+    positions, velocities = atoms(3, n=21).to(dtype), atoms(3, 2, n=21, seed=1).to(dtype)
+    axis = fourier_projection._axis(positions, box_size, width, resolution, None)
+    leaf, other = (positions.clone().requires_grad_() for _ in range(2))
+    found = fourier_projection._Compiled.apply(leaf, axis)
+    expected = fourier_projection.half_plane(fourier_projection._Products.apply(other, axis))
+    weights = torch.randn(found.shape, dtype=found.dtype, generator=torch.Generator().manual_seed(2))
+    found.backward(weights)
+    expected.backward(weights)
+    moved = fourier_projection._slopes_compiled(positions, velocities, axis)
+    slopes = fourier_projection._slopes(positions, velocities, axis)
+    rounding = 50 * torch.finfo(dtype).eps
+    for ours, theirs in ((found, expected), (leaf.grad, other.grad), (moved, slopes)):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=rounding * theirs.abs().max().item())
 
 
 @pytest.mark.parametrize("resolution", [9, 16, 32])

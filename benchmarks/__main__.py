@@ -1,0 +1,46 @@
+"""Run every benchmark, print the table, and keep it in results/bench.json."""
+
+import argparse
+import importlib.metadata
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from benchmarks import projection
+from cryoanm_lib.provenance import commit, processor
+from cryoanm_lib.storage import save_json
+
+_COMPARED = ("torch", "jax", "jaxlib", "cryojax", "numpy", "pyro-ppl")
+
+_BENCHMARKS = (
+    projection.against_the_paper,
+    projection.against_matrix_products,
+    projection.against_cryojax,
+)
+
+
+def main() -> None:
+    """Nothing else should run on the machine."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    rows = []
+    for benchmark in _BENCHMARKS:
+        for row in benchmark():
+            print(row, flush=True)
+            rows.append(row.record())
+    versions = {name: importlib.metadata.version(name) for name in _COMPARED}
+    made = {
+        "date": date.today().isoformat(),
+        "commit": commit(),
+        "device": processor(),
+        "threads": given.threads,
+    }
+    save_json(given.results / "bench.json", {"made": made, "versions": versions, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

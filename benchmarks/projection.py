@@ -1,0 +1,153 @@
+"""Projection and likelihood: ours beside the paper's, cryoJAX's, and what the machine can do at all."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from benchmarks.rows import Row
+from benchmarks.side_by_side import in_turns, ratios
+from cryoanm_lib.anm import normal_modes
+from cryoanm_lib.forward import ForwardModel, Latents
+from cryoanm_lib.fourier import half_plane_frequencies
+from cryoanm_lib.fourier_projection import fourier_coefficients
+from cryoanm_lib.likelihood import log_likelihood
+from cryoanm_lib.projection import PROJECTORS
+from cryoanm_lib.structure import load_structure
+
+#: Largest difference of two answers that count as equal, as a share of the largest value.
+TOLERANCE = 1e-4
+
+# The paper's task: 133 pseudo-atoms of 0.8 pixels on 64 × 64 pixels, noise 0.1.
+_ATOMS, _BOX, _WIDTH, _NOISE = 133, 64, 0.8, 0.1
+
+
+def require_equal(ours: Tensor, theirs: Tensor, what: str) -> None:
+    """Refuse to time two things that do not do the same."""
+    error = (ours - theirs).abs().max() / theirs.abs().max()
+    if not error < TOLERANCE:
+        raise SystemExit(f"{what}: answers differ by {error:.1e} of the largest value, not {TOLERANCE:.0e}")
+
+
+def some_positions(n_images: int, n_atoms: int = _ATOMS) -> Tensor:
+    """Atoms anywhere in a square in the box."""
+    generator = torch.Generator().manual_seed(0)
+    return 50 * torch.rand(n_images, n_atoms, 2, generator=generator) - 25
+
+
+def against_the_paper(n_images: int = 500) -> Iterator[Row]:
+    """The projection as a sparse tensor, forward and backward."""
+    positions = some_positions(n_images)
+    weights = torch.randn(n_images, len(half_plane_frequencies(_BOX)), dtype=torch.complex64)
+
+    def answer(name: str) -> tuple[Tensor, Tensor]:
+        at = positions.clone().requires_grad_()
+        coefficients = PROJECTORS[name](at, _BOX, _WIDTH, _BOX)
+        (gradient,) = torch.autograd.grad((weights.conj() * coefficients).sum().real, at)
+        return torch.view_as_real(coefficients.detach()), gradient
+
+    for ours, theirs in zip(answer("auto"), answer("sparse"), strict=True):
+        require_equal(ours, theirs, "projection")
+    seconds = in_turns({name: lambda name=name: answer(name) for name in ("auto", "sparse")}, rounds=7)
+    yield Row.of(
+        "the paper's sparse tensor: forward and backward", ratios(seconds, "sparse", "auto"), "×", 20
+    )
+
+
+def against_matrix_products(n_images: int = 500, resolution: int = 32) -> Iterator[Row]:
+    """Coefficients, at 8 real operations an atom and coefficient, as a share of a large product's rate."""
+    positions, square = some_positions(n_images), torch.randn(3000, 3000)
+    work = {
+        "coefficients": lambda: fourier_coefficients(positions, _BOX, _WIDTH, resolution),
+        "product": lambda: square @ square,
+    }
+    seconds = in_turns(work)
+    operations = 8 * n_images * _ATOMS * len(half_plane_frequencies(resolution))
+    each = zip(seconds["product"], seconds["coefficients"], strict=True)
+    shares = [100 * (operations / ours) / (2 * len(square) ** 3 / product) for product, ours in each]
+    yield Row.of("rate of a large matrix product: coefficients at K = 32", shares, "%", 40)
+
+
+class OneTask:
+    """Images of a molecule that bends along a mode, turns in the plane, and comes in and out of focus."""
+
+    def __init__(self, n_images: int) -> None:
+        reference = load_structure("adk_open").coordinates
+        modes = normal_modes(reference).vectors
+        # At 1.25 Å a pixel no atom comes near the edge, where the library wraps round and others cut off.
+        self.model = ForwardModel(reference.float(), modes.float(), pixel_size=1.25)
+        generator = torch.Generator().manual_seed(1)
+        draws = torch.randn(2, n_images, generator=generator)
+        self.amplitude, self.defocus = 3 * draws[0, :, None], 50 + 3 * draws[1]
+        self.pose = 6.2832 * torch.rand(n_images, generator=generator)
+        self.weights = torch.randn(n_images, 64, 64, generator=generator)
+
+    def latents(self, needs_gradient: bool = False) -> tuple[list[Tensor], Latents]:
+        """The numbers, and the model's view of them."""
+        given = (self.pose, self.amplitude, self.defocus)
+        numbers = [x.clone().requires_grad_(needs_gradient) for x in given]
+        return numbers, Latents.in_plane(*numbers)
+
+    def images(self) -> Tensor:
+        """Without noise."""
+        return self.model.images(self.latents()[1])
+
+    def observed(self, resolution: int) -> Tensor:
+        """Coefficients with noise."""
+        generator = torch.Generator().manual_seed(2)
+        return self.model.simulate(self.latents()[1], _NOISE, resolution, generator)
+
+    def gradient(self) -> tuple[Tensor, ...]:
+        """Of images, weighted pixel by pixel."""
+        numbers, latents = self.latents(needs_gradient=True)
+        return torch.autograd.grad((self.model.images(latents) * self.weights).sum(), numbers)
+
+    def log_likelihood_gradient(self, observed: Tensor, resolution: int) -> tuple[Tensor, ...]:
+        """Log-likelihood of images up to a constant, and its gradient."""
+        numbers, latents = self.latents(needs_gradient=True)
+        predicted = self.model.coefficients(latents, resolution)
+        value = log_likelihood(observed, predicted, _NOISE, resolution, _BOX)
+        constant = log_likelihood(observed, observed, _NOISE, resolution, _BOX)
+        return (value - constant).detach(), *torch.autograd.grad(value.sum(), numbers)
+
+
+def against_cryojax(n_images: int = 500, resolution: int = 32) -> Iterator[Row]:
+    """Images with contrast transfer, their gradients, and log-likelihoods with theirs."""
+    from benchmarks.with_cryojax import WithCryoJAX, to_jax, to_torch
+
+    ours = OneTask(n_images)
+    numbers = [to_jax(x) for x in (ours.pose, ours.amplitude, ours.defocus)]
+    weights, observed = to_jax(ours.weights), ours.observed(resolution)
+    # Every option of its projection that is exact enough takes part; the faster one counts.
+    theirs = {f"cryojax {n}": WithCryoJAX(ours.model, n_spread=n) for n in (None, 11)}
+    scores = {name: t.log_likelihood_slopes(resolution) for name, t in theirs.items()}
+    sigma = _NOISE * resolution / _BOX
+    seen = to_jax(observed)
+    works = [
+        (
+            "image with contrast transfer",
+            3,
+            lambda: [ours.images()],
+            {n: lambda t=t: [t.images(*numbers)] for n, t in theirs.items()},
+        ),
+        (
+            "gradient by amplitude, angle and defocus",
+            4,
+            ours.gradient,
+            {n: lambda t=t: t.weighted(*numbers, weights) for n, t in theirs.items()},
+        ),
+        (
+            f"log-likelihood with gradient, K = {resolution}",
+            10,
+            lambda: ours.log_likelihood_gradient(observed, resolution),
+            {n: lambda f=f: (lambda v, g: [v, *g])(*f(*numbers, seen, sigma)) for n, f in scores.items()},
+        ),
+    ]
+    for what, target, own, others in works:
+        for name, other in others.items():
+            for mine, found in zip(own(), other(), strict=True):
+                require_equal(mine, to_torch(found), f"{what}, {name}")
+        waited = {n: lambda f=f: [x.block_until_ready() for x in f()] for n, f in others.items()}
+        seconds = in_turns({"ours": own, **waited})
+        rival = min(others, key=lambda n: sorted(seconds[n])[len(seconds[n]) // 2])
+        yield Row.of(f"cryoJAX: {what}", ratios(seconds, rival, "ours"), "×", target)
