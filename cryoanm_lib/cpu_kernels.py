@@ -95,9 +95,9 @@ def project_back(positions, numbers, orders, slopes, gradient):
             _turn(derived[axis], powers)
         by_product = np.zeros((width, width), positions.dtype)
         _from_half_plane(slopes[image], powers, by_product)
-        row, total = np.empty(depth, positions.dtype), np.empty(depth, positions.dtype)
+        rows, total = np.empty((4, depth), positions.dtype), np.empty(depth, positions.dtype)
         for axis in range(2):
-            _weigh(by_product, factors[1 - axis], derived[axis], row, total)
+            _weigh(by_product, factors[1 - axis], derived[axis], rows, total)
             for p in range(n_atoms):
                 gradient[image, p, axis] = total[p]
             by_product = by_product.T.copy()
@@ -261,24 +261,30 @@ def _multiply(a, b, product):
 
 
 @njit(fastmath=True)
-def _weigh(by_product, factor, derived, row, total):
-    """Σ_i derived_i ∘ (G factor)_i, with G the derivative by the product."""
+def _weigh(by_product, factor, derived, rows, total):
+    """Σ_i derived_i ∘ (G factor)_i, with G the derivative by the product, four rows by four."""
     total[:] = 0
-    for i in range(len(by_product)):
-        row[:] = 0
+    for i in range(0, len(by_product), 4):
+        rows[:] = 0
         for j in range(0, len(by_product), 4):
-            g0, g1, g2, g3 = (
-                by_product[i, j],
-                by_product[i, j + 1],
-                by_product[i, j + 2],
-                by_product[i, j + 3],
-            )
+            g = by_product[i : i + 4, j : j + 4]
+            g00, g01, g02, g03 = g[0, 0], g[0, 1], g[0, 2], g[0, 3]
+            g10, g11, g12, g13 = g[1, 0], g[1, 1], g[1, 2], g[1, 3]
+            g20, g21, g22, g23 = g[2, 0], g[2, 1], g[2, 2], g[2, 3]
+            g30, g31, g32, g33 = g[3, 0], g[3, 1], g[3, 2], g[3, 3]
             for p in range(factor.shape[1]):
-                row[p] += (
-                    g0 * factor[j, p] + g1 * factor[j + 1, p] + g2 * factor[j + 2, p] + g3 * factor[j + 3, p]
-                )
+                f0, f1, f2, f3 = factor[j, p], factor[j + 1, p], factor[j + 2, p], factor[j + 3, p]
+                rows[0, p] += g00 * f0 + g01 * f1 + g02 * f2 + g03 * f3
+                rows[1, p] += g10 * f0 + g11 * f1 + g12 * f2 + g13 * f3
+                rows[2, p] += g20 * f0 + g21 * f1 + g22 * f2 + g23 * f3
+                rows[3, p] += g30 * f0 + g31 * f1 + g32 * f2 + g33 * f3
         for p in range(factor.shape[1]):
-            total[p] += derived[i, p] * row[p]
+            total[p] += (
+                derived[i, p] * rows[0, p]
+                + derived[i + 1, p] * rows[1, p]
+                + derived[i + 2, p] * rows[2, p]
+                + derived[i + 3, p] * rows[3, p]
+            )
 
 
 @njit(fastmath=True)
