@@ -24,7 +24,9 @@ REQUIREMENTS := pyproject.toml constraints.txt
 BOOK_READY   := .venv/.ready-book
 TEST_READY   := .venv/.ready-test
 
-.PHONY: help book test test-slow test-book lint format clean distclean
+BENCH_READY  := .venv/.ready-bench
+
+.PHONY: help book test test-slow test-book bench lint format clean distclean
 
 help: ## Show this list
 	@echo "make <target> [PROFILE=smoke|laptop|full|paper] [STRUCTURE=adk_open|<PDB ID>|<file>] [CORES=4] [PYTHON=python3.11]"
@@ -43,6 +45,9 @@ test-slow: $(TEST_READY) ## Run the long statistical tests
 
 test-book: $(TEST_READY) ## Run the tests that look at a built book
 	pytest tests/book
+
+bench: $(BENCH_READY) ## Time it side by side with others; leave the machine alone meanwhile
+	python -m benchmarks
 
 lint: $(TEST_READY)
 	ruff check .
@@ -74,3 +79,7 @@ $(BOOK_READY): $(REQUIREMENTS) | $(BIN)/python
 $(TEST_READY): $(REQUIREMENTS) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $(BOOK_READY) $@
+
+$(BENCH_READY): $(REQUIREMENTS) benchmarks/requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --requirement benchmarks/requirements.txt
+	@touch $@

@@ -1,0 +1,43 @@
+"""The bookkeeping of benchmarks; what they time is timed by `make bench`."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks.projection import against_matrix_products, against_the_paper, require_equal
+from benchmarks.rows import Row
+from benchmarks.side_by_side import WARM_UP, in_turns, ratios
+
+
+def test_all_take_turns_as_often() -> None:
+    calls = []
+    seconds = in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=4)
+    assert calls[:4] == ["b", "a", "a", "b"]
+    assert calls.count("a") == calls.count("b") == WARM_UP + 4
+    assert {name: len(found) for name, found in seconds.items()} == {"a": 4, "b": 4}
+    assert ratios({"slow": [2.0, 6.0], "fast": [1.0, 2.0]}, "slow", "fast") == [2.0, 3.0]
+
+
+def test_a_row_says_whether_it_reaches_its_target() -> None:
+    assert Row.of("speed", [1.0, 3.0, 2.0], "×", 2.0).reached
+    assert not Row.of("time", [50.0], "s", 40.0, at_most=True).reached
+    record = Row.of("time", [30.0], "s", 40.0, at_most=True).record()
+    assert json.loads(json.dumps(record))["reached"] is True
+    assert "asked ≥ 2 reached" in str(Row.of("speed", [1.0, 3.0, 2.0], "×", 2.0))
+
+
+def test_unequal_answers_are_not_timed() -> None:
+    ours = torch.ones(3)
+    require_equal(ours, ours + 1e-6, "sums")
+    with pytest.raises(SystemExit, match=r"sums: answers differ by 1\.0e-02"):
+        require_equal(ours, ours / 0.99 + 0.0, "sums")
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "sizes"), [(against_the_paper, {}), (against_matrix_products, {"size": 100})]
+)
+def test_benchmarks_compare_equal_work(benchmark, sizes) -> None:
+    """On few images; each refuses to start where answers differ."""
+    (row,) = benchmark(n_images=2, **sizes)
+    assert row.low <= row.value <= row.high and row.value > 0
