@@ -3,7 +3,7 @@
 Data flow from top to bottom, and a module imports from those above it alone:
 
     errors, settings
-    structure_files -> structure -> anm
+    structure_files -> structure, sparse_network -> anm
     rotation, fourier, cpu_kernels -> fourier_, gridded_ and spatial_projection -> projection
     projection, ctf -> forward -> likelihood
     antipodal -> distributions -> prior, particles
@@ -18,7 +18,7 @@ Data flow from top to bottom, and a module imports from those above it alone:
 
 #: Modules in the order in which data flows.
 ORDER = (
-    *("errors", "settings", "structure_files", "structure", "anm"),
+    *("errors", "settings", "structure_files", "structure", "sparse_network", "anm"),
     *("rotation", "fourier", "cpu_kernels", "fourier_projection", "gridded_projection", "spatial_projection"),
     *("projection", "ctf", "forward", "likelihood"),
     *("antipodal", "distributions", "prior", "particles"),

@@ -7,9 +7,11 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from cryoanm_lib.errors import NetworkModelError
+from cryoanm_lib.sparse_network import softest_modes, sparse_hessian
 
 DEFAULT_CUTOFF = 15.0  # Å
 RIGID_BODY_MODES = 6
+DENSE_ATOMS = 1000  # up to which the whole spectrum is computed, and beyond which the softest modes alone
 ZERO_TOLERANCE = 1e-9  # relative to the largest eigenvalue; rounding leaves 1e-15, the softest modes 1e-4
 
 
@@ -96,6 +98,9 @@ def normal_modes(
 ) -> NormalModes:
     """The `n_modes` softest internal modes of the network of `coordinates`.
 
+    Up to `DENSE_ATOMS` by the whole spectrum, in which the zero modes are counted; beyond by iteration on the
+    sparse Hessian, with the rigid-body motions kept out (see `sparse_network`).
+
     Parameters
     ----------
     coordinates : Float[Tensor, "atoms 3"]
@@ -115,7 +120,8 @@ def normal_modes(
     Raises
     ------
     NetworkModelError
-        If the network does not have exactly six zero modes, or has fewer than `n_modes` others.
+        If the network does not have exactly six zero modes, has fewer than `n_modes` others, or is so large
+        that they must be iterated, and they do not converge.
 
     Examples
     --------
@@ -126,18 +132,37 @@ def normal_modes(
     >>> [f"{collectivity(vector):.3f}" for vector in modes.vectors]
     ['0.386', '0.359', '0.444']
     """
+    solve = _by_iteration if len(coordinates) > DENSE_ATOMS else _by_the_whole_spectrum
+    eigenvalues, vectors = solve(coordinates, n_modes, cutoff, spring_constant)
+    return NormalModes(eigenvalues, _with_fixed_sign(vectors).unflatten(1, (-1, 3)), RIGID_BODY_MODES, cutoff)
+
+
+def _by_the_whole_spectrum(
+    coordinates: Float[Tensor, "atoms 3"], n_modes: int, cutoff: float, spring_constant: float
+) -> tuple[Float64[Tensor, "modes"], Float64[Tensor, "modes dof"]]:
     eigenvalues, columns = torch.linalg.eigh(hessian(coordinates, cutoff, spring_constant))
     n_zero = int((eigenvalues <= ZERO_TOLERANCE * eigenvalues[-1]).sum())
     _require_rigid_network(n_zero, len(coordinates), cutoff)
-    available = len(eigenvalues) - n_zero
-    if not 1 <= n_modes <= available:
-        raise NetworkModelError(
-            f"n_modes is {n_modes}; {len(coordinates)} pseudo-atoms have {available} internal modes: choose "
-            f"from 1 to {available}"
-        )
+    _require_available(n_modes, len(coordinates))
     chosen = slice(n_zero, n_zero + n_modes)
-    vectors = _with_fixed_sign(columns.T[chosen]).unflatten(1, (-1, 3))
-    return NormalModes(eigenvalues[chosen], vectors, n_zero, cutoff)
+    return eigenvalues[chosen], columns.T[chosen]
+
+
+def _by_iteration(
+    coordinates: Float[Tensor, "atoms 3"], n_modes: int, cutoff: float, spring_constant: float
+) -> tuple[Float64[Tensor, "modes"], Float64[Tensor, "modes dof"]]:
+    _require_positive(cutoff=cutoff, spring_constant=spring_constant)
+    _require_available(n_modes, len(coordinates))
+    atoms = _checked(coordinates).detach().cpu().double().numpy()
+    network = sparse_hessian(atoms, cutoff, spring_constant)
+    lonely = int((network.diagonal() <= 0).sum())
+    if lonely:
+        _require_rigid_network(RIGID_BODY_MODES + lonely, len(atoms), cutoff)
+    eigenvalues, vectors, largest = softest_modes(network, atoms, n_modes)
+    soft = int((eigenvalues <= ZERO_TOLERANCE * largest).sum())
+    _require_rigid_network(RIGID_BODY_MODES + soft, len(atoms), cutoff)
+    found = (torch.from_numpy(numbers.copy()).to(coordinates.device) for numbers in (eigenvalues, vectors))
+    return tuple(found)
 
 
 def boltzmann_variances(eigenvalues: Float[Tensor, "modes"], thermal_energy: float) -> Float[Tensor, "modes"]:
@@ -265,6 +290,15 @@ def _require_positive(**parameters: float) -> None:
 def _require_motion(name: str, norm: Float[Tensor, ""]) -> None:
     if not norm > 0:
         raise NetworkModelError(f"{name} has norm {norm.item()}; at least one atom must move")
+
+
+def _require_available(n_modes: int, n_atoms: int) -> None:
+    available = 3 * n_atoms - RIGID_BODY_MODES
+    if not 1 <= n_modes <= available:
+        raise NetworkModelError(
+            f"n_modes is {n_modes}; {n_atoms} pseudo-atoms have {available} internal modes: choose from 1 to "
+            f"{available}"
+        )
 
 
 def _require_rigid_network(n_zero: int, n_atoms: int, cutoff: float) -> None:

@@ -1,0 +1,119 @@
+"""The elastic network of very many atoms: springs to neighbours alone, and its softest modes by iteration."""
+
+import numpy as np
+from jaxtyping import Float64
+from scipy.sparse import bsr_array, diags_array
+from scipy.sparse.linalg import eigsh, lobpcg
+from scipy.spatial import cKDTree
+
+from cryoanm_lib.errors import NetworkModelError
+
+# Modes beyond those asked for that iterate along: the last ones of a block converge slowest.
+_GUARDS = 8
+
+# Residual of an eigenvector, relative to the largest eigenvalue, and iterations until it must be reached.
+_TOLERANCE, _ITERATIONS = 1e-9, 2000
+
+
+def sparse_hessian(
+    coordinates: Float64[np.ndarray, "atoms 3"], cutoff: float, spring_constant: float = 1.0
+) -> bsr_array:
+    """The Hessian of `anm.hessian` in blocks of 3 × 3, with those alone that are not zero.
+
+    Parameters
+    ----------
+    coordinates : Float64[np.ndarray, "atoms 3"]
+        Pseudo-atom positions in Å.
+    cutoff : float
+        Distance in Å up to which two pseudo-atoms share a spring.
+    spring_constant : float
+        γ, in energy per Å².
+
+    Raises
+    ------
+    NetworkModelError
+        If two atoms coincide.
+
+    Examples
+    --------
+    >>> pair = np.array([[0.0, 0.0, 0.0], [4.0, 0.0, 0.0]])
+    >>> sparse_hessian(pair, cutoff=15.0).toarray()[0].tolist()
+    [1.0, 0.0, 0.0, -1.0, 0.0, 0.0]
+    """
+    first, second = cKDTree(coordinates).query_pairs(cutoff, output_type="ndarray").T
+    separation = coordinates[second] - coordinates[first]
+    squared = np.square(separation).sum(1)
+    if (squared == 0).any():
+        a, b = first[squared == 0][0], second[squared == 0][0]
+        raise NetworkModelError(f"atoms {a} and {b} coincide, so no direction joins them: keep one of them")
+    springs = spring_constant * separation[:, :, None] * separation[:, None, :] / squared[:, None, None]
+    n_atoms = len(coordinates)
+    own = np.zeros((n_atoms, 3, 3))
+    np.add.at(own, first, springs)
+    np.add.at(own, second, springs)
+    rows = np.concatenate([first, second, np.arange(n_atoms)])
+    columns = np.concatenate([second, first, np.arange(n_atoms)])
+    blocks = np.concatenate([-springs, -springs, own])
+    order = np.lexsort((columns, rows))
+    ends = np.concatenate([[0], np.bincount(rows, minlength=n_atoms).cumsum()])
+    return bsr_array((blocks[order], columns[order], ends), shape=(3 * n_atoms, 3 * n_atoms))
+
+
+def softest_modes(
+    network: bsr_array, coordinates: Float64[np.ndarray, "atoms 3"], n_modes: int
+) -> tuple[Float64[np.ndarray, "modes"], Float64[np.ndarray, "modes dof"], float]:
+    """Smallest eigenvalues orthogonal to the rigid-body motions, their eigenvectors, and the largest of all.
+
+    The six rigid-body motions are known, so they are kept out instead of found; what is left is iterated in a
+    block by LOBPCG, each coordinate scaled by its own stiffness.
+
+    Parameters
+    ----------
+    network : bsr_array
+        Of `sparse_hessian`.
+    coordinates : Float64[np.ndarray, "atoms 3"]
+        Pseudo-atom positions in Å.
+    n_modes : int
+        How many.
+
+    Raises
+    ------
+    NetworkModelError
+        If the iteration does not converge.
+    """
+    largest = eigsh(network, k=1, which="LA", tol=1e-3, return_eigenvectors=False, rng=0)[0]
+    start = np.random.default_rng(0).standard_normal((network.shape[0], n_modes + _GUARDS))
+    eigenvalues, vectors = lobpcg(
+        network,
+        start,
+        M=diags_array(1 / network.diagonal()),
+        Y=rigid_motions(coordinates),
+        largest=False,
+        tol=_TOLERANCE * largest,
+        maxiter=_ITERATIONS,
+    )
+    eigenvalues, vectors = eigenvalues[:n_modes], vectors[:, :n_modes]
+    left = np.linalg.norm(network @ vectors - eigenvalues * vectors, axis=0).max() / largest
+    if not left < 1e2 * _TOLERANCE:
+        raise NetworkModelError(
+            f"the {n_modes} softest modes of {len(coordinates)} pseudo-atoms have not converged: {left:.0e} is "
+            f"left after {_ITERATIONS} iterations: ask for fewer modes, or leave out more atoms"
+        )
+    return eigenvalues, vectors.T, float(largest)
+
+
+def rigid_motions(coordinates: Float64[np.ndarray, "atoms 3"]) -> Float64[np.ndarray, "dof six"]:
+    """An orthonormal basis of the translations and of the rotations about the centre.
+
+    Examples
+    --------
+    >>> corner = np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> bool(np.abs(sparse_hessian(corner, 2.0) @ rigid_motions(corner)).max() < 1e-15)
+    True
+    """
+    centred = coordinates - coordinates.mean(0)
+    axes = np.eye(3)
+    translations = [np.tile(axis, (len(centred), 1)) for axis in axes]
+    rotations = [np.cross(axis, centred) for axis in axes]
+    motions = np.stack([motion.ravel() for motion in (*translations, *rotations)], axis=1)
+    return np.linalg.qr(motions)[0]
