@@ -96,8 +96,8 @@ def softest_modes(
     left = np.linalg.norm(network @ vectors - eigenvalues * vectors, axis=0).max() / largest
     if not left < 1e2 * _TOLERANCE:
         raise NetworkModelError(
-            f"the {n_modes} softest modes of {len(coordinates)} pseudo-atoms have not converged: {left:.0e} is "
-            f"left after {_ITERATIONS} iterations: ask for fewer modes, or leave out more atoms"
+            f"the {n_modes} softest modes of {len(coordinates)} pseudo-atoms have not converged: {left:.0e} "
+            f"is left after {_ITERATIONS} iterations: ask for fewer modes, or leave out more atoms"
         )
     return eigenvalues, vectors.T, float(largest)
 
