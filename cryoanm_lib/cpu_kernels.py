@@ -1,17 +1,41 @@
 """The loops in which a CPU spends its time, compiled by Numba: coefficients straight from coordinates.
 
-What they compute is explained in `fourier_projection`. A thread works on one image after the other, in arrays
-that stay in its cache: the factors, a product of them, and the half plane of coefficients. Rows come in fours
-and atoms in sixteens, filled up with zeros, so that inner loops have no remainder. All numbers have the type
-of the positions: one constant of Python's would make everything double.
+What they compute is explained in `fourier_projection`. A thread takes a share of the images, and works on one
+after the other in arrays that stay in its cache: the factors, a product of them, and the half plane of
+coefficients. Rows come in fours and atoms in sixteens, filled up with zeros, so that inner loops have no
+remainder. All numbers have the type of the positions: one constant of Python's would make everything double.
 """
 
+import functools
+import itertools
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 _ROWS, _LANES = 4, 16
+
+# Images for each thread that are worth waking it for.
+_FEWEST = 8
+
+
+def in_threads(kernel: Callable[..., None], threads: int, shared: tuple, *by_image: np.ndarray) -> None:
+    """Run a loop below with so many threads, each on its share of the images."""
+    n_images = len(by_image[0])
+    shares = max(1, min(threads, n_images // _FEWEST))
+    ends = [n_images * share // shares for share in range(shares + 1)]
+    parts = [[array[a:b] for array in by_image] for a, b in itertools.pairwise(ends)]
+    waiting = [_helpers(shares - 1).submit(kernel, *shared, *part) for part in parts[1:]]
+    kernel(*shared, *parts[0])
+    for other in waiting:
+        other.result()
+
+
+@functools.cache
+def _helpers(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="cpu_kernels")
 
 
 def constants(dtype: np.dtype, box_size: int) -> np.ndarray:
@@ -21,8 +45,8 @@ def constants(dtype: np.dtype, box_size: int) -> np.ndarray:
     return np.array([1 / box_size, 1.0, 4.0, 0.25, 2 * math.pi, *cosine, *sine], dtype)
 
 
-@njit(parallel=True, fastmath=True, cache=True)
-def project(positions, numbers, orders, coefficients):
+@njit(nogil=True, fastmath=True, cache=True)
+def project(numbers, orders, positions, coefficients):
     """Write the coefficients (images, kept) of positions (images, atoms, 2).
 
     `orders` (2, 1 + 2 aliases, powers) are the weights of the middle term, of the even and of the odd parts
@@ -30,7 +54,7 @@ def project(positions, numbers, orders, coefficients):
     """
     n_atoms, powers = positions.shape[1], orders.shape[2]
     width, depth = _up_to(2 * powers, _ROWS), _up_to(n_atoms, _LANES)
-    for image in prange(len(positions)):
+    for image in range(len(positions)):
         factors = np.zeros((2, width, depth), positions.dtype)
         scratch = _scratch(orders, depth, positions.dtype)
         for axis in range(2):
@@ -41,15 +65,15 @@ def project(positions, numbers, orders, coefficients):
         _to_half_plane(product, powers, coefficients[image])
 
 
-@njit(parallel=True, fastmath=True, cache=True)
-def project_slopes(positions, velocities, numbers, orders, coefficients):
+@njit(nogil=True, fastmath=True, cache=True)
+def project_slopes(numbers, orders, positions, velocities, coefficients):
     """Write coefficients and derivatives (images, 1 + directions, kept) as atoms move.
 
     Velocities are (images, directions, atoms, 2).
     """
     n_atoms, powers = positions.shape[1], orders.shape[2]
     width, depth = _up_to(2 * powers, _ROWS), _up_to(n_atoms, _LANES)
-    for image in prange(len(positions)):
+    for image in range(len(positions)):
         # X beside X', and Y' beside Y, so that one product sums v_y X Y' + v_x X' Y.
         left = np.zeros((width, 2 * depth), positions.dtype)
         right = np.zeros((width, 2 * depth), positions.dtype)
@@ -79,12 +103,12 @@ def project_slopes(positions, velocities, numbers, orders, coefficients):
             _to_half_plane(product, powers, coefficients[image, 1 + direction])
 
 
-@njit(parallel=True, fastmath=True, cache=True)
-def project_back(positions, numbers, orders, slopes, gradient):
+@njit(nogil=True, fastmath=True, cache=True)
+def project_back(numbers, orders, positions, slopes, gradient):
     """Write the gradient by positions (images, atoms, 2), given that by the coefficients (images, kept)."""
     n_atoms, powers = positions.shape[1], orders.shape[2]
     width, depth = _up_to(2 * powers, _ROWS), _up_to(n_atoms, _LANES)
-    for image in prange(len(positions)):
+    for image in range(len(positions)):
         factors = np.zeros((2, width, depth), positions.dtype)
         derived = np.zeros((2, width, depth), positions.dtype)
         scratch = _scratch(orders, depth, positions.dtype)

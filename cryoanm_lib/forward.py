@@ -248,7 +248,9 @@ class ForwardModel(nn.Module):
         ForwardModelError
             If K is not usable with the box, or there is not one amplitude for each mode.
         """
-        return self.transfer(latents, resolution) * self.projections(latents, resolution)
+        transfer, projections = self.transfer(latents, resolution), self.projections(latents, resolution)
+        # Part by part: a complex number times a real one would take a complex copy of the real one.
+        return torch.view_as_complex(transfer[..., None] * torch.view_as_real(projections))
 
     def transfer(self, latents: Latents, resolution: int) -> Float[Tensor, "*batch kept"]:
         """What the microscope makes of every coefficient: the contrast transfer, times the contrast."""

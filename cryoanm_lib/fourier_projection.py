@@ -15,8 +15,8 @@ so few at a time that their factors stay near the processor. On a CPU `cpu_kerne
 
 import functools
 import math
+from collections.abc import Callable
 
-import numba
 import numpy as np
 import torch
 from jaxtyping import Complex, Float
@@ -155,16 +155,16 @@ class _Compiled(torch.autograd.Function):
     def forward(ctx, positions: Float[Tensor, "images atoms 2"], axis: "_Axis") -> Tensor:
         ctx.save_for_backward(positions)
         ctx.axis = axis
-        return _run(cpu_kernels.project, axis, (len(positions),), positions)
+        found = axis.empty(len(positions))
+        _run(cpu_kernels.project, axis, positions, found)
+        return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx, slope: Complex[Tensor, "images kept"]) -> tuple[Tensor, None]:
         (positions,), axis = ctx.saved_tensors, ctx.axis
         found = torch.empty_like(positions, memory_format=torch.contiguous_format)
-        numba.set_num_threads(_threads())
-        numbers = _as_numpy(positions), *axis.numbers, _as_numpy(slope), found.numpy()
-        cpu_kernels.project_back(*numbers)
+        _run(cpu_kernels.project_back, axis, positions, slope, found)
         return found, None
 
 
@@ -172,24 +172,15 @@ def _slopes_compiled(
     flat: Float[Tensor, "images atoms 2"], moving: Float[Tensor, "images directions atoms 2"], axis: "_Axis"
 ) -> Complex[Tensor, "images both kept"]:
     """The same by the compiled loops."""
-    return _run(cpu_kernels.project_slopes, axis, (len(flat), 1 + moving.shape[1]), flat, moving)
-
-
-def _run(kernel, axis: "_Axis", shape: tuple[int, ...], *given: Tensor) -> Complex[Tensor, "*shape kept"]:
-    """What a compiled loop makes of tensors, with as many threads as torch has."""
-    kept = 2 * axis.highest * (axis.highest + 1) + 1
-    found = torch.empty(*shape, kept, dtype=given[0].dtype.to_complex())
-    numba.set_num_threads(_threads())
-    kernel(*map(_as_numpy, given), *axis.numbers, found.numpy())
+    found = axis.empty(len(flat), 1 + moving.shape[1])
+    _run(cpu_kernels.project_slopes, axis, flat, moving, found)
     return found
 
 
-def _threads() -> int:
-    return max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-
-
-def _as_numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().contiguous().resolve_conj().numpy()
+def _run(kernel: Callable[..., None], axis: "_Axis", *tensors: Tensor) -> None:
+    """A compiled loop on tensors, of which it fills the last, with as many threads as torch has."""
+    arrays = (tensor.detach().resolve_conj().contiguous().numpy() for tensor in tensors)
+    cpu_kernels.in_threads(kernel, torch.get_num_threads(), axis.numbers, *arrays)
 
 
 class _Products(torch.autograd.Function):
@@ -261,7 +252,7 @@ class _Axis:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.box_size, self.highest, self.width = box_size, highest, 2 * (highest + 1)
+        self.box_size, self.highest, self.width, self.dtype = box_size, highest, 2 * (highest + 1), dtype
         # exp(-2 (π σ_a f)²) falls below the accuracy at this frequency f, in cycles per pixel.
         cutoff = math.sqrt(-0.5 * math.log(accuracy)) / (math.pi * atom_width)
         self.n_aliases = math.floor(cutoff + highest / box_size)
@@ -282,6 +273,11 @@ class _Axis:
             )
             numbers = cpu_kernels.constants(orders.dtype, box_size)
             self.numbers = numbers, np.ascontiguousarray(orders)
+
+    def empty(self, *shape: int) -> Complex[Tensor, "*shape kept"]:
+        """Room for coefficients on the CPU."""
+        kept = 2 * self.highest * (self.highest + 1) + 1
+        return torch.empty(*shape, kept, dtype=self.dtype.to_complex())
 
     def _even_and_odd(self, weights: Float[Tensor, "k aliases"]) -> tuple[Tensor, Tensor, Tensor]:
         below, middle, above = weights.tensor_split([self.n_aliases, self.n_aliases + 1], dim=1)

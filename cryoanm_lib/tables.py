@@ -98,15 +98,6 @@ def tasks_of(
     return found
 
 
-def caveats(metrics: Mapping[str, Mapping]) -> str:
-    """What must be known of some runs of a reference, as Markdown; nothing if there is nothing."""
-    runs: dict[str, list[str]] = {}
-    for name, run in metrics.items():
-        if "caveat" in run:
-            runs.setdefault(run["caveat"], []).append(f"`{name}`")
-    return "".join(f"\n\n**{', '.join(names)}: {caveat}**" for caveat, names in runs.items())
-
-
 def latents_of(metrics: Mapping) -> list[str]:
     """The latents that a run inferred."""
     return [latent for latent, key in RESIDUAL_KEYS.items() if key in metrics]

@@ -71,7 +71,13 @@ def model_graph(program: CryoProgram, particles: Particles, resolution: int) -> 
     resolution : int
         K, at which the model is run.
     """
-    relations = get_model_relations(program.model, (particles, resolution))
+    # Tensors are followed through torch, not through compiled loops: any other projector has the same graph.
+    model, chosen = program.forward_model, program.forward_model.projector
+    try:
+        model.projector = "separable"
+        relations = get_model_relations(program.model, (particles, resolution))
+    finally:
+        model.projector = chosen
     roles = {
         site: "inferred" if site not in relations["observed"] else "given" if site in LATENTS else "observed"
         for site in relations["sample_sample"]
