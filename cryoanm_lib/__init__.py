@@ -4,7 +4,8 @@ Data flow from top to bottom, and a module imports from those above it alone:
 
     errors, settings
     structure_files -> structure, sparse_network -> anm
-    rotation, fourier, cpu_kernels -> fourier_, gridded_ and spatial_projection -> projection
+    rotation, fourier, compiled -> fourier_loops and _projection, gridded_loops and _projection
+    spatial_projection, fourier_projection, gridded_projection -> projection
     projection, ctf -> forward -> likelihood
     antipodal -> distributions -> prior, particles
     encoders -> rings, chain, linearised -> guides -> program -> objectives
@@ -19,7 +20,8 @@ Data flow from top to bottom, and a module imports from those above it alone:
 #: Modules in the order in which data flows.
 ORDER = (
     *("errors", "settings", "structure_files", "structure", "sparse_network", "anm"),
-    *("rotation", "fourier", "cpu_kernels", "fourier_projection", "gridded_projection", "spatial_projection"),
+    *("rotation", "fourier", "compiled", "fourier_loops", "fourier_projection"),
+    *("gridded_loops", "gridded_projection", "spatial_projection"),
     *("projection", "ctf", "forward", "likelihood"),
     *("antipodal", "distributions", "prior", "particles"),
     *("encoders", "rings", "chain", "linearised", "guides", "program", "objectives"),

@@ -85,9 +85,16 @@ def image_to_coefficients(
         raise ForwardModelError(
             f"cannot crop images of {box_size} pixels to {resolution}: choose K from 1 to {box_size}"
         )
+    return grid_to_coefficients(torch.fft.ifftshift(images, dim=(-2, -1)), resolution)
+
+
+def grid_to_coefficients(
+    images: Float[Tensor, "*batch box box"], resolution: int
+) -> Complex[Tensor, "*batch kept"]:
+    """The same for images whose origin is the first pixel, and which go on at the other edge."""
     m = highest_frequency(resolution)
-    half = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)), norm="forward")[..., : m + 1]
-    rows = torch.arange(-m, m + 1, device=images.device) % box_size
+    half = torch.fft.rfft2(images, norm="forward")[..., : m + 1]
+    rows = torch.arange(-m, m + 1, device=images.device) % images.shape[-1]
     return _grid_to_vector(half[..., rows, :].transpose(-2, -1))
 
 

@@ -10,12 +10,11 @@ pixels, and the origin is pixel (N//2, N//2).
 
 What limits the speed is not the product but the sines, cosines and passes through memory on the way to it:
 one sine and cosine an atom and axis is computed, all higher ones are powers of it, and images are worked on
-so few at a time that their factors stay near the processor. On a CPU `cpu_kernels` does it image by image.
+so few at a time that their factors stay near the processor. On a CPU `fourier_loops` does it image by image.
 """
 
 import functools
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cryoanm_lib import cpu_kernels
+from cryoanm_lib import compiled, fourier_loops
 from cryoanm_lib.fourier import highest_frequency
 
 #: Bytes that the factors of the images in work may take: about the second-level cache of a core.
@@ -156,7 +155,7 @@ class _Compiled(torch.autograd.Function):
         ctx.save_for_backward(positions)
         ctx.axis = axis
         found = axis.empty(len(positions))
-        _run(cpu_kernels.project, axis, positions, found)
+        compiled.run(fourier_loops.project, axis.numbers, positions, found)
         return found
 
     @staticmethod
@@ -164,7 +163,7 @@ class _Compiled(torch.autograd.Function):
     def backward(ctx, slope: Complex[Tensor, "images kept"]) -> tuple[Tensor, None]:
         (positions,), axis = ctx.saved_tensors, ctx.axis
         found = torch.empty_like(positions, memory_format=torch.contiguous_format)
-        _run(cpu_kernels.project_back, axis, positions, slope, found)
+        compiled.run(fourier_loops.project_back, axis.numbers, positions, slope, found)
         return found, None
 
 
@@ -173,14 +172,8 @@ def _slopes_compiled(
 ) -> Complex[Tensor, "images both kept"]:
     """The same by the compiled loops."""
     found = axis.empty(len(flat), 1 + moving.shape[1])
-    _run(cpu_kernels.project_slopes, axis, flat, moving, found)
+    compiled.run(fourier_loops.project_slopes, axis.numbers, flat, moving, found)
     return found
-
-
-def _run(kernel: Callable[..., None], axis: "_Axis", *tensors: Tensor) -> None:
-    """A compiled loop on tensors, of which it fills the last, with as many threads as torch has."""
-    arrays = (tensor.detach().resolve_conj().contiguous().numpy() for tensor in tensors)
-    cpu_kernels.in_threads(kernel, torch.get_num_threads(), axis.numbers, *arrays)
 
 
 class _Products(torch.autograd.Function):
@@ -266,12 +259,12 @@ class _Axis:
             for weights in (envelope, angular * envelope)  # d/dx exp(-iωx) = -iω exp(-iωx)
         ]
 
-        self.compiled = device.type == "cpu" and dtype in (torch.float32, torch.float64)
+        self.compiled = compiled.compiled_for(self._orders[0][0])
         if self.compiled:
             orders = np.stack(
                 [np.concatenate([p.numpy().reshape(-1, highest + 1) for p in o]) for o in self._orders]
             )
-            numbers = cpu_kernels.constants(orders.dtype, box_size)
+            numbers = fourier_loops.constants(orders.dtype, box_size)
             self.numbers = numbers, np.ascontiguousarray(orders)
 
     def empty(self, *shape: int) -> Complex[Tensor, "*shape kept"]:

@@ -9,12 +9,14 @@ itself, so that aliases are those of the image. All lengths are in pixels.
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cryoanm_lib.fourier import half_plane_frequencies, highest_frequency, image_to_coefficients
+from cryoanm_lib import compiled, gridded_loops
+from cryoanm_lib.fourier import grid_to_coefficients, half_plane_frequencies, highest_frequency
 
 #: That of the gridded projector by default: about the rounding of single precision in a sum over atoms.
 ACCURACY = 1e-6
@@ -59,6 +61,10 @@ class Spreading:
         sampled_well = 2 * (math.pi * atom_width * (1 - m / box_size)) ** 2 > nats
         return finer if sampled_well and finer.radius < pixels.radius else pixels
 
+    def table(self, like: Tensor) -> np.ndarray:
+        """What the compiled loops know of the Gaussian."""
+        return gridded_loops.gaussian_table(compiled.type_of(like), self.width, self.radius)
+
 
 def gridded_coefficients(
     positions: Float[Tensor, "*batch atoms 2"],
@@ -98,8 +104,9 @@ def gridded_coefficients(
     spreading = Spreading.chosen(box_size, atom_width, resolution, accuracy)
     scale = spreading.points / box_size
     flat = positions.reshape(-1, *positions.shape[-2:]) * scale
-    grid = _Spread.apply(flat, spreading)
-    coefficients = image_to_coefficients(grid, resolution).view(*positions.shape[:-2], -1)
+    spread = _SpreadCompiled if compiled.compiled_for(flat) else _Spread
+    grid = spread.apply(flat, spreading)
+    coefficients = grid_to_coefficients(grid, resolution).view(*positions.shape[:-2], -1)
     frequencies = half_plane_frequencies(resolution, positions.device).to(positions.dtype) / box_size
     # What is left of the atom's Gaussian once the narrow one is taken out, and its height.
     narrow = spreading.width / scale
@@ -108,7 +115,10 @@ def gridded_coefficients(
 
 
 class _Spread(torch.autograd.Function):
-    """Σ_p exp(-|r - x_p|²/(2 s²)) on a periodic grid, each term on the points near its atom alone."""
+    """Σ_p exp(-|r - x_p|²/(2 s²)) on a periodic grid, each term on the points near its atom alone.
+
+    The origin is the first point.
+    """
 
     @staticmethod
     def forward(ctx, positions: Float[Tensor, "images atoms 2"], spreading: Spreading) -> Tensor:
@@ -135,6 +145,26 @@ class _Spread(torch.autograd.Function):
         return found.view_as(positions), None
 
 
+class _SpreadCompiled(torch.autograd.Function):
+    """The same by compiled loops."""
+
+    @staticmethod
+    def forward(ctx, positions: Float[Tensor, "images atoms 2"], spreading: Spreading) -> Tensor:
+        ctx.save_for_backward(positions)
+        ctx.spreading = spreading
+        grid = positions.new_empty(len(positions), spreading.points, spreading.points)
+        compiled.run(gridded_loops.spread, (spreading.table(positions),), positions, grid)
+        return grid
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope: Float[Tensor, "images points points"]) -> tuple[Tensor, None]:
+        (positions,) = ctx.saved_tensors
+        found = positions.new_empty(positions.shape)
+        compiled.run(gridded_loops.spread_back, (ctx.spreading.table(positions),), positions, slope, found)
+        return found, None
+
+
 def _some(positions: Float[Tensor, "images atoms 2"], spreading: Spreading) -> list[slice]:
     """Atoms of all images, some at a time."""
     total, each = positions.shape[0] * positions.shape[1], (2 * spreading.radius + 1) ** 2
@@ -158,6 +188,6 @@ def _patches(
     steps = torch.arange(-radius, radius + 1, device=at.device)
     offsets = (nearest - at).T[..., None] + steps  # from the atom to the point, along x and along y
     along_x, along_y = (-0.5 * (offsets / spreading.width).square()).exp().unbind(0)
-    column, row = (nearest.long().T[..., None] + steps + points // 2).remainder(points).unbind(0)
+    column, row = (nearest.long().T[..., None] + steps).remainder(points).unbind(0)
     where = (image[:, None, None] * points + row[:, :, None]) * points + column[:, None, :]
     return where, along_x, along_y, offsets

@@ -218,6 +218,20 @@ def test_compiled_loops_and_torch_agree(box_size, resolution, width, dtype) -> N
         torch.testing.assert_close(ours, theirs, rtol=0, atol=rounding * theirs.abs().max().item())
 
 
+@pytest.mark.parametrize("projector", [fourier_coefficients, gridded_coefficients])
+def test_threads_share_the_images(projector) -> None:
+    """Also a number that they cannot share alike; every image is computed once, and comes out the same."""
+    positions = atoms(41, n=5).requires_grad_()
+
+    def answer(threads: int) -> tuple[Tensor, Tensor]:
+        torch.set_num_threads(threads)
+        found = projector(positions, 32, WIDTH, 16)
+        return found.detach(), torch.autograd.grad(found.real.square().sum(), positions)[0]
+
+    for alone, shared in zip(answer(1), answer(3), strict=True):
+        assert torch.equal(alone, shared)
+
+
 @pytest.mark.parametrize("resolution", [9, 16, 32])
 @every_box
 def test_slopes_are_the_derivatives_of_the_coefficients(box_size, resolution) -> None:
@@ -267,7 +281,7 @@ def test_many_atoms_are_gridded_and_few_are_not() -> None:
 
 @pytest.mark.parametrize("projector", [fourier_coefficients, gridded_coefficients])
 def test_images_are_worked_on_a_few_at_a_time(projector, monkeypatch) -> None:
-    """With the smallest chunks nothing changes, nor do gradients."""
+    """Without compiled loops and with the smallest chunks nothing changes, nor do gradients."""
     positions = atoms(7, n=5).requires_grad_()
 
     def answer() -> tuple[Tensor, Tensor]:
@@ -275,7 +289,11 @@ def test_images_are_worked_on_a_few_at_a_time(projector, monkeypatch) -> None:
         return found.detach(), torch.autograd.grad(found.real.square().sum(), positions)[0]
 
     before = answer()
+    monkeypatch.setattr("cryoanm_lib.compiled.compiled_for", lambda tensor: False)
+    fourier_projection._axis_of.cache_clear()
     monkeypatch.setattr("cryoanm_lib.fourier_projection.WORKING_SET", 1)
     monkeypatch.setattr("cryoanm_lib.gridded_projection._PATCH_VALUES", 1)
-    for was, found in zip(before, answer(), strict=True):
-        torch.testing.assert_close(found, was, rtol=1e-13, atol=1e-16)
+    after = answer()
+    fourier_projection._axis_of.cache_clear()
+    for was, found in zip(before, after, strict=True):
+        torch.testing.assert_close(found, was, rtol=1e-12, atol=1e-15)

@@ -1,41 +1,17 @@
-"""The loops in which a CPU spends its time, compiled by Numba: coefficients straight from coordinates.
+"""Coefficients straight from coordinates on a CPU: the loops of `fourier_projection`, which explains them.
 
-What they compute is explained in `fourier_projection`. A thread takes a share of the images, and works on one
-after the other in arrays that stay in its cache: the factors, a product of them, and the half plane of
-coefficients. Rows come in fours and atoms in sixteens, filled up with zeros, so that inner loops have no
-remainder. All numbers have the type of the positions: one constant of Python's would make everything double.
+A thread works on one image after the other, in arrays that stay in its cache: the factors, a product of them,
+and the half plane of coefficients. Rows come in fours and atoms in sixteens, filled up with zeros, so that
+inner loops have no remainder. All numbers have the type of the positions: one constant of Python's would make
+everything double.
 """
 
-import functools
-import itertools
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numba import njit
 
 _ROWS, _LANES = 4, 16
-
-# Images for each thread that are worth waking it for.
-_FEWEST = 8
-
-
-def in_threads(kernel: Callable[..., None], threads: int, shared: tuple, *by_image: np.ndarray) -> None:
-    """Run a loop below with so many threads, each on its share of the images."""
-    n_images = len(by_image[0])
-    shares = max(1, min(threads, n_images // _FEWEST))
-    ends = [n_images * share // shares for share in range(shares + 1)]
-    parts = [[array[a:b] for array in by_image] for a, b in itertools.pairwise(ends)]
-    waiting = [_helpers(shares - 1).submit(kernel, *shared, *part) for part in parts[1:]]
-    kernel(*shared, *parts[0])
-    for other in waiting:
-        other.result()
-
-
-@functools.cache
-def _helpers(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="cpu_kernels")
 
 
 def constants(dtype: np.dtype, box_size: int) -> np.ndarray:
