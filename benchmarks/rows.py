@@ -33,7 +33,9 @@ class Row:
     @classmethod
     def of(cls, name: str, values: list[float], unit: str, target: float, at_most: bool = False) -> "Row":
         """From the figures of all rounds."""
-        tenths = statistics.quantiles(values, n=10) if len(values) > 1 else [values[0]] * 2
+        tenths = (
+            statistics.quantiles(values, n=10, method="inclusive") if len(values) > 1 else [values[0]] * 2
+        )
         return cls(name, statistics.median(values), tenths[0], tenths[-1], unit, target, at_most)
 
     @property

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from cryoanm_lib.errors import NetworkModelError
-from cryoanm_lib.sparse_network import softest_modes, sparse_hessian
+from cryoanm_lib.sparse_network import GUARDS, softest_modes, sparse_hessian
 
 DEFAULT_CUTOFF = 15.0  # Å
 RIGID_BODY_MODES = 6
@@ -98,8 +98,9 @@ def normal_modes(
 ) -> NormalModes:
     """The `n_modes` softest internal modes of the network of `coordinates`.
 
-    Up to `DENSE_ATOMS` by the whole spectrum, in which the zero modes are counted; beyond by iteration on the
-    sparse Hessian, with the rigid-body motions kept out (see `sparse_network`).
+    Up to `DENSE_ATOMS` by the whole spectrum, in which the zero modes are counted; beyond, for some modes of
+    coordinates that need no gradient, by iteration on the sparse Hessian with the rigid-body motions kept out
+    (see `sparse_network`).
 
     Parameters
     ----------
@@ -132,7 +133,10 @@ def normal_modes(
     >>> [f"{collectivity(vector):.3f}" for vector in modes.vectors]
     ['0.386', '0.359', '0.444']
     """
-    solve = _by_iteration if len(coordinates) > DENSE_ATOMS else _by_the_whole_spectrum
+    # A block of modes that is a good part of them all, or a derivative, needs the whole spectrum.
+    few = 5 * (n_modes + GUARDS) < 3 * len(coordinates)
+    iterate = len(coordinates) > DENSE_ATOMS and few and not coordinates.requires_grad
+    solve = _by_iteration if iterate else _by_the_whole_spectrum
     eigenvalues, vectors = solve(coordinates, n_modes, cutoff, spring_constant)
     return NormalModes(eigenvalues, _with_fixed_sign(vectors).unflatten(1, (-1, 3)), RIGID_BODY_MODES, cutoff)
 

@@ -2,9 +2,11 @@
 
 import functools
 import itertools
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +15,19 @@ _TYPES = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float6
 
 # Images for each thread that are worth waking it for.
 _FEWEST = 8
+
+
+def loop(function: Callable[..., None]) -> Callable[..., None]:
+    """Compile a loop that runs beside others, and keep it for later where there is a folder for it."""
+    settings = {
+        "nogil": True,
+        "fastmath": {"contract", "reassoc", "nsz", "arcp", "afn"},
+        "error_model": "numpy",
+    }
+    try:
+        return numba.njit(cache=True, **settings)(function)
+    except RuntimeError:  # Numba finds no such folder
+        return numba.njit(**settings)(function)
 
 
 def compiled_for(tensor: Tensor) -> bool:
@@ -27,17 +42,23 @@ def type_of(tensor: Tensor) -> np.dtype:
 
 def run(kernel: Callable[..., None], shared: tuple[np.ndarray, ...], *tensors: Tensor) -> None:
     """Let a loop fill the last of some tensors, image by image, with as many threads as torch has."""
-    arrays = [tensor.detach().resolve_conj().contiguous().numpy() for tensor in tensors]
+    arrays = [tensor.detach().resolve_conj().resolve_neg().contiguous().numpy() for tensor in tensors]
     n_images = len(arrays[0])
     shares = max(1, min(torch.get_num_threads(), n_images // _FEWEST))
     ends = [n_images * share // shares for share in range(shares + 1)]
     parts = [[array[a:b] for array in arrays] for a, b in itertools.pairwise(ends)]
-    waiting = [_helpers(shares - 1).submit(kernel, *shared, *part) for part in parts[1:]]
+    waiting = [_helpers().submit(kernel, *shared, *part) for part in parts[1:]]
     kernel(*shared, *parts[0])
     for other in waiting:
         other.result()
 
 
 @functools.cache
-def _helpers(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="compiled")
+def _helpers() -> ThreadPoolExecutor:
+    """Threads that wait for work; what is not asked for is not started."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="compiled")
+
+
+# A process that was forked has none of its parent's threads.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_helpers.cache_clear)

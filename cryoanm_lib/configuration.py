@@ -68,7 +68,11 @@ class Profile(Section):
     @model_validator(mode="after")
     def _resolutions_fit_the_box(self) -> "Profile":
         for name, experiment in self.experiments.items():
-            sizes = {f"stages[{i}].resolution": stage.resolution for i, stage in enumerate(experiment.stages)}
+            sizes = {
+                f"{key}[{i}].resolution": stage.resolution
+                for key in ("stages", "otherwise")
+                for i, stage in enumerate(getattr(experiment, key))
+            }
             box_size = (experiment.model or self.model).box_size
             for key, size in {**sizes, "guide.image_size": experiment.guide.image_size}.items():
                 if size > box_size:
@@ -388,6 +392,7 @@ def _allowed_keys(parents: list) -> list[str]:
         "prior": PriorSection,
         "guide": GuideSection,
         "stages": Stage,
+        "otherwise": Stage,
         "length": LengthSection,
         "experiments": ExperimentSection,
         "assessments": AssessmentSection,

@@ -9,7 +9,8 @@ everything double.
 import math
 
 import numpy as np
-from numba import njit
+
+from cryoanm_lib.compiled import loop
 
 _ROWS, _LANES = 4, 16
 
@@ -21,7 +22,7 @@ def constants(dtype: np.dtype, box_size: int) -> np.ndarray:
     return np.array([1 / box_size, 1.0, 4.0, 0.25, 2 * math.pi, *cosine, *sine], dtype)
 
 
-@njit(nogil=True, fastmath=True, cache=True)
+@loop
 def project(numbers, orders, positions, coefficients):
     """Write the coefficients (images, kept) of positions (images, atoms, 2).
 
@@ -41,7 +42,7 @@ def project(numbers, orders, positions, coefficients):
         _to_half_plane(product, powers, coefficients[image])
 
 
-@njit(nogil=True, fastmath=True, cache=True)
+@loop
 def project_slopes(numbers, orders, positions, velocities, coefficients):
     """Write coefficients and derivatives (images, 1 + directions, kept) as atoms move.
 
@@ -79,7 +80,7 @@ def project_slopes(numbers, orders, positions, velocities, coefficients):
             _to_half_plane(product, powers, coefficients[image, 1 + direction])
 
 
-@njit(nogil=True, fastmath=True, cache=True)
+@loop
 def project_back(numbers, orders, positions, slopes, gradient):
     """Write the gradient by positions (images, atoms, 2), given that by the coefficients (images, kept)."""
     n_atoms, powers = positions.shape[1], orders.shape[2]
@@ -103,12 +104,12 @@ def project_back(numbers, orders, positions, slopes, gradient):
             by_product = by_product.T.copy()
 
 
-@njit(inline="always")
+@loop
 def _up_to(count, multiple):
     return -(-count // multiple) * multiple
 
 
-@njit(inline="always")
+@loop
 def _scratch(orders, depth, dtype):
     """Room for the powers of a wave, and the powers of the wave of the aliases: cosines above sines."""
     aliases = (orders.shape[1] - 1) // 2
@@ -118,7 +119,7 @@ def _scratch(orders, depth, dtype):
     return powers, outer, sums
 
 
-@njit(fastmath=True)
+@loop
 def _waves(x, numbers, scratch, n_powers):
     """Powers of exp(-2πix/N) and of exp(-2πix)."""
     powers, outer, sums = scratch
@@ -137,7 +138,7 @@ def _waves(x, numbers, scratch, n_powers):
         _times(outer, a - 1, 0, a)
 
 
-@njit(fastmath=True)
+@loop
 def _wave(x, frequency, numbers, cos, sin):
     """cos and sin(-2π f x): back to an eighth of a turn, Taylor's series there, and the quarters again."""
     one, four, quarter, turn = numbers[1], numbers[2], numbers[3], numbers[4]
@@ -160,7 +161,7 @@ def _wave(x, frequency, numbers, cos, sin):
         sin[p] = quarters * c if swapped else both * s
 
 
-@njit(fastmath=True)
+@loop
 def _times(wave, i, j, k):
     """Row k from rows i and j: cos and sin of a sum."""
     for p in range(wave.shape[2]):
@@ -169,7 +170,7 @@ def _times(wave, i, j, k):
         wave[1, k, p] = wave[0, i, p] * wave[1, j, p] + wave[1, i, p] * wave[0, j, p]
 
 
-@njit(fastmath=True)
+@loop
 def _transform(scratch, weights, transform, n_powers, n_atoms):
     """Each power times the sum over its aliases: real above imaginary parts, and nothing behind the atoms."""
     powers, outer, sums = scratch
@@ -202,7 +203,7 @@ def _transform(scratch, weights, transform, n_powers, n_atoms):
             imag[p] = cos[p] * sums[1, p] + sin[p] * sums[0, p]
 
 
-@njit(fastmath=True)
+@loop
 def _turn(transform, n_powers):
     """Times -i: a + ib becomes b - ia."""
     for k in range(n_powers):
@@ -212,7 +213,7 @@ def _turn(transform, n_powers):
             transform[n_powers + k, p] = -real
 
 
-@njit(fastmath=True)
+@loop
 def _multiply(a, b, product):
     """a bᵀ, four rows by four."""
     zero = a.dtype.type(0)
@@ -260,7 +261,7 @@ def _multiply(a, b, product):
             )
 
 
-@njit(fastmath=True)
+@loop
 def _weigh(by_product, factor, derived, rows, total):
     """Σ_i derived_i ∘ (G factor)_i, with G the derivative by the product, four rows by four."""
     total[:] = 0
@@ -287,7 +288,7 @@ def _weigh(by_product, factor, derived, rows, total):
             )
 
 
-@njit(fastmath=True)
+@loop
 def _to_half_plane(product, n_powers, coefficients):
     """All coefficients from the four products of real and imaginary parts."""
     h, kept = n_powers, 0
@@ -303,7 +304,7 @@ def _to_half_plane(product, n_powers, coefficients):
             kept += 1
 
 
-@njit(fastmath=True)
+@loop
 def _from_half_plane(slopes, n_powers, by_product):
     """The derivative by the four products, given that by the coefficients."""
     h, kept = n_powers, 0

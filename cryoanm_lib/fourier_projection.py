@@ -39,7 +39,8 @@ def fourier_coefficients(
     """Coefficients of the crop Π_K of the projection of atoms.
 
     Where a Gaussian reaches over the edge of the box it comes in again on the other side; in space it is cut
-    off. Memory beyond that of the answer does not grow with the number of images, also in the derivative.
+    off. Memory beyond that of the answer does not grow with the number of images, also in the derivative, of
+    which there is the first alone.
 
     Parameters
     ----------
@@ -66,9 +67,9 @@ def fourier_coefficients(
     True
     """
     axis = _axis(positions, box_size, atom_width, resolution, accuracy)
-    flat = positions.reshape(-1, *positions.shape[-2:])
+    flat = positions[None].flatten(end_dim=-3)
     found = _Compiled.apply(flat, axis) if axis.compiled else half_plane(_Products.apply(flat, axis))
-    return found.view(*positions.shape[:-2], -1)
+    return found.view(*positions.shape[:-2], found.shape[-1])
 
 
 @torch.no_grad()
@@ -111,10 +112,9 @@ def fourier_slopes(
     True
     """
     axis = _axis(positions, box_size, atom_width, resolution, accuracy)
-    flat = positions.reshape(-1, *positions.shape[-2:])
-    moving = velocities.reshape(len(flat), -1, *velocities.shape[-2:])
+    flat, moving = positions[None].flatten(end_dim=-3), velocities[None].flatten(end_dim=-4)
     both = _slopes_compiled(flat, moving, axis) if axis.compiled else _slopes(flat, moving, axis)
-    both = both.view(*positions.shape[:-2], 1 + moving.shape[1], -1)
+    both = both.view(*positions.shape[:-2], *both.shape[1:])
     return both[..., 0, :], both[..., 1:, :]
 
 

@@ -7,7 +7,8 @@ at whole numbers are known, and a fraction of a point is a geometric series.
 import math
 
 import numpy as np
-from numba import njit
+
+from cryoanm_lib.compiled import loop
 
 # Rows are filled up with zeros to so many numbers.
 _LANES = 16
@@ -19,7 +20,7 @@ def gaussian_table(dtype: np.dtype, width: float, radius: int) -> np.ndarray:
     return np.concatenate([[width**-2, 0.5 * width**-2], np.exp(-0.5 * (steps / width) ** 2)]).astype(dtype)
 
 
-@njit(nogil=True, fastmath=True, cache=True)
+@loop
 def spread(table, positions, grid):
     """Write Σ_p exp(-|r - x_p|²/(2 s²)) on periodic grids (images, points, points), near each atom alone.
 
@@ -47,7 +48,7 @@ def spread(table, positions, grid):
                 grid[image, i, j % points] += board[i, j]
 
 
-@njit(nogil=True, fastmath=True, cache=True)
+@loop
 def spread_back(table, positions, slopes, gradient):
     """Write the gradient by positions (images, atoms, 2), given that by the grids."""
     points, reach = slopes.shape[1], 2 * len(table) - 5
@@ -77,18 +78,19 @@ def spread_back(table, positions, slopes, gradient):
             gradient[image, p, 1] = by_y * table[0]
 
 
-@njit(fastmath=True)
+@loop
 def _gaussian(x, table, points, values):
     """Write the Gaussian about x at the points near it; the first of these, and how far x is from a point."""
     radius = len(table) - 3
     nearest = np.rint(x)
     offset = nearest - x
     middle, step = math.exp(-offset * offset * table[1]), math.exp(-offset * table[0])
+    back = math.exp(offset * table[0])
     values[radius] = middle
     up, down = middle, middle
     for i in range(1, radius + 1):
         up *= step
-        down /= step
+        down *= back
         values[radius + i] = up * table[2 + i]
         values[radius - i] = down * table[2 + i]
     return (int(nearest) - radius) % points, offset

@@ -75,7 +75,7 @@ def gridded_coefficients(
 ) -> Complex[Tensor, "*batch kept"]:
     """Coefficients of the crop Π_K of the projection of atoms, which may be very many.
 
-    Atoms beyond the edge of the box come in again on the other side.
+    Atoms beyond the edge of the box come in again on the other side. There are first derivatives alone.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def gridded_coefficients(
     accuracy = ACCURACY if accuracy is None else accuracy
     spreading = Spreading.chosen(box_size, atom_width, resolution, accuracy)
     scale = spreading.points / box_size
-    flat = positions.reshape(-1, *positions.shape[-2:]) * scale
+    flat = positions[None].flatten(end_dim=-3) * scale
     spread = _SpreadCompiled if compiled.compiled_for(flat) else _Spread
     grid = spread.apply(flat, spreading)
     coefficients = grid_to_coefficients(grid, resolution).view(*positions.shape[:-2], -1)

@@ -142,12 +142,14 @@ class ExperimentSection(Section):
 
     @model_validator(mode="after")
     def _stages_train_what_is_inferred(self) -> "ExperimentSection":
-        for index, stage in enumerate(self.stages):
+        schedules = {"stages": self.stages, "otherwise": self.otherwise}
+        numbered = {
+            f"{key}[{i}]": stage for key, stages in schedules.items() for i, stage in enumerate(stages)
+        }
+        for key, stage in numbered.items():
             extra = set(stage.train or ()) - set(self.infer)
             if extra:
-                raise ValueError(
-                    f"stages[{index}].train names {sorted(extra)}, which infer = {self.infer} does not"
-                )
+                raise ValueError(f"{key}.train names {sorted(extra)}, which infer = {self.infer} does not")
         if self.otherwise and self.weights is None:
             raise ValueError("otherwise: without weights there is nothing else than stages: leave it out")
         if len(set(self.infer)) < len(self.infer):
@@ -160,10 +162,10 @@ class ExperimentSection(Section):
                 f"guide.others = 'computed' leaves nothing to learn of infer = {self.infer}: infer the pose "
                 "too, or choose 'learned'"
             )
-        for index, stage in enumerate(self.stages):
+        for key, stage in numbered.items():
             if computed and stage.train is not None and "pose" not in stage.train:
                 raise ValueError(
-                    f"stages[{index}].train = {stage.train} has nothing to learn: with guide.others = "
+                    f"{key}.train = {stage.train} has nothing to learn: with guide.others = "
                     "'computed' the pose alone is learned"
                 )
         if isinstance(self.noise, tuple) and not self.noise[0] < self.noise[1]:

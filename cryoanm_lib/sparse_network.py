@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 from cryoanm_lib.errors import NetworkModelError
 
 # Modes beyond those asked for that iterate along: the last ones of a block converge slowest.
-_GUARDS = 8
+GUARDS = 8
 
 # Residual of an eigenvector, relative to the largest eigenvalue, and iterations until it must be reached.
 _TOLERANCE, _ITERATIONS = 1e-9, 2000
@@ -81,8 +81,8 @@ def softest_modes(
     NetworkModelError
         If the iteration does not converge.
     """
-    largest = eigsh(network, k=1, which="LA", tol=1e-3, return_eigenvectors=False, rng=0)[0]
-    start = np.random.default_rng(0).standard_normal((network.shape[0], n_modes + _GUARDS))
+    start = np.random.default_rng(0).standard_normal((network.shape[0], n_modes + GUARDS))
+    largest = eigsh(network, k=1, which="LA", tol=1e-3, v0=start[:, 0], return_eigenvectors=False)[0]
     eigenvalues, vectors = lobpcg(
         network,
         start,

@@ -218,6 +218,22 @@ def test_compiled_loops_and_torch_agree(box_size, resolution, width, dtype) -> N
         torch.testing.assert_close(ours, theirs, rtol=0, atol=rounding * theirs.abs().max().item())
 
 
+def test_no_images_and_no_atoms_have_coefficients() -> None:
+    """An empty batch stays one, and nothing casts no shadow."""
+    assert PROJECTORS["auto"](torch.zeros(0, 5, 2), 32, WIDTH, 8).shape == (0, 25)
+    image, slopes = fourier_slopes(torch.zeros(0, 5, 2), torch.zeros(0, 3, 5, 2), 32, WIDTH, 8)
+    assert image.shape == (0, 25) and slopes.shape == (0, 3, 25)
+    assert (PROJECTORS["auto"](torch.zeros(2, 0, 2), 32, WIDTH, 8) == 0).all()
+
+
+@pytest.mark.parametrize("name", sorted({*PROJECTORS} - {"sparse"}))  # which drops it
+def test_an_atom_that_is_nowhere_is_not_a_number(name: str) -> None:
+    positions = atoms(2)
+    positions[0, 3, 1] = math.nan
+    found = PROJECTORS[name](positions, 32, WIDTH, 16)
+    assert found[0].isnan().any() and not found[1].isnan().any()
+
+
 @pytest.mark.parametrize("projector", [fourier_coefficients, gridded_coefficients])
 def test_threads_share_the_images(projector) -> None:
     """Also a number that they cannot share alike; every image is computed once, and comes out the same."""
