@@ -15,6 +15,7 @@ _COMPARED = ("torch", "jax", "jaxlib", "cryojax", "numpy", "pyro-ppl")
 
 _BENCHMARKS = (
     projection.against_the_paper,
+    projection.choices_between_projectors,
     projection.against_matrix_products,
     projection.against_cryojax,
 )

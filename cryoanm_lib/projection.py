@@ -23,8 +23,8 @@ from cryoanm_lib.gridded_projection import ACCURACY, Spreading, gridded_coeffici
 from cryoanm_lib.spatial_projection import separable_image, sparse_image
 
 # Nanoseconds of one thread for a value of the factors, a product of two of them, a value of a patch, and a
-# point of a grid times the logarithm of their number: `make bench` measures where the two ways cross.
-_NS_A_FACTOR, _NS_A_PRODUCT, _NS_A_PATCH_VALUE, _NS_A_POINT = 1.5, 0.03, 4.0, 1.0
+# point of a grid times the logarithm of their number. `make bench` shows how good the choice is.
+_NS_A_FACTOR, _NS_A_PRODUCT, _NS_A_PATCH_VALUE, _NS_A_POINT = 1.1, 0.018, 1.3, 0.5
 
 
 class Projector(Protocol):

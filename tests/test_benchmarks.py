@@ -5,7 +5,12 @@ import json
 import pytest
 import torch
 
-from benchmarks.projection import against_matrix_products, against_the_paper, require_equal
+from benchmarks.projection import (
+    against_matrix_products,
+    against_the_paper,
+    choices_between_projectors,
+    require_equal,
+)
 from benchmarks.rows import Row
 from benchmarks.side_by_side import WARM_UP, in_turns, ratios
 
@@ -25,6 +30,11 @@ def test_a_row_says_whether_it_reaches_its_target() -> None:
     record = Row.of("time", [30.0], "s", 40.0, at_most=True).record()
     assert json.loads(json.dumps(record))["reached"] is True
     assert "asked ≥ 2 reached" in str(Row.of("speed", [1.0, 3.0, 2.0], "×", 2.0))
+
+
+def test_every_size_has_a_row() -> None:
+    (row,) = choices_between_projectors([(32, 0.8, 16, 5000)])
+    assert "N = 32, K = 16, 5000 atoms" in row.name
 
 
 def test_unequal_answers_are_not_timed() -> None:
