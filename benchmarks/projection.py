@@ -9,9 +9,10 @@ from torch import Tensor
 from benchmarks.rows import Row
 from benchmarks.side_by_side import in_turns, ratios
 from cryoanm_lib.anm import normal_modes
-from cryoanm_lib.forward import ForwardModel, Latents
+from cryoanm_lib.forward import ForwardModel
 from cryoanm_lib.fourier import half_plane_frequencies
 from cryoanm_lib.fourier_projection import fourier_coefficients
+from cryoanm_lib.latents import Latents
 from cryoanm_lib.likelihood import log_likelihood
 from cryoanm_lib.projection import PROJECTORS
 from cryoanm_lib.structure import load_structure

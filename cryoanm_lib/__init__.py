@@ -6,14 +6,14 @@ Data flow from top to bottom, and a module imports from those above it alone:
     structure_files -> structure, sparse_network -> anm
     rotation, fourier, compiled -> fourier_loops and _projection, gridded_loops and _projection
     spatial_projection, fourier_projection, gridded_projection -> projection
-    projection, ctf -> forward -> likelihood
+    latents, projection, ctf -> forward -> likelihood
     antipodal -> distributions -> prior, particles
     encoders -> rings, chain, linearised -> guides -> program -> objectives
     unknowns, ragged -> information, templates -> cells -> exact
     predictive, mixture, climb -> search, orientation_grid -> orientation_search -> refine
     amortised -> calibration, referee
     diagnostics -> training -> storage, provenance -> checkpoint, weights
-    profile_files, sections -> configuration -> experiment -> assessment -> reference
+    profile_files, complaints, sections -> configuration -> experiment -> assessment -> reference
     transition, landscapes, views, tables, plots
 """
 
@@ -22,13 +22,13 @@ ORDER = (
     *("errors", "settings", "structure_files", "structure", "sparse_network", "anm"),
     *("rotation", "fourier", "compiled", "fourier_loops", "fourier_projection"),
     *("gridded_loops", "gridded_projection", "spatial_projection"),
-    *("projection", "ctf", "forward", "likelihood"),
+    *("latents", "projection", "ctf", "forward", "likelihood"),
     *("antipodal", "distributions", "prior", "particles"),
     *("encoders", "rings", "chain", "linearised", "guides", "program", "objectives"),
     *("unknowns", "ragged", "information", "templates", "cells", "exact"),
     *("predictive", "mixture", "climb", "search", "orientation_grid", "orientation_search", "refine"),
     *("amortised", "calibration", "referee"),
     *("diagnostics", "training", "storage", "provenance", "checkpoint", "weights"),
-    *("profile_files", "sections", "configuration", "experiment", "assessment", "reference"),
+    *("profile_files", "complaints", "sections", "configuration", "experiment", "assessment", "reference"),
     *("transition", "landscapes", "views", "tables", "plots", "__main__"),
 )

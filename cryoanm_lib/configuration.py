@@ -6,13 +6,13 @@ type or an impossible value is refused by name.
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from cryoanm_lib.anm import NormalModes, normal_modes
+from cryoanm_lib.complaints import explanation
 from cryoanm_lib.errors import ConfigurationError, ForwardModelError
 from cryoanm_lib.forward import ForwardModel
 from cryoanm_lib.fourier import check_resolution
@@ -25,7 +25,6 @@ from cryoanm_lib.sections import (
     CheckSection,
     ExperimentName,
     ExperimentSection,
-    GuideSection,
     LengthSection,
     ModelSection,
     PriorSection,
@@ -354,49 +353,6 @@ def load_profile(profile: str | Path, structure: str | None = None) -> Profile:
         # JSON and not the dictionary: its lists may become tuples although nothing else is coerced.
         return Profile.model_validate_json(json.dumps(content))
     except ValidationError as error:
-        raise ConfigurationError(_explain(path.name, error)) from None
+        raise ConfigurationError(explanation(path.name, error, Profile, ONLY_IN_FILES)) from None
     except TypeError as error:
         raise ConfigurationError(f"{path.name}: {error}: use text, numbers, lists and tables only") from None
-
-
-def _explain(file_name: str, error: ValidationError) -> str:
-    problems = error.errors()
-    # A list whose element is wrong is also said to be too short; the element is what matters.
-    inner = [p["loc"] for p in problems]
-    problems = [
-        p for p in problems if not any(q != p["loc"] and q[: len(p["loc"])] == p["loc"] for q in inner)
-    ]
-    return "\n".join([f"{file_name} is not usable:", *map(_explain_one, problems)])
-
-
-def _explain_one(problem: dict) -> str:
-    *parents, _ = problem["loc"] or ("",)
-    where = ".".join(str(part) for part in problem["loc"]) or "profile"
-    if problem["type"] == "extra_forbidden":
-        return f"  {where}: unknown key; allowed: {', '.join(_allowed_keys(parents))}"
-    if problem["type"] == "missing":
-        return f"  {where}: missing; {problem['msg']}"
-    value = "" if isinstance(problem["input"], dict) else f" = {problem['input']!r}"
-    hint = " (YAML wants a point in the number: 1.0e-3)" if _is_text_number(problem["input"]) else ""
-    return f"  {where}{value}: {problem['msg']}{hint}"
-
-
-def _is_text_number(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value) is not None
-
-
-def _allowed_keys(parents: list) -> list[str]:
-    """Keys of the section that a path of keys leads to."""
-    sections = {
-        "model": ModelSection,
-        "prior": PriorSection,
-        "guide": GuideSection,
-        "stages": Stage,
-        "otherwise": Stage,
-        "length": LengthSection,
-        "experiments": ExperimentSection,
-        "assessments": AssessmentSection,
-        "checks": CheckSection,
-    }
-    named = [sections[part] for part in parents if part in sections]
-    return sorted(named[-1].model_fields) if named else sorted([*Profile.model_fields, *ONLY_IN_FILES])

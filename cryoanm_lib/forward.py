@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Complex, Float
@@ -12,8 +11,8 @@ from cryoanm_lib.ctf import ctf
 from cryoanm_lib.errors import ForwardModelError
 from cryoanm_lib.fourier import check_resolution, coefficients_to_image, half_plane_frequencies
 from cryoanm_lib.fourier_projection import fourier_slopes
+from cryoanm_lib.latents import Latents
 from cryoanm_lib.projection import PROJECTORS
-from cryoanm_lib.rotation import rotation_z
 
 #: Directions along which images have derivatives, in the order in which `ForwardModel.slopes` returns them,
 #: with what a unit of each is.
@@ -25,65 +24,6 @@ DIRECTIONS = {
     "defocus": "px²",
     "contrast": "a factor",
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Latents:
-    """What one image depends on, batch first.
-
-    Attributes
-    ----------
-    amplitudes : Float[Tensor, "*batch modes"]
-        α of each mode; it moves the structure by an RMSD of α/√n Å.
-    rotations : Float[Tensor, "*batch 3 3"]
-        Active rotation matrices.
-    defocus : Float[Tensor, "*batch"]
-        z in natural units, px².
-    shifts : Float[Tensor, "*batch 2"]
-        Displacement (x, y) of the projection in pixels.
-    contrast : Float[Tensor, "*batch"], optional
-        Factor on the image; none is 1.
-    """
-
-    amplitudes: Float[Tensor, "*batch modes"]
-    rotations: Float[Tensor, "*batch 3 3"]
-    defocus: Float[Tensor, "*batch"]
-    shifts: Float[Tensor, "*batch 2"]
-    contrast: Float[Tensor, "*batch"] | None = None
-
-    def __post_init__(self) -> None:
-        """Fill in the contrast; refuse batch shapes of which none holds the others: (B,) and (B, 1)."""
-        if self.contrast is None:
-            object.__setattr__(self, "contrast", torch.ones_like(self.defocus))
-        shapes = {
-            "amplitudes": self.amplitudes.shape[:-1],
-            "rotations": self.rotations.shape[:-2],
-            "defocus": self.defocus.shape,
-            "shifts": self.shifts.shape[:-1],
-            "contrast": self.contrast.shape,
-        }
-        try:
-            together = torch.broadcast_shapes(*shapes.values())
-        except RuntimeError:
-            together = None
-        if together not in shapes.values():
-            listed = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
-            raise ForwardModelError(
-                f"batch shapes do not agree: {listed}: give each latent the same leading dimensions"
-            )
-
-    @classmethod
-    def in_plane(
-        cls,
-        pose: Float[Tensor, "*batch"],
-        amplitude: Float[Tensor, "*batch modes"],
-        defocus: Float[Tensor, "*batch"],
-        shift: Float[Tensor, "*batch 2"] | None = None,
-    ) -> "Latents":
-        """The paper's case: turned about the viewing direction by a pose in radians, and centred."""
-        if shift is None:
-            shift = torch.zeros(*pose.shape, 2, dtype=pose.dtype, device=pose.device)
-        return cls(amplitude, rotation_z(pose), defocus, shift)
 
 
 class ForwardModel(nn.Module):

@@ -89,17 +89,9 @@ def fourier_slopes(
 
     Parameters
     ----------
-    positions : Float[Tensor, "*batch atoms 2"]
-        (x, y) of each atom in pixels from the origin.
     velocities : Float[Tensor, "*batch directions atoms 2"]
         Pixels that each atom moves for one unit of each direction.
-    box_size : int
-        N, pixels along an edge, odd or even.
-    atom_width : float
-        σ_a in pixels.
-    resolution : int
-        K, from 1 to N.
-    accuracy : float, optional
+    positions, box_size, atom_width, resolution, accuracy
         As for `fourier_coefficients`.
 
     Examples

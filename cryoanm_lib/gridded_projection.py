@@ -79,17 +79,8 @@ def gridded_coefficients(
 
     Parameters
     ----------
-    positions : Float[Tensor, "*batch atoms 2"]
-        (x, y) of each atom in pixels from the origin.
-    box_size : int
-        N, pixels along an edge, odd or even.
-    atom_width : float
-        σ_a in pixels.
-    resolution : int
-        K, from 1 to N.
-    accuracy : float, optional
-        Half the largest error that an atom may add to a coefficient, as a share of what it adds to the mean;
-        default `ACCURACY`.
+    positions, box_size, atom_width, resolution, accuracy
+        As for `fourier_coefficients`; the default of the accuracy is `ACCURACY`.
 
     Examples
     --------

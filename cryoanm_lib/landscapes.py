@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from cryoanm_lib.forward import ForwardModel, Latents
+from cryoanm_lib.forward import ForwardModel
 from cryoanm_lib.fourier import crop_coefficients
+from cryoanm_lib.latents import Latents
 from cryoanm_lib.likelihood import log_likelihood
 
 #: A second peak closer than this to the half-turn counts as the pseudo-symmetric one; closer to the maximum

@@ -8,8 +8,9 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from cryoanm_lib.errors import ForwardModelError
-from cryoanm_lib.forward import ForwardModel, Latents
+from cryoanm_lib.forward import ForwardModel
 from cryoanm_lib.fourier import crop_coefficients, to_real
+from cryoanm_lib.latents import Latents
 
 
 def cropped_noise(

@@ -8,7 +8,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from cryoanm_lib.errors import CryoANMError
-from cryoanm_lib.forward import Latents
+from cryoanm_lib.latents import Latents
 from cryoanm_lib.rotation import rotation_from_quaternion, rotation_from_unit_vector
 
 

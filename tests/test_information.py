@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from cryoanm_lib.climb import Climber, Starts
-from cryoanm_lib.forward import Latents
 from cryoanm_lib.information import fisher_information, information_limit, prior_slopes, signal_to_noise
+from cryoanm_lib.latents import Latents
 from cryoanm_lib.likelihood import log_likelihood
 from cryoanm_lib.particles import Particles, to_forward
 from cryoanm_lib.prior import Prior

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cryoanm_lib.anm import normal_modes
-from cryoanm_lib.forward import ForwardModel, Latents
+from cryoanm_lib.forward import ForwardModel
 from cryoanm_lib.landscapes import (
     basin_of_attraction,
     blurred,
@@ -20,6 +20,7 @@ from cryoanm_lib.landscapes import (
     relative_height,
     second_peak,
 )
+from cryoanm_lib.latents import Latents
 from cryoanm_lib.likelihood import log_likelihood
 from cryoanm_lib.structure import load_structure
 

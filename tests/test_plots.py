@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from cryoanm_lib import plots
 from cryoanm_lib.anm import NormalModes, hessian, normal_modes
 from cryoanm_lib.encoders import ConvolutionalEncoder
-from cryoanm_lib.forward import ForwardModel, Latents
+from cryoanm_lib.forward import ForwardModel
 from cryoanm_lib.landscapes import pose_profiles
+from cryoanm_lib.latents import Latents
 from cryoanm_lib.likelihood import landscape
 from cryoanm_lib.particles import Particles, to_forward
 from cryoanm_lib.program import CryoProgram

@@ -6,7 +6,8 @@ import torch
 
 from cryoanm_lib.anm import normal_modes
 from cryoanm_lib.errors import CryoANMError
-from cryoanm_lib.forward import ForwardModel, Latents
+from cryoanm_lib.forward import ForwardModel
+from cryoanm_lib.latents import Latents
 from cryoanm_lib.prior import Prior
 from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.templates import Lattice, Templates, same_projection

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cryoanm_lib.ctf import ctf
-from cryoanm_lib.forward import ForwardModel, Latents, add_noise
+from cryoanm_lib.forward import ForwardModel, add_noise
 from cryoanm_lib.fourier import (
     coefficients_to_image,
     crop_coefficients,
@@ -18,6 +18,7 @@ from cryoanm_lib.fourier import (
     image_to_coefficients,
     to_real,
 )
+from cryoanm_lib.latents import Latents
 from cryoanm_lib.likelihood import cropped_noise
 from cryoanm_lib.plots.structure import AXIS_NAMES, draw_trace
 from cryoanm_lib.plots.style import COLOURS, amplitude_label, new_figure
