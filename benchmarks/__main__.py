@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import projection
+from benchmarks import inference, projection
 from cryoanm_lib.provenance import commit, processor
+from cryoanm_lib.reference import reference_path
 from cryoanm_lib.storage import save_json
 
 _COMPARED = ("torch", "jax", "jaxlib", "cryojax", "numpy", "pyro-ppl")
@@ -18,6 +19,8 @@ _BENCHMARKS = (
     projection.choices_between_projectors,
     projection.against_matrix_products,
     projection.against_cryojax,
+    inference.learning,
+    inference.answering,
 )
 
 
@@ -26,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--keep", action="store_true", help="show these figures in the book from now on")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     rows = []
@@ -40,7 +44,10 @@ def main() -> None:
         "device": processor(),
         "threads": given.threads,
     }
-    save_json(given.results / "bench.json", {"made": made, "versions": versions, "rows": rows})
+    found = {"made": made, "versions": versions, "rows": rows}
+    save_json(given.results / "bench.json", found)
+    if given.keep:
+        save_json(reference_path("bench"), found)
 
 
 if __name__ == "__main__":

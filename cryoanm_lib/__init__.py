@@ -4,9 +4,9 @@ Data flow from top to bottom, and a module imports from those above it alone:
 
     errors, settings
     structure_files -> structure, sparse_network -> anm
-    rotation, fourier, compiled -> fourier_loops and _projection, gridded_loops and _projection
+    rotation, fourier, pieces, compiled -> fourier_loops and _projection, gridded_loops and _projection
     spatial_projection, fourier_projection, gridded_projection -> projection
-    latents, projection, ctf -> forward -> likelihood
+    latents, projection, filtering, ctf -> forward -> likelihood
     antipodal -> distributions -> prior, particles
     encoders -> rings, chain, linearised -> guides -> program -> objectives
     unknowns, ragged -> information, templates -> cells -> exact
@@ -14,15 +14,15 @@ Data flow from top to bottom, and a module imports from those above it alone:
     amortised -> calibration, referee
     diagnostics -> training -> storage, provenance -> checkpoint, weights
     profile_files, complaints, sections -> configuration -> experiment -> assessment -> reference
-    transition, landscapes, views, tables, plots
+    transition, landscapes, views, costs, tables, plots
 """
 
 #: Modules in the order in which data flows.
 ORDER = (
     *("errors", "settings", "structure_files", "structure", "sparse_network", "anm"),
-    *("rotation", "fourier", "compiled", "fourier_loops", "fourier_projection"),
+    *("rotation", "fourier", "pieces", "compiled", "fourier_loops", "fourier_projection"),
     *("gridded_loops", "gridded_projection", "spatial_projection"),
-    *("latents", "projection", "ctf", "forward", "likelihood"),
+    *("latents", "projection", "filtering", "ctf", "forward", "likelihood"),
     *("antipodal", "distributions", "prior", "particles"),
     *("encoders", "rings", "chain", "linearised", "guides", "program", "objectives"),
     *("unknowns", "ragged", "information", "templates", "cells", "exact"),
@@ -30,5 +30,5 @@ ORDER = (
     *("amortised", "calibration", "referee"),
     *("diagnostics", "training", "storage", "provenance", "checkpoint", "weights"),
     *("profile_files", "complaints", "sections", "configuration", "experiment", "assessment", "reference"),
-    *("transition", "landscapes", "views", "tables", "plots", "__main__"),
+    *("transition", "landscapes", "views", "costs", "tables", "plots", "__main__"),
 )

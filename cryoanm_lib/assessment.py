@@ -108,7 +108,7 @@ def assess(settings: Profile, name: str, results: Path) -> None:
     resolution = section.resolution
     generator = torch.Generator().manual_seed(settings.seed_of(section.of) + _DRAW_SEED)
     limit = information_limit(program, images.latents, resolution)
-    refined, speed = _timed_refinement(program, images, resolution, generator)
+    refined, speed = timed_refinement(program, images, resolution, generator)
     posteriors: dict[str, Posterior] = {
         "guide": GuidePosterior(program, images[: section.guide_images], resolution),
         "refined": refined,
@@ -162,8 +162,11 @@ def load_assessment(settings: Profile, name: str, results: Path) -> Assessment:
     return Assessment(name, settings, metrics, truth, limit, {m: groups[m] for m in METHODS if m in groups})
 
 
-def _timed_refinement(
-    program: CryoProgram, images: Particles, resolution: int, generator: torch.Generator
+def timed_refinement(
+    program: CryoProgram,
+    images: Particles,
+    resolution: int,
+    generator: torch.Generator | None = None,
 ) -> tuple[RefinedPosterior, float]:
     """The refined posterior, and images a second once templates exist."""
     in_space = program.prior.pose == "space" and "pose" in program.inferred

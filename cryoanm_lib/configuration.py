@@ -39,7 +39,9 @@ from cryoanm_lib.weights import weights_hash, weights_made
 DEFAULT_STRUCTURE = "adk_open"
 
 # Settings that no fit depends on, and those that it takes from its own section.
-NOT_OF_A_FIT = {"name", "experiments", "assessments", "checks", "device", "prior", "length"}
+NOT_OF_A_FIT = {
+    *("name", "experiments", "assessments", "checks", "device", "deterministic", "prior", "length"),
+}
 
 
 class Profile(Section):
@@ -53,6 +55,10 @@ class Profile(Section):
     stride: Count = Field(2, description="every stride-th Cα is a pseudo-atom")
     seed: Seed = Field(1, description="fixes the run")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
+    deterministic: bool = Field(
+        False,
+        description="train by operations that give the same bits each time, also on a GPU; slower",
+    )
     test_images: Count = Field(2000, description="images never trained on, for every residual")
     window: Count = Field(100, description="steps between records, and over which a stage settles")
     model: ModelSection = ModelSection()

@@ -1,8 +1,10 @@
 """One experiment from configuration to artifact: fitted once, then loaded."""
 
 import json
+import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -103,7 +105,8 @@ def fit(settings: Profile, name: str, results: Path, show_progress: bool = True)
     _require_writable(folder)
     if checkpoint.is_file():
         load_checkpoint(checkpoint, trainer, digest)
-    trainer.run(after_window=_checkpointer(checkpoint, digest))
+    with _same_bits(settings.deterministic):
+        trainer.run(after_window=_checkpointer(checkpoint, digest))
     metrics = {
         "profile": settings.name,
         "structure": settings.structure,
@@ -218,6 +221,20 @@ def pick_device(device: str) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError("device = 'cuda', but torch finds no CUDA device: choose 'auto' or 'cpu'")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def _same_bits(wanted: bool) -> Iterator[None]:
+    """If wanted, torch refuses operations whose sums come in another order each time, or takes others."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        # What cuBLAS asks for, before it is first called.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def _drawn_apart(program: CryoProgram, n_images: int, resolution: int, seed: int) -> Particles:

@@ -9,8 +9,15 @@ from torch import Tensor, nn
 
 from cryoanm_lib.ctf import ctf
 from cryoanm_lib.errors import ForwardModelError
-from cryoanm_lib.fourier import check_resolution, coefficients_to_image, half_plane_frequencies
+from cryoanm_lib.filtering import filtered
+from cryoanm_lib.fourier import (
+    check_resolution,
+    coefficients_to_image,
+    half_plane_frequencies,
+    spectrum_frequencies,
+)
 from cryoanm_lib.fourier_projection import fourier_slopes
+from cryoanm_lib.gridded_projection import gridded_image
 from cryoanm_lib.latents import Latents
 from cryoanm_lib.projection import PROJECTORS
 
@@ -261,7 +268,22 @@ class ForwardModel(nn.Module):
     def images(self, latents: Latents, resolution: int | None = None) -> Float[Tensor, "*batch K K"]:
         """Noise-free images, K × K pixels (the whole box by default), contrast transfer included."""
         resolution = self.box_size if resolution is None else resolution
+        if resolution == self.box_size and self.projector in ("auto", "gridded"):
+            return self._through_pixels(latents)
         return coefficients_to_image(self.coefficients(latents, resolution), resolution)
+
+    def _through_pixels(self, latents: Latents) -> Float[Tensor, "*batch N N"]:
+        """The whole box from atoms on its pixels, which takes no detour by a vector of coefficients."""
+        frequencies, kept = spectrum_frequencies(self.box_size, self.reference.device)
+        frequencies = frequencies.to(self.reference.dtype).flatten(0, 1) / self.box_size
+        transfer = latents.contrast[..., None] * ctf(latents.defocus, frequencies)
+        transfer = transfer.unflatten(-1, kept.shape) * kept.to(transfer.dtype)
+        projected = gridded_image(self.positions(latents), self.box_size, self.atom_width)
+        batch = torch.broadcast_shapes(projected.shape[:-2], transfer.shape[:-2])
+        images, transfer = (
+            x.expand(*batch, *x.shape[-2:])[None].flatten(end_dim=-3) for x in (projected, transfer)
+        )
+        return filtered(images, transfer).view(*batch, self.box_size, self.box_size)
 
     def simulate(
         self,

@@ -34,6 +34,22 @@ def check_resolution(resolution: int, box_size: int) -> None:
         )
 
 
+def check_count(coefficients: Complex[Tensor, "*batch kept"], resolution: int) -> None:
+    """Refuse coefficients that are not as many as the crop to K keeps.
+
+    Raises
+    ------
+    ForwardModelError
+        If there are more or fewer.
+    """
+    m = highest_frequency(resolution)
+    if coefficients.shape[-1] != 2 * m * (m + 1) + 1:
+        raise ForwardModelError(
+            f"{coefficients.shape[-1]} coefficients are not those of K = {resolution}, which keeps "
+            f"{2 * m * (m + 1) + 1}: crop them to K first"
+        )
+
+
 def highest_frequency(resolution: int) -> int:
     """The largest integer frequency k < K/2 that the crop Π_K keeps."""
     return (resolution - 1) // 2
@@ -128,6 +144,25 @@ def coefficients_to_image(
     return torch.fft.fftshift(images, dim=(-2, -1))
 
 
+def spectrum_frequencies(
+    box_size: int, device: torch.device | str | None = None
+) -> tuple[Float[Tensor, "box half 2"], Float[Tensor, "box half"]]:
+    """Integer frequencies (k_x, k_y) in the order of `torch.fft.rfft2`, and 1 where the crop Π_N keeps them.
+
+    Where N is even its unpaired Nyquist row and column are 0.
+
+    Examples
+    --------
+    >>> frequencies, kept = spectrum_frequencies(4)
+    >>> frequencies[:, 1].tolist(), kept[:, 1].tolist()
+    ([[1.0, 0.0], [1.0, 1.0], [1.0, -2.0], [1.0, -1.0]], [1.0, 1.0, 0.0, 1.0])
+    """
+    ky = torch.fft.fftfreq(box_size, 1 / box_size, device=device)
+    kx = torch.arange(box_size // 2 + 1, device=device, dtype=ky.dtype)
+    frequencies = torch.stack(torch.meshgrid(kx, ky, indexing="xy"), dim=-1)
+    return frequencies, (frequencies.abs() <= highest_frequency(box_size)).all(-1).to(ky.dtype)
+
+
 def crop(images: Float[Tensor, "*batch box box"], resolution: int) -> Float[Tensor, "*batch crop crop"]:
     """The crop Π_K: the same picture on K × K pixels, with white noise σ_n reduced to σ_n K/N.
 
@@ -182,12 +217,7 @@ def to_real(coefficients: Complex[Tensor, "*batch kept"], resolution: int) -> Fl
     >>> coordinates.shape, torch.allclose(coordinates.norm(dim=-1), crop(images, 5).norm(dim=(-2, -1)))
     (torch.Size([2, 25]), True)
     """
-    m = highest_frequency(resolution)
-    if coefficients.shape[-1] != 2 * m * (m + 1) + 1:
-        raise ForwardModelError(
-            f"{coefficients.shape[-1]} coefficients are not those of K = {resolution}, which keeps "
-            f"{2 * m * (m + 1) + 1}: crop them to K first"
-        )
+    check_count(coefficients, resolution)
     rest = math.sqrt(2.0) * torch.view_as_real(coefficients[..., 1:]).flatten(-2)
     return resolution * torch.cat([coefficients[..., :1].real, rest], dim=-1)
 

@@ -24,9 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from cryoanm_lib import compiled, fourier_loops
 from cryoanm_lib.fourier import highest_frequency
-
-#: Bytes that the factors of the images in work may take: about the second-level cache of a core.
-WORKING_SET = 2**20
+from cryoanm_lib.pieces import pieces
 
 
 def fourier_coefficients(
@@ -198,10 +196,9 @@ class _Products(torch.autograd.Function):
 
 
 def _few_at_a_time(positions: Float[Tensor, "images atoms 2"], axis: "_Axis", copies: int) -> list[slice]:
-    """Images whose factors fill the working set."""
+    """Images whose factors are in work together."""
     bytes_each = copies * axis.width * positions.shape[1] * positions.element_size()
-    count = max(1, WORKING_SET // max(1, bytes_each))
-    return [slice(start, start + count) for start in range(0, len(positions), count)]
+    return pieces(len(positions), bytes_each, positions.device)
 
 
 @functools.lru_cache(maxsize=64)

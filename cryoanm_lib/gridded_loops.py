@@ -1,7 +1,8 @@
 """Spreading atoms on grids on a CPU: the loops of `gridded_projection`.
 
-A patch of a grid is the product of two short rows of a Gaussian, which take two exponentials each: its values
-at whole numbers are known, and a fraction of a point is a geometric series.
+A patch of a grid is the product of two short rows of a Gaussian, which take three exponentials each: its
+values at whole numbers are known, and a fraction of a point is a geometric series. Patches go on a board that
+is larger than the grid by a patch, so that only the board is folded at the edges.
 """
 
 import math
@@ -10,7 +11,7 @@ import numpy as np
 
 from cryoanm_lib.compiled import loop
 
-# Rows are filled up with zeros to so many numbers.
+# Rows of patches are filled up with zeros to so many numbers.
 _LANES = 16
 
 
@@ -29,23 +30,16 @@ def spread(table, positions, grid):
     points, reach = grid.shape[1], 2 * len(table) - 5
     wide = -(-reach // _LANES) * _LANES
     for image in range(len(positions)):
-        # What goes over the edge is added up beyond it, and folded back at the end.
         board = np.zeros((points + reach, points + wide), positions.dtype)
         across, down = np.zeros(wide, positions.dtype), np.zeros(wide, positions.dtype)
         for p in range(positions.shape[1]):
             column, _ = _gaussian(positions[image, p, 0], table, points, across)
             row, _ = _gaussian(positions[image, p, 1], table, points, down)
             for i in range(reach):
+                onto, height = board[row + i, column:], down[i]
                 for j in range(wide):
-                    board[row + i, column + j] += down[i] * across[j]
-        for i in range(points, len(board)):
-            for j in range(board.shape[1]):
-                board[i % points, j] += board[i, j]
-        for i in range(points):
-            for j in range(points):
-                grid[image, i, j] = board[i, j]
-            for j in range(points, board.shape[1]):
-                grid[image, i, j % points] += board[i, j]
+                    onto[j] += height * across[j]
+        _fold(board, grid[image])
 
 
 @loop
@@ -53,29 +47,53 @@ def spread_back(table, positions, slopes, gradient):
     """Write the gradient by positions (images, atoms, 2), given that by the grids."""
     points, reach = slopes.shape[1], 2 * len(table) - 5
     radius, wide = reach // 2, -(-reach // _LANES) * _LANES
+    steps = np.arange(-radius, wide - radius).astype(positions.dtype)
     for image in range(len(positions)):
         board = np.empty((points + reach, points + wide), positions.dtype)
-        for i in range(len(board)):
-            for j in range(board.shape[1]):
-                board[i, j] = slopes[image, i % points, j % points]
+        _unfold(slopes[image], board)
         across, down = np.zeros(wide, positions.dtype), np.zeros(wide, positions.dtype)
+        # Sums of the patch's rows, weighted by the Gaussian and by its derivative.
         seen, moved = np.empty(wide, positions.dtype), np.empty(wide, positions.dtype)
         for p in range(positions.shape[1]):
-            column, along_x = _gaussian(positions[image, p, 0], table, points, across)
-            row, along_y = _gaussian(positions[image, p, 1], table, points, down)
+            column, left = _gaussian(positions[image, p, 0], table, points, across)
+            row, above = _gaussian(positions[image, p, 1], table, points, down)
             seen[:] = 0
             moved[:] = 0
             for i in range(reach):
-                leaning = down[i] * (along_y + i - radius)
+                here, height = board[row + i, column:], down[i]
+                leaning = height * (above + steps[i])
                 for j in range(wide):
-                    seen[j] += down[i] * board[row + i, column + j]
-                    moved[j] += leaning * board[row + i, column + j]
+                    seen[j] += height * here[j]
+                    moved[j] += leaning * here[j]
             by_x = by_y = positions.dtype.type(0)
-            for j in range(reach):
-                by_x += seen[j] * across[j] * (along_x + j - radius)
+            for j in range(wide):
+                by_x += seen[j] * across[j] * (left + steps[j])
                 by_y += moved[j] * across[j]
             gradient[image, p, 0] = by_x * table[0]
             gradient[image, p, 1] = by_y * table[0]
+
+
+@loop
+def _fold(board, grid):
+    """Write a board to a grid; what went over the edges comes in again on the other side."""
+    points, width = len(grid), board.shape[1]
+    grid[:] = 0
+    for top in range(0, len(board), points):
+        for left in range(0, width, points):
+            for i in range(min(points, len(board) - top)):
+                for j in range(min(points, width - left)):
+                    grid[i, j] += board[top + i, left + j]
+
+
+@loop
+def _unfold(grid, board):
+    """The same backward: the grid, over and over."""
+    points, width = len(grid), board.shape[1]
+    for top in range(0, len(board), points):
+        for left in range(0, width, points):
+            for i in range(min(points, len(board) - top)):
+                for j in range(min(points, width - left)):
+                    board[top + i, left + j] = grid[i, j]
 
 
 @loop

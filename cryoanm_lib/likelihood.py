@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cryoanm_lib.errors import ForwardModelError
 from cryoanm_lib.forward import ForwardModel
-from cryoanm_lib.fourier import crop_coefficients, to_real
+from cryoanm_lib.fourier import check_count, crop_coefficients
 from cryoanm_lib.latents import Latents
 
 
@@ -59,7 +59,7 @@ def log_likelihood(
     Raises
     ------
     ForwardModelError
-        If the noise is not positive.
+        If the noise is not positive, or there are more or fewer coefficients than K keeps.
 
     Examples
     --------
@@ -67,12 +67,17 @@ def log_likelihood(
     >>> print(f"{log_likelihood(empty, empty, noise=0.1, resolution=32, box_size=64):.1f}")
     1995.8
     """
-    residual = to_real(observed - predicted, resolution)
+    check_count(observed, resolution)
+    residual = torch.view_as_real(observed - predicted).flatten(-2)
     sigma = cropped_noise(
         torch.as_tensor(noise, dtype=residual.dtype, device=residual.device), resolution, box_size
     )
-    normalisation = residual.shape[-1] * (math.sqrt(2 * math.pi) * sigma).log()
-    return -0.5 * (residual / sigma[..., None]).square().sum(-1) - normalisation
+    # The squared length of `to_real`, without making it: a real mean, and twice what has a twin at -k.
+    twice = residual.new_full((residual.shape[-1],), 2.0 * resolution**2)
+    twice[0], twice[1] = resolution**2, 0.0
+    squared = residual.square() @ twice
+    normalisation = (residual.shape[-1] - 1) * (math.sqrt(2 * math.pi) * sigma).log()
+    return -0.5 * squared / sigma.square() - normalisation
 
 
 def landscape(

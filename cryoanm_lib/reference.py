@@ -102,6 +102,11 @@ def load_reference(profile: str) -> Reference:
     return Reference(**content)
 
 
+def load_benchmarks() -> dict:
+    """The benchmark that came with the library: when and where it was "made", "versions", and "rows"."""
+    return load_json(reference_path("bench"))
+
+
 def _folder(settings: Profile, results: Path, name: str) -> Path:
     return results / settings.artifact_path(name)
 

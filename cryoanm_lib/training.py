@@ -196,15 +196,8 @@ class Trainer:
     def _run_window(self, bar: tqdm) -> None:
         """Steps up to the next record, the record, and the next stage if this one has settled."""
         progress, stage, started = self.progress, self.stage, time.perf_counter()
-        self._freeze()
-        svi = SVI(self._model, self._guide, self.optimizer, self._objective().loss, self._loss_and_grads)
         first = progress.step
-        for step in range(first, min(first + self.window, stage.steps)):
-            self._set_learning_rate(stage.learning_rate_at(step))
-            progress.losses.append(self._step(svi))
-            progress.step += 1
-            progress.total_steps += 1
-            bar.update()
+        self.take(min(self.window, stage.steps - first), bar.update)
         progress.seconds += time.perf_counter() - started
         answer = self.program.sample_guide(self.test, stage.resolution)
         progress.history.append(self._record(progress.losses[first:], answer))
@@ -214,6 +207,17 @@ class Trainer:
             bar.total -= stage.steps - progress.step
             progress.snapshots.append(answer)
             progress.stage, progress.step, progress.losses = progress.stage + 1, 0, []
+
+    def take(self, steps: int, after_step: Callable[[], object] = lambda: None) -> None:
+        """Take so many steps of the present stage."""
+        self._freeze()
+        svi = SVI(self._model, self._guide, self.optimizer, self._objective().loss, self._loss_and_grads)
+        for _ in range(steps):
+            self._set_learning_rate(self.stage.learning_rate_at(self.progress.step))
+            self.progress.losses.append(self._step(svi))
+            self.progress.step += 1
+            self.progress.total_steps += 1
+            after_step()
 
     def _step(self, svi: SVI) -> float:
         """One gradient step; the mean loss of an image, for the ELBO in nats above the noise floor."""

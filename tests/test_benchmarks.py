@@ -1,6 +1,7 @@
 """The bookkeeping of benchmarks; what they time is timed by `make bench`."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -17,11 +18,19 @@ from benchmarks.side_by_side import WARM_UP, in_turns, ratios
 
 def test_all_take_turns_as_often() -> None:
     calls = []
-    seconds = in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=4)
-    assert calls[:4] == ["b", "a", "a", "b"]
-    assert calls.count("a") == calls.count("b") == WARM_UP + 4
+    work = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    seconds = in_turns(work, rounds=4, at_least=0.0)
+    assert calls == ["a", "b"] * WARM_UP + ["a", "b", "b", "a"] * 2
     assert {name: len(found) for name, found in seconds.items()} == {"a": 4, "b": 4}
     assert ratios({"slow": [2.0, 6.0], "fast": [1.0, 2.0]}, "slow", "fast") == [2.0, 3.0]
+
+
+def test_a_turn_lasts_long_enough() -> None:
+    """What takes a millisecond is called ten times or so; the seconds are those of one call."""
+    calls = []
+    (found,) = in_turns({"a": lambda: (calls.append(0), time.sleep(1e-3))}, rounds=1, at_least=1e-2)["a"]
+    assert WARM_UP + 2 <= len(calls) <= WARM_UP + 10
+    assert 1e-3 <= found < 1e-2
 
 
 def test_a_row_says_whether_it_reaches_its_target() -> None:

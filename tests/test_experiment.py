@@ -80,6 +80,26 @@ def test_fit_then_load(profile, tmp_path) -> None:
     ]
 
 
+def test_a_deterministic_fit_asks_torch_for_it_and_leaves_torch_as_it_was(
+    profile, tmp_path, monkeypatch
+) -> None:
+    seen = []
+    run = module.Trainer.run
+
+    def watched(self, **given):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return run(self, **given)
+
+    monkeypatch.setattr(module.Trainer, "run", watched)
+    fit(load_profile(profile), "both", tmp_path / "any")
+    profile.write_text("deterministic: true\n" + TINY)
+    same = load_profile(profile)
+    fit(same, "both", tmp_path / "same")
+    assert seen == [False, True] and not torch.are_deterministic_algorithms_enabled()
+    fits = [load_fit(same, "both", tmp_path / folder) for folder in ("any", "same")]
+    assert torch.equal(fits[0].snapshots[-1]["pose"], fits[1].snapshots[-1]["pose"])
+
+
 def test_an_interrupted_fit_resumes_and_ends_the_same(profile, tmp_path, monkeypatch) -> None:
     settings = load_profile(profile)
     fit(settings, "both", tmp_path / "a", show_progress=False)

@@ -9,7 +9,8 @@ from torch import Tensor
 from cryoanm_lib import fourier_projection
 from cryoanm_lib.fourier import coefficients_to_image, crop, half_plane_frequencies, image_to_coefficients
 from cryoanm_lib.fourier_projection import fourier_coefficients, fourier_slopes
-from cryoanm_lib.gridded_projection import ACCURACY, Spreading, gridded_coefficients
+from cryoanm_lib.gridded_projection import ACCURACY, Spreading, gridded_coefficients, gridded_image
+from cryoanm_lib.pieces import WORKING_SET
 from cryoanm_lib.projection import PROJECTORS, fastest
 from cryoanm_lib.rotation import rotation_z
 from cryoanm_lib.spatial_projection import separable_image, sparse_image
@@ -59,6 +60,21 @@ def test_projectors_agree_with_the_plain_sum(name: str, box_size: int, resolutio
     allowed = 1e-12 * expected.abs().max().item()
     allowed += ERROR.get(name, 0.0) * len(positions)
     torch.testing.assert_close(coefficients, expected, rtol=0, atol=allowed)
+
+
+def test_an_image_from_patches_wraps_around_the_edge() -> None:
+    """To the rounding of its type, unless told otherwise; and its derivative is that of an exact one."""
+    positions, box_size = atoms(2, radius=22.0, n=9).requires_grad_(), 33
+    steps = box_size * torch.arange(-1, 2, dtype=torch.float64)
+    copies = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1).flatten(0, 1)
+    exact = separable_image((positions[:, :, None] + copies).flatten(1, 2), box_size, WIDTH)
+    found = gridded_image(positions, box_size, WIDTH)
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-14)
+    weights = separable_image(atoms(2, n=5, seed=1), box_size, WIDTH)
+    slopes = [torch.autograd.grad((image * weights).sum(), positions)[0] for image in (found, exact)]
+    torch.testing.assert_close(*slopes, rtol=0, atol=1e-13)
+    rough = gridded_image(positions, box_size, WIDTH, accuracy=1e-3)
+    assert 1e-5 < (rough - exact).abs().max() < 9e-3
 
 
 @pytest.mark.parametrize("image", [separable_image, sparse_image])
@@ -307,8 +323,7 @@ def test_images_are_worked_on_a_few_at_a_time(projector, monkeypatch) -> None:
     before = answer()
     monkeypatch.setattr("cryoanm_lib.compiled.compiled_for", lambda tensor: False)
     fourier_projection._axis_of.cache_clear()
-    monkeypatch.setattr("cryoanm_lib.fourier_projection.WORKING_SET", 1)
-    monkeypatch.setattr("cryoanm_lib.gridded_projection._PATCH_VALUES", 1)
+    monkeypatch.setitem(WORKING_SET, "cpu", 1)
     after = answer()
     fourier_projection._axis_of.cache_clear()
     for was, found in zip(before, after, strict=True):

@@ -7,19 +7,10 @@ from torch import Tensor
 
 from cryoanm_lib import anm
 from cryoanm_lib.anm import hessian, normal_modes
+from cryoanm_lib.costs import globule
 from cryoanm_lib.errors import NetworkModelError
 from cryoanm_lib.sparse_network import rigid_motions, sparse_hessian
 from cryoanm_lib.structure import load_structure
-
-
-def globule(n_atoms: int, seed: int = 0) -> Tensor:
-    """Atoms as densely packed as the Cα of a protein, in a lopsided ellipsoid, in Å."""
-    generator = torch.Generator().manual_seed(seed)
-    side = round((2 * n_atoms) ** (1 / 3)) + 3
-    lattice = torch.cartesian_prod(*[torch.arange(-side, side + 1)] * 3).double()
-    lattice = 5.1 * (lattice + 0.5 * (torch.rand(lattice.shape, generator=generator) - 0.5))
-    distance = (lattice / torch.tensor([1.6, 1.0, 0.7])).norm(dim=1)
-    return lattice[distance.argsort()[:n_atoms]]
 
 
 def iterated(coordinates: Tensor, n_modes: int, monkeypatch, **settings: float) -> anm.NormalModes:

@@ -10,6 +10,7 @@ from cryoanm_lib.plots.calibration import (
     plot_sharpening,
 )
 from cryoanm_lib.plots.components import plot_disagreements, plot_sides, plot_two_sidedness
+from cryoanm_lib.plots.costs import plot_growth, plot_steps
 from cryoanm_lib.plots.images import (
     plot_conformations,
     plot_crop_levels,
@@ -75,6 +76,7 @@ __all__ = [
     "plot_fluctuations",
     "plot_generalisation",
     "plot_graph",
+    "plot_growth",
     "plot_headline",
     "plot_in_plane",
     "plot_joint",
@@ -102,6 +104,7 @@ __all__ = [
     "plot_sides",
     "plot_spectrum",
     "plot_spring_energy",
+    "plot_steps",
     "plot_transition",
     "plot_two_sidedness",
     "plot_view_maps",

@@ -13,6 +13,7 @@ DEFAULTS = {"profile": "laptop", "structure": "adk_open"}
 # A notebook opens what it needs from results/; nothing else in the workflow depends on the pairing.
 METRICS = "results/metrics.json"
 REFERENCE = "cryoanm_lib/data/reference_full.json"
+BENCHMARKS = "cryoanm_lib/data/reference_bench.json"
 NOTEBOOKS = {
     "01_anm": [],
     "02_projection": [],
@@ -44,7 +45,8 @@ NOTEBOOKS = {
         REFERENCE,
     ],
     "11_views": ["so3_all_latents_refined"],
-    "12_summary": [METRICS, REFERENCE],
+    "12_costs": [REFERENCE, BENCHMARKS],
+    "13_summary": [METRICS, REFERENCE],
 }
 
 # An edit of the library retrains. What tests a finished fit does not, nor what only draws and tabulates.
@@ -53,7 +55,7 @@ ASSESSING = (
     *("ragged", "templates", "cells", "exact", "predictive", "mixture", "climb", "search", "orientation_"),
     *("refine", "amortised", "calibration", "assessment"),
 )
-SHOWING = ("plots/", "tables", "landscapes", "reference", "referee", "transition", "views")
+SHOWING = ("plots/", "tables", "landscapes", "reference", "referee", "transition", "views", "costs")
 
 
 def sources(*parts):
