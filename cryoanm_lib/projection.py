@@ -22,9 +22,11 @@ from cryoanm_lib.fourier_projection import fourier_coefficients
 from cryoanm_lib.gridded_projection import ACCURACY, Spreading, gridded_coefficients
 from cryoanm_lib.spatial_projection import separable_image, sparse_image
 
-# Nanoseconds of one thread for a value of the factors, a product of two of them, a value of a patch, and a
-# point of a grid times the logarithm of their number. `make bench` shows how good the choice is.
-_NS_A_FACTOR, _NS_A_PRODUCT, _NS_A_PATCH_VALUE, _NS_A_POINT = 1.1, 0.018, 1.3, 0.5
+# Nanoseconds of one thread of a CPU for a value of the factors, a product of two of them, the Gaussians of an
+# atom, a value of its patch, and a point of a grid times the logarithm of their number. `make bench` shows how
+# good the choice is.
+_NS_A_FACTOR, _NS_A_PRODUCT = 0.67, 0.023
+_NS_AN_ATOM, _NS_A_PATCH_VALUE, _NS_A_POINT = 57.0, 0.17, 0.27
 
 
 class Projector(Protocol):
@@ -69,7 +71,8 @@ def fastest(n_atoms: int, box_size: int, atom_width: float, resolution: int, acc
     patch, points = (2 * grid.radius + 1) ** 2, grid.points**2
     nanoseconds = {
         "fourier": n_atoms * rows * (_NS_A_FACTOR + _NS_A_PRODUCT * rows),
-        "gridded": n_atoms * patch * _NS_A_PATCH_VALUE + points * math.log2(points) * _NS_A_POINT,
+        "gridded": n_atoms * (_NS_AN_ATOM + patch * _NS_A_PATCH_VALUE)
+        + points * math.log2(points) * _NS_A_POINT,
     }
     return min(nanoseconds, key=nanoseconds.get)
 

@@ -19,7 +19,7 @@ rule fit:
     run:
         discard_if_older(f"{Path(output[0]).parent}/checkpoint.safetensors", input)
         shell(
-            "OMP_NUM_THREADS={n} MKL_NUM_THREADS={n} {sys.executable:q} -m cryoanm_lib fit"
+            "OMP_NUM_THREADS={n} MKL_NUM_THREADS={n} {KEEP_MEMORY} {sys.executable:q} -m cryoanm_lib fit"
             " --profile {params.profile:q} --structure {params.structure:q} --results results"
             " {wildcards.experiment} > {log:q} 2>&1",
             n=torch_threads(threads),
