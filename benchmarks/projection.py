@@ -133,12 +133,11 @@ class OneTask:
         return torch.autograd.grad((self.model.images(latents) * self.weights).sum(), numbers)
 
     def log_likelihood_gradient(self, observed: Tensor, resolution: int) -> tuple[Tensor, ...]:
-        """Log-likelihood of images up to a constant, and its gradient."""
+        """Log-likelihood of images, and its gradient."""
         numbers, latents = self.latents(needs_gradient=True)
         predicted = self.model.coefficients(latents, resolution)
         value = log_likelihood(observed, predicted, _NOISE, resolution, _BOX)
-        constant = log_likelihood(observed, observed, _NOISE, resolution, _BOX)
-        return (value - constant).detach(), *torch.autograd.grad(value.sum(), numbers)
+        return value.detach(), *torch.autograd.grad(value.sum(), numbers)
 
 
 def against_cryojax(n_images: int = 500, resolution: int = 32) -> Iterator[Row]:

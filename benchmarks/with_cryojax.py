@@ -65,7 +65,8 @@ class WithCryoJAX:
             found = self._coefficients(pose, amplitude, defocus)
             shifted = found[rows, columns] * ((-1.0) ** (rows + columns)) / self.box_size**2
             left = jnp.abs(shifted - observed) ** 2
-            return -0.5 * (double * left).sum() * (resolution / sigma) ** 2
+            normalisation = (2 * len(rows) - 1) * jnp.log(jnp.sqrt(2 * jnp.pi) * sigma)
+            return -0.5 * (double * left).sum() * (resolution / sigma) ** 2 - normalisation
 
         both = jax.value_and_grad(log_likelihood, argnums=(0, 1, 2))
         return jax.jit(jax.vmap(both, in_axes=(0, 0, 0, 0, None)))

@@ -1,7 +1,7 @@
 """Multiplying the spectra of images, forward and backward, on the way from pixels to pixels."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -13,7 +13,8 @@ def filtered(
 ) -> Float[Tensor, "images box box"]:
     """Images with every Fourier coefficient times a real number, which is the same at k and -k.
 
-    There are first derivatives alone.
+    Coefficients that the crop Π_N does not keep, the unpaired Nyquist row and column of an even box, become
+    zero. There are first derivatives alone.
 
     Parameters
     ----------
@@ -43,8 +44,8 @@ class _Filter(torch.autograd.Function):
         ctx.save_for_backward(images, transfer)
         found = torch.empty_like(images, memory_format=torch.contiguous_format)
         for some in _some(images):
-            spectrum = torch.fft.rfft2(images[some])
-            found[some] = torch.fft.irfft2(spectrum.mul_(transfer[some]), s=images.shape[-2:])
+            spectrum = _spectrum(images[some]).mul_(transfer[some])
+            torch.fft.irfft2(spectrum, s=images.shape[-2:], out=found[some])
         return found
 
     @staticmethod
@@ -53,20 +54,27 @@ class _Filter(torch.autograd.Function):
         images, transfer = ctx.saved_tensors
         by_image = torch.empty_like(images, memory_format=torch.contiguous_format)
         by_transfer = torch.empty_like(transfer) if ctx.needs_input_grad[1] else None
-        # By Parseval, with the half that is not kept.
-        n_pixels, half = images.shape[-1] ** 2, transfer.shape[-1]
-        twice = torch.full((half,), 2 / n_pixels, dtype=images.dtype, device=images.device)
-        twice[0] = 1 / n_pixels
-        if images.shape[-1] % 2 == 0:
-            twice[-1] = 1 / n_pixels
+        # By Parseval: what is not at k_x = 0 has a twin in the half of the plane that is not stored.
+        n_pixels = images.shape[-1] ** 2
+        weight = torch.full_like(transfer[0, 0], 2 / n_pixels)
+        weight[0] = 1 / n_pixels
         for some in _some(images):
-            leaning = torch.fft.rfft2(slope[some])
+            leaning = _spectrum(slope[some])
             if by_transfer is not None:
-                spectrum = torch.fft.rfft2(images[some])
-                product = torch.view_as_real(spectrum).mul_(torch.view_as_real(leaning)).sum(-1)
-                torch.mul(product, twice, out=by_transfer[some])
-            by_image[some] = torch.fft.irfft2(leaning.mul_(transfer[some]), s=images.shape[-2:])
+                spectrum, product = _spectrum(images[some]), by_transfer[some]
+                torch.mul(spectrum.real, leaning.real, out=product)
+                product.addcmul_(spectrum.imag, leaning.imag).mul_(weight)
+            torch.fft.irfft2(leaning.mul_(transfer[some]), s=images.shape[-2:], out=by_image[some])
         return by_image, by_transfer
+
+
+def _spectrum(images: Float[Tensor, "images box box"]) -> Complex[Tensor, "images box half"]:
+    """Coefficients without those of the unpaired Nyquist frequency."""
+    spectrum, box_size = torch.fft.rfft2(images), images.shape[-1]
+    if box_size % 2 == 0:
+        spectrum[:, box_size // 2] = 0
+        spectrum[:, :, box_size // 2] = 0
+    return spectrum
 
 
 def _some(images: Float[Tensor, "images box box"]) -> list[slice]:

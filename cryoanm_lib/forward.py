@@ -274,10 +274,11 @@ class ForwardModel(nn.Module):
 
     def _through_pixels(self, latents: Latents) -> Float[Tensor, "*batch N N"]:
         """The whole box from atoms on its pixels, which takes no detour by a vector of coefficients."""
-        frequencies, kept = spectrum_frequencies(self.box_size, self.reference.device)
-        frequencies = frequencies.to(self.reference.dtype).flatten(0, 1) / self.box_size
-        transfer = latents.contrast[..., None] * ctf(latents.defocus, frequencies)
-        transfer = transfer.unflatten(-1, kept.shape) * kept.to(transfer.dtype)
+        frequencies = spectrum_frequencies(self.box_size, self.reference.device).to(self.reference.dtype)
+        transfer = latents.contrast[..., None] * ctf(
+            latents.defocus, frequencies.flatten(0, 1) / self.box_size
+        )
+        transfer = transfer.unflatten(-1, frequencies.shape[:2])
         projected = gridded_image(self.positions(latents), self.box_size, self.atom_width)
         batch = torch.broadcast_shapes(projected.shape[:-2], transfer.shape[:-2])
         images, transfer = (

@@ -146,21 +146,17 @@ def coefficients_to_image(
 
 def spectrum_frequencies(
     box_size: int, device: torch.device | str | None = None
-) -> tuple[Float[Tensor, "box half 2"], Float[Tensor, "box half"]]:
-    """Integer frequencies (k_x, k_y) in the order of `torch.fft.rfft2`, and 1 where the crop Π_N keeps them.
-
-    Where N is even its unpaired Nyquist row and column are 0.
+) -> Float[Tensor, "box half 2"]:
+    """Integer frequencies (k_x, k_y) in the order of `torch.fft.rfft2`.
 
     Examples
     --------
-    >>> frequencies, kept = spectrum_frequencies(4)
-    >>> frequencies[:, 1].tolist(), kept[:, 1].tolist()
-    ([[1.0, 0.0], [1.0, 1.0], [1.0, -2.0], [1.0, -1.0]], [1.0, 1.0, 0.0, 1.0])
+    >>> spectrum_frequencies(4)[:, 1].tolist()
+    [[1.0, 0.0], [1.0, 1.0], [1.0, -2.0], [1.0, -1.0]]
     """
     ky = torch.fft.fftfreq(box_size, 1 / box_size, device=device)
     kx = torch.arange(box_size // 2 + 1, device=device, dtype=ky.dtype)
-    frequencies = torch.stack(torch.meshgrid(kx, ky, indexing="xy"), dim=-1)
-    return frequencies, (frequencies.abs() <= highest_frequency(box_size)).all(-1).to(ky.dtype)
+    return torch.stack(torch.meshgrid(kx, ky, indexing="xy"), dim=-1)
 
 
 def crop(images: Float[Tensor, "*batch box box"], resolution: int) -> Float[Tensor, "*batch crop crop"]:

@@ -22,9 +22,9 @@ from cryoanm_lib.fourier_projection import fourier_coefficients
 from cryoanm_lib.gridded_projection import ACCURACY, Spreading, gridded_coefficients
 from cryoanm_lib.spatial_projection import separable_image, sparse_image
 
-# Nanoseconds of one thread of a CPU for a value of the factors, a product of two of them, the Gaussians of an
-# atom, a value of its patch, and a point of a grid times the logarithm of their number. `make bench` shows how
-# good the choice is.
+# Nanoseconds of one thread of a CPU for a value of the factors, a product of two of them, the Gaussians of
+# an atom, a value of its patch, and a point of a grid times the logarithm of their number. `make bench` shows
+# how good the choice is.
 _NS_A_FACTOR, _NS_A_PRODUCT = 0.67, 0.023
 _NS_AN_ATOM, _NS_A_PATCH_VALUE, _NS_A_POINT = 57.0, 0.17, 0.27
 
