@@ -168,7 +168,7 @@ def discard_if_older(path, sources):
 
 def needs(notebook):
     """Files that must exist before this notebook is run."""
-    files = [need for need in NOTEBOOKS[notebook] if need in (METRICS, REFERENCE)]
+    files = [need for need in NOTEBOOKS[notebook] if need in (METRICS, REFERENCE, BENCHMARKS)]
     runs = [need for need in NOTEBOOKS[notebook] if need not in files]
     unknown = [name for name in runs if name not in (*EXPERIMENTS, *ASSESSED)]
     if unknown:
