@@ -149,9 +149,8 @@ def against_cryojax(n_images: int = 500, resolution: int = 32) -> Iterator[Row]:
     weights, observed = to_jax(ours.weights), ours.observed(resolution)
     # These options of its projection are exact enough (7 pixels are not), and the fastest of them counts.
     theirs = {f"cryojax {n}": WithCryoJAX(ours.model, n_spread=n) for n in (None, 9, 11)}
-    scores = {name: t.log_likelihood_slopes(resolution) for name, t in theirs.items()}
+    scores = {name: t.log_likelihood_slopes(observed, resolution) for name, t in theirs.items()}
     sigma = _NOISE * resolution / _BOX
-    seen = to_jax(observed)
     works = [
         (
             "image with contrast transfer",
@@ -169,7 +168,10 @@ def against_cryojax(n_images: int = 500, resolution: int = 32) -> Iterator[Row]:
             f"log-likelihood with gradient, K = {resolution}, for which it makes all {_BOX} × {_BOX}",
             10,
             lambda: ours.log_likelihood_gradient(observed, resolution),
-            {n: lambda f=f: (lambda v, g: [v, *g])(*f(*numbers, seen, sigma)) for n, f in scores.items()},
+            {
+                n: lambda f=f, seen=seen: (lambda v, g: [v, *g])(*f(*numbers, seen, sigma))
+                for n, (f, seen) in scores.items()
+            },
         ),
     ]
     for what, target, own, others in works:

@@ -1,8 +1,8 @@
 """Timing of things that do the same work, in turns: a slow minute of the machine slows them all."""
 
-import math
-import time
 from collections.abc import Callable, Mapping
+
+from cryoanm_lib.timing import calls_that_fill, seconds_each
 
 #: Rounds before the clock is read, in which compilers compile and caches fill.
 WARM_UP = 3
@@ -25,20 +25,12 @@ def in_turns(
     """
     calls = {}
     for name in [*work] * WARM_UP:
-        calls[name] = max(1, math.ceil(at_least / _seconds(work[name], 1)))
+        calls[name] = calls_that_fill(at_least, seconds_each(work[name], 1))
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for number in range(rounds):
         for name in list(work)[:: -1 if number % 2 else 1]:
-            seconds[name].append(_seconds(work[name], calls[name]))
+            seconds[name].append(seconds_each(work[name], calls[name]))
     return seconds
-
-
-def _seconds(work: Callable[[], object], calls: int) -> float:
-    """Of one call among several."""
-    started = time.perf_counter()
-    for _ in range(calls):
-        work()
-    return (time.perf_counter() - started) / calls
 
 
 def ratios(seconds: Mapping[str, list[float]], slower: str, faster: str) -> list[float]:

@@ -53,23 +53,33 @@ class WithCryoJAX:
     def _weighted(self, pose, amplitude, defocus, weights):
         return (self._image(pose, amplitude, defocus) * weights).sum()
 
-    def log_likelihood_slopes(self, resolution: int):
-        """A compiled function: log-likelihood of images at a crop, and its gradient."""
+    def log_likelihood_slopes(self, observed: Tensor, resolution: int):
+        """A compiled function: log-likelihood of images at a crop, and its gradient; nothing is scattered.
+
+        With it the observed coefficients as that function takes them.
+        """
         frequencies = half_plane_frequencies(resolution).long()
         # A negative row is the same one counted from the end.
         rows, columns = (np.asarray(f) for f in (frequencies[:, 1], frequencies[:, 0]))
-        double = jnp.asarray(np.where(np.arange(len(rows)) == 0, 1.0, 2.0))
+        n_values, grid = 2 * len(rows) - 1, self.squared.shape
+        # Each coefficient counts for its twin at -k too, and those beyond the crop for nothing.
+        count = np.zeros(grid, np.float32)
+        count[rows, columns] = 2.0
+        count[0, 0] = 1.0
+        # The library's origin is the middle of the box, and so is that of these images.
+        scale = (-1.0) ** np.add.outer(np.arange(grid[0]), np.arange(grid[1])) / self.box_size**2
+        laid_out = np.zeros((len(observed), *grid), np.complex64)
+        laid_out[:, rows, columns] = observed.numpy()
+        count, scale = jnp.asarray(count), jnp.asarray(scale.astype(np.float32))
 
-        def log_likelihood(pose, amplitude, defocus, observed, sigma):
-            # The library's origin is the middle of the box, and so is that of these images.
-            found = self._coefficients(pose, amplitude, defocus)
-            shifted = found[rows, columns] * ((-1.0) ** (rows + columns)) / self.box_size**2
-            left = jnp.abs(shifted - observed) ** 2
-            normalisation = (2 * len(rows) - 1) * jnp.log(jnp.sqrt(2 * jnp.pi) * sigma)
-            return -0.5 * (double * left).sum() * (resolution / sigma) ** 2 - normalisation
+        def log_likelihood(pose, amplitude, defocus, seen, sigma):
+            left = self._coefficients(pose, amplitude, defocus) * scale - seen
+            squared = (count * (left.real**2 + left.imag**2)).sum()
+            normalisation = n_values * jnp.log(jnp.sqrt(2 * jnp.pi) * sigma)
+            return -0.5 * squared * (resolution / sigma) ** 2 - normalisation
 
         both = jax.value_and_grad(log_likelihood, argnums=(0, 1, 2))
-        return jax.jit(jax.vmap(both, in_axes=(0, 0, 0, 0, None)))
+        return jax.jit(jax.vmap(both, in_axes=(0, 0, 0, 0, None))), jnp.asarray(laid_out)
 
 
 def to_jax(tensor: Tensor) -> jax.Array:

@@ -278,6 +278,8 @@ class Profile(Section):
         The device is not among them, nor is the code: Snakemake trains again when the library changes.
         """
         content = self.model_dump(mode="json", exclude=NOT_OF_A_FIT)
+        if self.deterministic:
+            content["deterministic"] = True
         content["prior"] = self.prior_of(experiment).model_dump(mode="json")
         content["experiment"] = self.experiment(experiment).model_dump(
             mode="json", exclude={*DESCRIPTION, "model", "prior", "noise", "seed", "more_seeds", "otherwise"}

@@ -1,7 +1,9 @@
 """What computing costs: growth with atoms, pixels and modes, and where a training step spends its time."""
 
 import math
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -13,9 +15,11 @@ from torch import Tensor
 from torch.autograd.profiler import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from cryoanm_lib.errors import ConfigurationError
 from cryoanm_lib.fourier_projection import fourier_coefficients
 from cryoanm_lib.particles import Particles
 from cryoanm_lib.projection import PROJECTORS
+from cryoanm_lib.timing import seconds_of
 from cryoanm_lib.training import Trainer
 
 #: Kinds of work in a training step, by how the names of torch's operations begin. The first that fits counts.
@@ -35,10 +39,6 @@ KINDS = {
 
 #: Parts of a training step that are not known by their operations but by who asks for them, and the rest.
 SIMULATION, OPTIMISER, OTHERS, PYTHON = "simulation", "optimiser", "other operations", "Python and Pyro"
-
-
-# Seconds from which on a call is not repeated.
-_LONG = 2.0
 
 
 @dataclass
@@ -91,30 +91,10 @@ def grow(
     found = [Growth(name) for name in ways]
     for size in sizes:
         for growth in found:
-            if not growth.seconds or (growth.sizes[-1] < size and growth.seconds[-1] <= longest):
+            if not growth.seconds or growth.seconds[-1] <= longest:
                 growth.sizes.append(size)
                 growth.seconds.append(seconds_of(ways[growth.name](size)))
     return found
-
-
-def seconds_of(work: Callable[[], object], at_least: float = 0.05, rounds: int = 3) -> float:
-    """Median time of a call, over rounds of as many calls as fill some seconds.
-
-    What takes long is called once; else a first call, in which compilers compile and caches fill, is free.
-    """
-    first = _seconds(work, 1)
-    if first > _LONG:
-        return first
-    calls = max(1, math.ceil(at_least / _seconds(work, 1)))
-    return statistics.median(_seconds(work, calls) for _ in range(rounds))
-
-
-def _seconds(work: Callable[[], object], calls: int) -> float:
-    """Of one call among several."""
-    started = time.perf_counter()
-    for _ in range(calls):
-        work()
-    return (time.perf_counter() - started) / calls
 
 
 @dataclass(frozen=True)
@@ -133,12 +113,14 @@ class Limits:
     copy_rate: float
 
     @classmethod
-    def of(cls, device: torch.device, size: int = 2048) -> "Limits":
-        """Measured now, by products and copies of square matrices."""
-        square, target = torch.randn(2, size, size, device=device)
-        product = seconds_of(lambda: _finished(torch.mm(square, square, out=target)))
-        copy = seconds_of(lambda: _finished(target.copy_(square)))
-        return cls(2 * size**3 / product, 2 * square.nbytes / copy)
+    def of(cls, device: torch.device, size: int = 3000, copied: int = 2**28) -> "Limits":
+        """Measured now, by products of square matrices and copies of so many bytes, which no cache holds."""
+        square = torch.randn(size, size, device=device)
+        product = seconds_of(lambda: _finished(square @ square))
+        source = torch.ones(copied, dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        copy = seconds_of(lambda: _finished(target.copy_(source)))
+        return cls(2 * size**3 / product, 2 * copied / copy)
 
 
 @dataclass(frozen=True)
@@ -181,6 +163,12 @@ class Throughput:
         )
 
 
+def peak_memory() -> float:
+    """Bytes of memory that this process has held at most."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
 def _finished(answer: Tensor) -> Tensor:
     """The same once it is there: a GPU works on while Python goes ahead."""
     if answer.is_cuda:
@@ -189,7 +177,7 @@ def _finished(answer: Tensor) -> Tensor:
 
 
 def globule(n_atoms: int, seed: int = 0) -> Float[Tensor, "atoms 3"]:
-    """Atoms as densely packed as the Cα of a protein, in a lopsided ellipsoid, in Å.
+    """Atoms as densely packed as the Cα of a protein, in an ellipsoid of three unequal axes, in Å.
 
     Examples
     --------
@@ -207,7 +195,10 @@ def globule(n_atoms: int, seed: int = 0) -> Float[Tensor, "atoms 3"]:
 def one_image(
     projector: str, n_atoms: int, box_size: int, resolution: int, atom_width: float = 0.8
 ) -> Callable[[], object]:
-    """The work of an image: coefficients of a globule that fills most of the box, and their gradient."""
+    """The work of an image: coefficients of a globule that fills most of the box, and their gradient.
+
+    One image keeps one thread of ours busy: give torch one too, to compare.
+    """
     flat = globule(n_atoms)[:, :2].float()
     at = (0.4 * box_size / flat.norm(dim=1).max() * flat).requires_grad_()
 
@@ -220,28 +211,36 @@ def one_image(
 
 
 def step_shares(trainer: Trainer, steps: int = 10) -> dict[str, float]:
-    """Milliseconds of a training step by kind of work, forward and backward together.
+    """Milliseconds of a CPU in a step of the last stage, by kind of work, forward and backward together.
 
     Parameters
     ----------
     trainer : Trainer
-        At the beginning of a stage; it is further by twice so many steps afterwards.
+        Of a program on the CPU; it is spoilt for training.
     steps : int
         How many are measured, after as many that are not.
+
+    Raises
+    ------
+    ConfigurationError
+        If the program is on a GPU, which works on while the clock of a CPU is read.
     """
+    if next(trainer.program.parameters()).device.type != "cpu":
+        raise ConfigurationError("steps are taken apart on a CPU: set device = 'cpu'")
     pyro.clear_param_store()
+    trainer.progress.stage = len(trainer.stages) - 1
     draw = trainer.draw_batch
 
     def labelled_draw(resolution: int, step: int) -> Particles:
         with record_function(SIMULATION):
             return draw(resolution, step)
 
-    trainer.take(steps)
+    trainer.take_steps(steps)
     trainer.draw_batch = labelled_draw
     try:
         with profile(activities=[ProfilerActivity.CPU]) as measured:
             started = time.perf_counter()
-            trainer.take(steps)
+            trainer.take_steps(steps)
             seconds = time.perf_counter() - started
     finally:
         trainer.draw_batch = draw

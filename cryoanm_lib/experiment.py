@@ -105,14 +105,15 @@ def fit(settings: Profile, name: str, results: Path, show_progress: bool = True)
     _require_writable(folder)
     if checkpoint.is_file():
         load_checkpoint(checkpoint, trainer, digest)
-    with _same_bits(settings.deterministic):
+    with _deterministic(settings.deterministic):
         trainer.run(after_window=_checkpointer(checkpoint, digest))
+        headline = _headline(settings, name, trainer)
     metrics = {
         "profile": settings.name,
         "structure": settings.structure,
         "config_hash": digest,
         "seed": settings.seed_of(name),
-        **_headline(settings, name, trainer),
+        **headline,
         "test_images": len(trainer.test),
         "train_seconds": trainer.progress.seconds,
         "steps": trainer.progress.total_steps,
@@ -224,8 +225,11 @@ def pick_device(device: str) -> torch.device:
 
 
 @contextmanager
-def _same_bits(wanted: bool) -> Iterator[None]:
-    """If wanted, torch refuses operations whose sums come in another order each time, or takes others."""
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """If wanted, torch refuses operations whose sums come in another order each time, or takes others.
+
+    On a GPU it must be wanted from the first fit of a process on: cuBLAS is set up but once.
+    """
     before = torch.are_deterministic_algorithms_enabled()
     if wanted:
         # What cuBLAS asks for, before it is first called.

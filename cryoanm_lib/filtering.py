@@ -43,7 +43,7 @@ class _Filter(torch.autograd.Function):
     def forward(ctx, images: Float[Tensor, "images box box"], transfer: Tensor) -> Tensor:
         ctx.save_for_backward(images, transfer)
         found = torch.empty_like(images, memory_format=torch.contiguous_format)
-        for some in _some(images):
+        for some in _image_pieces(images):
             spectrum = _spectrum(images[some]).mul_(transfer[some])
             torch.fft.irfft2(spectrum, s=images.shape[-2:], out=found[some])
         return found
@@ -56,9 +56,9 @@ class _Filter(torch.autograd.Function):
         by_transfer = torch.empty_like(transfer) if ctx.needs_input_grad[1] else None
         # By Parseval: what is not at k_x = 0 has a twin in the half of the plane that is not stored.
         n_pixels = images.shape[-1] ** 2
-        weight = torch.full_like(transfer[0, 0], 2 / n_pixels)
+        weight = transfer.new_full((transfer.shape[-1],), 2 / n_pixels)
         weight[0] = 1 / n_pixels
-        for some in _some(images):
+        for some in _image_pieces(images):
             leaning = _spectrum(slope[some])
             if by_transfer is not None:
                 spectrum, product = _spectrum(images[some]), by_transfer[some]
@@ -77,6 +77,6 @@ def _spectrum(images: Float[Tensor, "images box box"]) -> Complex[Tensor, "image
     return spectrum
 
 
-def _some(images: Float[Tensor, "images box box"]) -> list[slice]:
+def _image_pieces(images: Float[Tensor, "images box box"]) -> list[slice]:
     """Images whose spectra are in work together."""
-    return pieces(len(images), 2 * images.element_size() * images[0].numel(), images.device)
+    return pieces(len(images), 2 * images.element_size() * images.shape[-2] * images.shape[-1], images.device)

@@ -49,7 +49,8 @@ class ForwardModel(nn.Module):
     atom_width : float
         σ_a in pixels, the standard deviation of a pseudo-atom's Gaussian.
     projector : str
-        One of `PROJECTORS`; "auto" takes the fastest.
+        One of `PROJECTORS`; "auto" takes the fastest. Images of the whole box are made from patches on their
+        pixels, by "auto" and "gridded", to the rounding of their type.
 
     Raises
     ------
@@ -268,18 +269,19 @@ class ForwardModel(nn.Module):
     def images(self, latents: Latents, resolution: int | None = None) -> Float[Tensor, "*batch K K"]:
         """Noise-free images, K × K pixels (the whole box by default), contrast transfer included."""
         resolution = self.box_size if resolution is None else resolution
+        check_resolution(resolution, self.box_size)
         if resolution == self.box_size and self.projector in ("auto", "gridded"):
-            return self._through_pixels(latents)
+            return self._images_by_patches(latents)
         return coefficients_to_image(self.coefficients(latents, resolution), resolution)
 
-    def _through_pixels(self, latents: Latents) -> Float[Tensor, "*batch N N"]:
+    def _images_by_patches(self, latents: Latents) -> Float[Tensor, "*batch N N"]:
         """The whole box from atoms on its pixels, which takes no detour by a vector of coefficients."""
         frequencies = spectrum_frequencies(self.box_size, self.reference.device).to(self.reference.dtype)
         transfer = latents.contrast[..., None] * ctf(
             latents.defocus, frequencies.flatten(0, 1) / self.box_size
         )
         transfer = transfer.unflatten(-1, frequencies.shape[:2])
-        projected = gridded_image(self.positions(latents), self.box_size, self.atom_width)
+        projected = gridded_image(self.positions(latents), self.box_size, self.atom_width).to(transfer.dtype)
         batch = torch.broadcast_shapes(projected.shape[:-2], transfer.shape[:-2])
         images, transfer = (
             x.expand(*batch, *x.shape[-2:])[None].flatten(end_dim=-3) for x in (projected, transfer)

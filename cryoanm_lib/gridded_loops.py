@@ -102,9 +102,14 @@ def _gaussian(x, table, points, values):
     radius = len(table) - 3
     nearest = np.rint(x)
     offset = nearest - x
-    middle, step = math.exp(-offset * offset * table[1]), math.exp(-offset * table[0])
-    back = math.exp(offset * table[0])
+    middle = math.exp(-offset * offset * table[1])
     values[radius] = middle
+    if radius == 1:  # of atoms so narrow that the series would overflow
+        one = values.dtype.type(1)
+        values[0] = math.exp(-((offset - one) ** 2) * table[1])
+        values[2] = math.exp(-((offset + one) ** 2) * table[1])
+        return (int(nearest) - radius) % points, offset
+    step, back = math.exp(-offset * table[0]), math.exp(offset * table[0])
     up, down = middle, middle
     for i in range(1, radius + 1):
         up *= step

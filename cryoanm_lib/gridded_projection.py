@@ -152,7 +152,7 @@ class _Spread(torch.autograd.Function):
         ctx.save_for_backward(positions)
         ctx.spreading, points = spreading, spreading.points
         grid = positions.new_zeros(len(positions) * points * points)
-        for rows in _some(positions, spreading):
+        for rows in _atom_pieces(positions, spreading):
             where, along_x, along_y, _ = _patches(positions, rows, spreading)
             values = along_y[:, :, None] * along_x[:, None, :]
             grid.index_add_(0, where.flatten(), values.flatten())
@@ -163,7 +163,7 @@ class _Spread(torch.autograd.Function):
     def backward(ctx, slope: Float[Tensor, "images points points"]) -> tuple[Tensor, None]:
         (positions,), spreading = ctx.saved_tensors, ctx.spreading
         flat, found = slope.reshape(-1), positions.new_empty(positions.shape).flatten(0, 1)
-        for rows in _some(positions, spreading):
+        for rows in _atom_pieces(positions, spreading):
             where, along_x, along_y, offsets = _patches(positions, rows, spreading)
             near = flat[where]
             slope_x, slope_y = (offsets / spreading.width**2 * torch.stack([along_x, along_y])).unbind(0)
@@ -192,7 +192,7 @@ class _SpreadCompiled(torch.autograd.Function):
         return found, None
 
 
-def _some(positions: Float[Tensor, "images atoms 2"], spreading: Spreading) -> list[slice]:
+def _atom_pieces(positions: Float[Tensor, "images atoms 2"], spreading: Spreading) -> list[slice]:
     """Atoms of all images whose patches, and where they lie, are in work together."""
     bytes_each = (8 + positions.element_size()) * (2 * spreading.radius + 1) ** 2
     return pieces(positions.shape[0] * positions.shape[1], bytes_each, positions.device)

@@ -68,6 +68,7 @@ def log_likelihood(
     1995.8
     """
     check_count(observed, resolution)
+    check_count(predicted, resolution)
     residual = torch.view_as_real(observed - predicted).flatten(-2)
     sigma = cropped_noise(
         torch.as_tensor(noise, dtype=residual.dtype, device=residual.device), resolution, box_size

@@ -197,7 +197,7 @@ class Trainer:
         """Steps up to the next record, the record, and the next stage if this one has settled."""
         progress, stage, started = self.progress, self.stage, time.perf_counter()
         first = progress.step
-        self.take(min(self.window, stage.steps - first), bar.update)
+        self.take_steps(min(self.window, stage.steps - first), bar.update)
         progress.seconds += time.perf_counter() - started
         answer = self.program.sample_guide(self.test, stage.resolution)
         progress.history.append(self._record(progress.losses[first:], answer))
@@ -208,8 +208,8 @@ class Trainer:
             progress.snapshots.append(answer)
             progress.stage, progress.step, progress.losses = progress.stage + 1, 0, []
 
-    def take(self, steps: int, after_step: Callable[[], object] = lambda: None) -> None:
-        """Take so many steps of the present stage."""
+    def take_steps(self, steps: int, after_step: Callable[[], object] = lambda: None) -> None:
+        """Take so many steps of the present stage, whose end is not looked for."""
         self._freeze()
         svi = SVI(self._model, self._guide, self.optimizer, self._objective().loss, self._loss_and_grads)
         for _ in range(steps):

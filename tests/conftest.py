@@ -1,5 +1,6 @@
 """Programs small enough to test, on a cluster of atoms that needs no file."""
 
+import time
 from collections.abc import Callable
 
 import pyro
@@ -20,6 +21,19 @@ def _one_thread_and_an_empty_store():
     pyro.clear_param_store()
     yield
     pyro.clear_param_store()
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Callable[[float], None]:
+    """Time that passes only where it is told to: call with seconds."""
+    now = 0.0
+
+    def passes(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    return passes
 
 
 @pytest.fixture

@@ -104,13 +104,50 @@ def test_a_lower_resolution_is_a_crop(resolution: int) -> None:
     )
 
 
-def test_batch_dimensions_come_first() -> None:
+@pytest.mark.parametrize("resolution", [16, 64])
+def test_batch_dimensions_come_first(resolution: int) -> None:
     model, latents = adk(), random_latents(6)
-    images = model.images(latents, 16)
+    images = model.images(latents, resolution)
     folded = Latents(**{name: value.unflatten(0, (2, 3)) for name, value in vars(latents).items()})
-    torch.testing.assert_close(model.images(folded, 16), images.unflatten(0, (2, 3)), rtol=0, atol=1e-14)
+    both = model.images(folded, resolution), images.unflatten(0, (2, 3))
+    torch.testing.assert_close(*both, rtol=0, atol=1e-13)
     single = Latents(**{name: value[4] for name, value in vars(latents).items()})
-    torch.testing.assert_close(model.images(single, 16), images[4], rtol=0, atol=1e-14)
+    torch.testing.assert_close(model.images(single, resolution), images[4], rtol=0, atol=1e-13)
+    none = Latents(**{name: value[:0] for name, value in vars(latents).items()})
+    if resolution == 64:
+        assert model.images(none).shape == (0, 64, 64)
+
+
+@pytest.mark.parametrize("box_size", [64, 65])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_images_of_the_whole_box_have_the_gradients_of_coefficients(
+    box_size: int, compiled: bool, monkeypatch
+) -> None:
+    """By patches and a filter, or through a vector of coefficients; one focus for all poses."""
+    if not compiled:
+        monkeypatch.setattr("cryoanm_lib.compiled.compiled_for", lambda tensor: False)
+    latents = random_latents(3)
+    names = ("amplitudes", "rotations", "shifts", "contrast")
+    given = {name: getattr(latents, name).clone().requires_grad_() for name in names}
+    given["defocus"] = latents.defocus[:1].clone().requires_grad_()
+    weights = torch.linspace(-1, 1, box_size**2, dtype=torch.float64).view(box_size, box_size)
+
+    def slopes(projector: str) -> tuple[Tensor, ...]:
+        images = adk(projector=projector, box_size=box_size).images(Latents(**given))
+        return torch.autograd.grad((images * weights).square().sum(), list(given.values()))
+
+    for found, expected in zip(slopes("auto"), slopes("fourier"), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("atom_width", [0.03, 0.05, 0.15, 0.2])
+def test_images_of_very_narrow_atoms_are_finite(atom_width: float) -> None:
+    latents = Latents(**{name: value.float() for name, value in vars(random_latents()).items()})
+    images, expected = (
+        adk(atom_width=atom_width, projector=projector).float().images(latents)
+        for projector in ("auto", "separable")
+    )
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
 
 
 # What each latent does

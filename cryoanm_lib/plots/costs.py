@@ -9,7 +9,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from cryoanm_lib.costs import Growth
 from cryoanm_lib.plots.style import COLOURS, GREY, new_figure
 
-_MARKERS = "osD^v"
+_MARKERS = "osD^vPX*<>"  # as many as there are colours
 
 
 def plot_growth(panels: Mapping[str, Sequence[Growth]]) -> Figure:
@@ -46,7 +46,7 @@ def plot_steps(recipes: Mapping[str, Mapping[str, float]]) -> Figure:
     Parameters
     ----------
     recipes : mapping of str to mapping of str to float
-        Of each recipe, what `step_shares` returns; the last kind is what belongs to no other.
+        Of each recipe, what `step_shares` returns; the last kind is grey.
     """
     figure, axes = new_figure(height=1.5 + 0.75 * len(recipes))
     ax = axes[0, 0]

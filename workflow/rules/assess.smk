@@ -10,15 +10,17 @@ rule assess:
     benchmark:
         "results/benchmarks/assess/{assessment}-{digest}.tsv"
     params:
+        python=sys.executable,
         profile=PROFILE,
         structure=STRUCTURE,
     threads: 2
     resources:
         mem_mb=2500,
-    run:
-        shell(
-            "OMP_NUM_THREADS={n} MKL_NUM_THREADS={n} {sys.executable:q} -m cryoanm_lib assess"
-            " --profile {params.profile:q} --structure {params.structure:q} --results results"
-            " {wildcards.assessment} > {log:q} 2>&1",
-            n=torch_threads(threads),
-        )
+        torch=lambda wildcards, threads: torch_threads(threads),
+    conda:
+        "../../environment.yml"
+    shell:
+        "OMP_NUM_THREADS={resources.torch} MKL_NUM_THREADS={resources.torch}"
+        " {params.python:q} -m cryoanm_lib assess"
+        " --profile {params.profile:q} --structure {params.structure:q} --results results"
+        " {wildcards.assessment} > {log:q} 2>&1"

@@ -10,12 +10,14 @@ rule book:
         BOOK,
     log:
         "results/logs/book.log",
+    params:
+        python=sys.executable,
     threads: 1
     resources:
         mem_mb=1000,
-    run:
-        shell(
-            "rm -rf book/_build"
-            " && {sys.executable:q} workflow/scripts/collect_pages.py book/notebooks {input.pages:q} > {log:q} 2>&1"
-            " && jupyter-book build --config _config.yml --path-output book -W --keep-going book >> {log:q} 2>&1"
-        )
+    conda:
+        "../../environment.yml"
+    shell:
+        "rm -rf book/_build"
+        " && {params.python:q} workflow/scripts/collect_pages.py book/notebooks {input.pages:q} > {log:q} 2>&1"
+        " && jupyter-book build --config _config.yml --path-output book -W --keep-going book >> {log:q} 2>&1"

@@ -55,7 +55,7 @@ ASSESSING = (
     *("ragged", "templates", "cells", "exact", "predictive", "mixture", "climb", "search", "orientation_"),
     *("refine", "amortised", "calibration", "assessment"),
 )
-SHOWING = ("plots/", "tables", "landscapes", "reference", "referee", "transition", "views", "costs")
+SHOWING = ("plots/", "tables", "landscapes", "reference", "referee", "transition", "views", "costs", "timing")
 
 
 def sources(*parts):
@@ -157,13 +157,6 @@ def assessment_files(*assessments):
     """Everything that these assessments leave in results/assessments/."""
     folders = ARTIFACTS["assessments"]
     return [f"results/{folders[name]}/{file}" for name in assessments for file in ASSESSMENT_FILES]
-
-
-def discard_if_older(path, sources):
-    """Delete a fit's saved state that predates an edit of what made it; from any other, the fit resumes."""
-    state = Path(path)
-    if state.exists() and any(Path(s).stat().st_mtime > state.stat().st_mtime for s in sources):
-        state.unlink()
 
 
 def needs(notebook):

@@ -11,16 +11,22 @@ rule fit:
     benchmark:
         "results/benchmarks/fit/{experiment}-{digest}.tsv"
     params:
+        python=sys.executable,
         profile=PROFILE,
         structure=STRUCTURE,
+        memory=KEEP_MEMORY,
+        saved="results/fits/{experiment}-{digest}/checkpoint.safetensors",
     threads: 2
     resources:
         mem_mb=1500,
-    run:
-        discard_if_older(f"{Path(output[0]).parent}/checkpoint.safetensors", input)
-        shell(
-            "OMP_NUM_THREADS={n} MKL_NUM_THREADS={n} {KEEP_MEMORY} {sys.executable:q} -m cryoanm_lib fit"
-            " --profile {params.profile:q} --structure {params.structure:q} --results results"
-            " {wildcards.experiment} > {log:q} 2>&1",
-            n=torch_threads(threads),
-        )
+        torch=lambda wildcards, threads: torch_threads(threads),
+    conda:
+        "../../environment.yml"
+    shell:
+        # A saved state that predates an edit of what made it is of no use; from any other the fit resumes.
+        "for source in {input:q}; do"
+        " if [ \"$source\" -nt {params.saved:q} ]; then rm -f {params.saved:q}; fi; done;"
+        " OMP_NUM_THREADS={resources.torch} MKL_NUM_THREADS={resources.torch} {params.memory}"
+        " {params.python:q} -m cryoanm_lib fit"
+        " --profile {params.profile:q} --structure {params.structure:q} --results results"
+        " {wildcards.experiment} > {log:q} 2>&1"

@@ -9,14 +9,15 @@ rule metrics:
     log:
         "results/logs/metrics.log",
     params:
+        python=sys.executable,
         profile=PROFILE,
         structure=STRUCTURE,
     threads: 1
-    run:
-        shell(
-            "{sys.executable:q} -m cryoanm_lib metrics --profile {params.profile:q}"
-            " --structure {params.structure:q} --results results > {log:q} 2>&1"
-        )
+    conda:
+        "../../environment.yml"
+    shell:
+        "{params.python:q} -m cryoanm_lib metrics --profile {params.profile:q}"
+        " --structure {params.structure:q} --results results > {log:q} 2>&1"
 
 
 rule check_metrics:
@@ -30,11 +31,12 @@ rule check_metrics:
     log:
         "results/logs/check_metrics.log",
     params:
+        python=sys.executable,
         profile=PROFILE,
         structure=STRUCTURE,
     threads: 1
-    run:
-        shell(
-            "{sys.executable:q} -m cryoanm_lib check --profile {params.profile:q}"
-            " --structure {params.structure:q} {input.metrics:q} > {log:q} 2>&1 && cp {log:q} {output:q}"
-        )
+    conda:
+        "../../environment.yml"
+    shell:
+        "{params.python:q} -m cryoanm_lib check --profile {params.profile:q}"
+        " --structure {params.structure:q} {input.metrics:q} > {log:q} 2>&1 && cp {log:q} {output:q}"

@@ -14,16 +14,18 @@ rule notebook:
     benchmark:
         "results/benchmarks/notebook/{notebook}.tsv"
     params:
+        python=sys.executable,
         profile=PROFILE,
         structure=STRUCTURE,
     threads: 2
     resources:
         mem_mb=1500,
-    run:
-        shell(
-            "OMP_NUM_THREADS={n} MKL_NUM_THREADS={n} {sys.executable:q} workflow/scripts/run_notebook.py"
-            " --profile {params.profile:q} --structure {params.structure:q} --results results"
-            " --partial results/failed/{wildcards.notebook}.ipynb"
-            " {input.notebook:q} {output:q} > {log:q} 2>&1",
-            n=torch_threads(threads),
-        )
+        torch=lambda wildcards, threads: torch_threads(threads),
+    conda:
+        "../../environment.yml"
+    shell:
+        "OMP_NUM_THREADS={resources.torch} MKL_NUM_THREADS={resources.torch}"
+        " {params.python:q} workflow/scripts/run_notebook.py"
+        " --profile {params.profile:q} --structure {params.structure:q} --results results"
+        " --partial results/failed/{wildcards.notebook}.ipynb"
+        " {input.notebook:q} {output:q} > {log:q} 2>&1"
