@@ -14,7 +14,7 @@ Data flow from top to bottom, and a module imports from those above it alone:
     amortised -> calibration, referee
     diagnostics -> training -> storage, provenance -> checkpoint, weights
     profile_files, complaints, sections -> configuration -> experiment -> assessment -> reference
-    timing, transition, landscapes, views, costs, tables, plots
+    timing, transition, landscapes, views, costs, tables, plots, widgets
 """
 
 #: Modules in the order in which data flows.
@@ -30,5 +30,5 @@ ORDER = (
     *("amortised", "calibration", "referee"),
     *("diagnostics", "training", "storage", "provenance", "checkpoint", "weights"),
     *("profile_files", "complaints", "sections", "configuration", "experiment", "assessment", "reference"),
-    *("timing", "transition", "landscapes", "views", "costs", "tables", "plots", "__main__"),
+    *("timing", "transition", "landscapes", "views", "costs", "tables", "plots", "widgets", "__main__"),
 )

@@ -230,11 +230,13 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 
     On a GPU it must be wanted from the first fit of a process on: cuBLAS is set up but once.
     """
+    if not wanted:
+        yield
+        return
     before = torch.are_deterministic_algorithms_enabled()
-    if wanted:
-        # What cuBLAS asks for, before it is first called.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    # What cuBLAS asks for, before it is first called.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
@@ -294,7 +296,9 @@ def _headline(settings: Profile, name: str, trainer: Trainer) -> dict[str, float
     found = residuals(trainer.progress.snapshots[-1], truth)
     # The networks look at no more than their own size: they cannot read better than this.
     seen = min(resolution, section.guide.image_size)
-    limit, limit_seen = (information_limit(settings.program(name), truth, k) for k in (resolution, seen))
+    program = settings.program(name)
+    limits = {k: information_limit(program, truth, k) for k in {resolution, seen}}
+    limit, limit_seen = limits[resolution], limits[seen]
     headline: dict[str, float] = {"resolution": resolution, "resolution_seen": seen}
     for latent in section.infer:
         key = RESIDUAL_KEYS[latent]

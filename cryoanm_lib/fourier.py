@@ -137,11 +137,24 @@ def coefficients_to_image(
         raise ForwardModelError(
             f"a box of {box_size} pixels cannot hold frequencies up to {m}: use at least {2 * m + 1} pixels"
         )
-    half = grid.new_zeros(*grid.shape[:-2], box_size, box_size // 2 + 1)
-    rows = torch.arange(-m, m + 1, device=grid.device) % box_size
-    half[..., rows, : m + 1] = grid.transpose(-2, -1)
-    images = torch.fft.irfft2(half, s=(box_size, box_size), norm="forward")
-    return torch.fft.fftshift(images, dim=(-2, -1))
+    return torch.fft.fftshift(table_to_grid(grid, box_size), dim=(-2, -1))
+
+
+def table_to_grid(table: Complex[Tensor, "*batch kx ky"], box_size: int) -> Float[Tensor, "*batch box box"]:
+    """Re Σ w c(k) exp(2πi k·r/N) with w = 1 at k_x = 0 and 2 at k_x > 0, the origin at the first pixel.
+
+    Parameters
+    ----------
+    table : Complex[Tensor, "*batch kx ky"]
+        c at k_x = 0 … m and k_y = -m … m.
+    box_size : int
+        N, at least 2m + 1.
+    """
+    m = table.shape[-2] - 1
+    half = table.new_zeros(*table.shape[:-2], box_size, box_size // 2 + 1)
+    rows = torch.arange(-m, m + 1, device=table.device) % box_size
+    half[..., rows, : m + 1] = table.transpose(-2, -1)
+    return torch.fft.irfft2(half, s=(box_size, box_size), norm="forward")
 
 
 def spectrum_frequencies(

@@ -16,7 +16,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cryoanm_lib import compiled, gridded_loops
-from cryoanm_lib.fourier import grid_to_coefficients, half_plane_frequencies, highest_frequency
+from cryoanm_lib.fourier import (
+    grid_to_coefficients,
+    half_plane_frequencies,
+    highest_frequency,
+    table_to_grid,
+)
 from cryoanm_lib.pieces import pieces
 
 #: That of the gridded projector by default: about the rounding of single precision in a sum over atoms.
@@ -98,7 +103,7 @@ def gridded_coefficients(
     spreading = Spreading.chosen(box_size, atom_width, resolution, accuracy)
     scale = spreading.points / box_size
     grid = _spread(positions[None].flatten(end_dim=-3) * scale, spreading)
-    coefficients = grid_to_coefficients(grid, resolution).view(*positions.shape[:-2], -1)
+    coefficients = _Analysis.apply(grid, resolution).view(*positions.shape[:-2], -1)
     frequencies = half_plane_frequencies(resolution, positions.device).to(positions.dtype) / box_size
     # What is left of the atom's Gaussian once the narrow one is taken out, and its height.
     narrow = spreading.width / scale
@@ -139,6 +144,24 @@ def gridded_image(
 def _spread(positions: Float[Tensor, "images atoms 2"], spreading: Spreading) -> Tensor:
     spread = _SpreadCompiled if compiled.compiled_for(positions) else _Spread
     return spread.apply(positions, spreading)
+
+
+class _Analysis(torch.autograd.Function):
+    """Grids to coefficients, and backward by a real transform: torch's own takes one of the whole plane."""
+
+    @staticmethod
+    def forward(ctx, grid: Float[Tensor, "images points points"], resolution: int) -> Tensor:
+        ctx.points = grid.shape[-1]
+        return grid_to_coefficients(grid, resolution)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope: Complex[Tensor, "images kept"]) -> tuple[Tensor, None]:
+        m = (math.isqrt(2 * slope.shape[-1] - 1) - 1) // 2
+        # What is not kept of k_x = 0 counts for nothing, and what is kept, once.
+        once = torch.cat([slope.new_zeros(len(slope), m), slope], dim=-1).unflatten(-1, (m + 1, 2 * m + 1))
+        once[:, 1:] *= 0.5
+        return table_to_grid(once / ctx.points**2, ctx.points), None
 
 
 class _Spread(torch.autograd.Function):

@@ -22,9 +22,7 @@ def calls_that_fill(seconds: float, each: float) -> int:
     return max(1, math.ceil(seconds / each))
 
 
-def seconds_of(
-    work: Callable[[], object], at_least: float = 0.05, rounds: int = 3, hopeless: float = math.inf
-) -> float:
+def seconds_of(work: Callable[[], object], at_least: float = 0.05, rounds: int = 3) -> float:
     """Median time of a call, over rounds of as many calls as fill some seconds.
 
     The first call, in which compilers compile and caches fill, is free.
@@ -37,12 +35,8 @@ def seconds_of(
         Seconds of a round.
     rounds : int
         How many.
-    hopeless : float
-        Seconds of the first call from which on it counts after all, and is the only one.
     """
-    first = seconds_each(work, 1)
-    if first > hopeless:
-        return first
+    seconds_each(work, 1)
     second = seconds_each(work, 1)
     if second > _LONG:
         return second

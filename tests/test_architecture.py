@@ -8,8 +8,9 @@ import pytest
 import cryoanm_lib
 
 LIBRARY = Path(cryoanm_lib.__file__).parent
+FOLDERS = ("plots", "widgets")
 MODULES = sorted(p for p in LIBRARY.glob("*.py") if p.name != "__init__.py") + sorted(
-    LIBRARY.glob("plots/*.py")
+    p for folder in FOLDERS for p in LIBRARY.glob(f"{folder}/*.py")
 )
 
 
@@ -34,7 +35,7 @@ def test_every_module_has_its_place() -> None:
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(LIBRARY).as_posix())
 def test_imports_point_upwards(path) -> None:
     place = cryoanm_lib.ORDER.index(module_of(path))
-    allowed = {*cryoanm_lib.ORDER[:place], module_of(path) if path.parent.name == "plots" else ""}
+    allowed = {*cryoanm_lib.ORDER[:place], module_of(path) if path.parent.name in FOLDERS else ""}
     assert imported(path) <= allowed
 
 

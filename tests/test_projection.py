@@ -252,7 +252,10 @@ def test_an_atom_that_is_nowhere_is_not_a_number(name: str) -> None:
 
 @pytest.mark.parametrize("projector", [fourier_coefficients, gridded_coefficients])
 def test_threads_share_the_images(projector) -> None:
-    """Also a number that they cannot share alike; every image is computed once, and comes out the same."""
+    """Also a number that they cannot share alike; every image is computed once, and comes out the same.
+
+    Our loops give the same bits; torch's Fourier transforms, with more threads, the same to rounding.
+    """
     positions = atoms(41, n=5).requires_grad_()
 
     def answer(threads: int) -> tuple[Tensor, Tensor]:
@@ -261,7 +264,8 @@ def test_threads_share_the_images(projector) -> None:
         return found.detach(), torch.autograd.grad(found.real.square().sum(), positions)[0]
 
     for alone, shared in zip(answer(1), answer(3), strict=True):
-        assert torch.equal(alone, shared)
+        rounding = 0.0 if projector is fourier_coefficients else 1e-13
+        torch.testing.assert_close(shared, alone, rtol=rounding, atol=1e-4 * rounding)
 
 
 @pytest.mark.parametrize("resolution", [9, 16, 32])

@@ -22,10 +22,5 @@ def test_the_first_call_is_free_and_a_long_second_one_the_last(clock) -> None:
     assert seconds_of(lambda: clock(next(times)), at_least=0.1) == 0.5
 
 
-def test_what_is_hopeless_is_called_once(clock) -> None:
-    times = iter([9.0])
-    assert seconds_of(lambda: clock(next(times)), hopeless=5.0) == 9.0
-
-
 def test_at_least_one_call() -> None:
     assert [calls_that_fill(1.0, each) for each in (0.3, 1.0, 7.0)] == [4, 1, 1]

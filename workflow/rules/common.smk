@@ -50,12 +50,12 @@ NOTEBOOKS = {
 }
 
 # An edit of the library retrains. What tests a finished fit does not, nor what only draws and tabulates.
-LIBRARY = sorted(str(p) for kind in ("*.py", "plots/*.py", "data/*.csv", "data/*.safetensors") for p in Path("cryoanm_lib").glob(kind))
+LIBRARY = sorted(str(p) for kind in ("*.py", "plots/*.py", "widgets/*.*", "data/*.csv", "data/*.safetensors") for p in Path("cryoanm_lib").glob(kind))
 ASSESSING = (
     *("ragged", "templates", "cells", "exact", "predictive", "mixture", "climb", "search", "orientation_"),
     *("refine", "amortised", "calibration", "assessment"),
 )
-SHOWING = ("plots/", "tables", "landscapes", "reference", "referee", "transition", "views", "costs", "timing")
+SHOWING = ("plots/", "widgets/", "tables", "landscapes", "reference", "referee", "transition", "views", "costs", "timing")
 
 
 def sources(*parts):
