@@ -18,8 +18,6 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONNOUSERSITE := 1
-# torch's threads wait for work by spinning, for milliseconds, on cores that the threads of our loops could use.
-export GOMP_SPINCOUNT ?= 20000
 unexport JUPYTER_PATH PYTHONPATH PYTHONHOME
 
 REQUIREMENTS := pyproject.toml constraints.txt

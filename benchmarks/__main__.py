@@ -33,8 +33,9 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="show these figures in the book from now on")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    # JAX, which comes later, has as many threads as there are cores to run on.
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.threads])
+    if hasattr(os, "sched_setaffinity"):  # not on macOS
+        # JAX, which comes later, has as many threads as there are cores to run on.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.threads])
     rows = []
     for benchmark in _BENCHMARKS:
         for row in benchmark():

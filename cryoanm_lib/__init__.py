@@ -6,14 +6,15 @@ Data flow from top to bottom, and a module imports from those above it alone:
     structure_files -> structure, sparse_network -> anm
     rotation, fourier, pieces, compiled -> fourier_loops and _projection, gridded_loops and _projection
     spatial_projection, fourier_projection, gridded_projection -> projection
-    latents, projection, filtering, ctf -> forward -> likelihood
+    latents, projection, filtering, ctf, noise -> forward -> likelihood
     antipodal -> distributions -> prior, particles
     encoders -> rings, chain, linearised -> guides -> program -> objectives
     unknowns, ragged -> information, templates -> cells -> exact
     predictive, mixture, climb -> search, orientation_grid -> orientation_search -> refine
     amortised -> calibration, referee
     diagnostics -> training -> storage, provenance -> checkpoint, weights
-    profile_files, complaints, sections -> configuration -> experiment -> assessment -> reference
+    profile_files, complaints, sections -> configuration -> device, datasets -> experiment
+    experiment -> assessment, metrics -> reference
     timing, transition, landscapes, views, costs, tables, plots, widgets
 """
 
@@ -22,13 +23,14 @@ ORDER = (
     *("errors", "settings", "structure_files", "structure", "sparse_network", "anm"),
     *("rotation", "fourier", "pieces", "compiled", "fourier_loops", "fourier_projection"),
     *("gridded_loops", "gridded_projection", "spatial_projection"),
-    *("latents", "projection", "filtering", "ctf", "forward", "likelihood"),
+    *("latents", "projection", "filtering", "ctf", "noise", "forward", "likelihood"),
     *("antipodal", "distributions", "prior", "particles"),
     *("encoders", "rings", "chain", "linearised", "guides", "program", "objectives"),
     *("unknowns", "ragged", "information", "templates", "cells", "exact"),
     *("predictive", "mixture", "climb", "search", "orientation_grid", "orientation_search", "refine"),
     *("amortised", "calibration", "referee"),
     *("diagnostics", "training", "storage", "provenance", "checkpoint", "weights"),
-    *("profile_files", "complaints", "sections", "configuration", "experiment", "assessment", "reference"),
+    *("profile_files", "complaints", "sections", "configuration", "device", "datasets", "experiment"),
+    *("assessment", "metrics", "reference"),
     *("timing", "transition", "landscapes", "views", "costs", "tables", "plots", "widgets", "__main__"),
 )

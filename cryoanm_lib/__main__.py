@@ -9,7 +9,8 @@ import yaml
 from cryoanm_lib.assessment import assess
 from cryoanm_lib.configuration import DEFAULT_STRUCTURE, load_profile
 from cryoanm_lib.errors import CryoANMError
-from cryoanm_lib.experiment import check_metrics, fit, gather_metrics, load_fit, save_weights
+from cryoanm_lib.experiment import fit, load_fit, save_weights
+from cryoanm_lib.metrics import check_metrics, gather_metrics
 from cryoanm_lib.profile_files import config_folder
 from cryoanm_lib.reference import save_reference
 from cryoanm_lib.storage import load_json, save_json

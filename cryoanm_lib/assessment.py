@@ -20,15 +20,17 @@ from cryoanm_lib.calibration import (
     uniformity,
 )
 from cryoanm_lib.configuration import Profile, load_profile
+from cryoanm_lib.datasets import draw_test_images
 from cryoanm_lib.diagnostics import RESIDUAL_KEYS, residuals
 from cryoanm_lib.errors import ArtifactError
 from cryoanm_lib.exact import exact_posterior
-from cryoanm_lib.experiment import circumstances, draw_test_images, find_results, fit_or_load, load_fit
+from cryoanm_lib.experiment import find_results, fit_or_load, load_fit
 from cryoanm_lib.information import information_limit, signal_to_noise
 from cryoanm_lib.orientation_search import OrientationSearch
 from cryoanm_lib.particles import Particles
 from cryoanm_lib.predictive import predictive_p_value
 from cryoanm_lib.program import CryoProgram
+from cryoanm_lib.provenance import circumstances
 from cryoanm_lib.refine import SUSPICIOUS, RefinedPosterior, refine
 from cryoanm_lib.search import SEARCH_RESOLUTION, WideSearch
 from cryoanm_lib.storage import load_json, load_tensors, save_json, save_tensors

@@ -39,9 +39,7 @@ from cryoanm_lib.weights import weights_hash, weights_made
 DEFAULT_STRUCTURE = "adk_open"
 
 # Settings that no fit depends on, and those that it takes from its own section.
-NOT_OF_A_FIT = {
-    *("name", "experiments", "assessments", "checks", "device", "deterministic", "prior", "length"),
-}
+NOT_OF_A_FIT = set("name experiments assessments checks device deterministic prior length".split())
 
 
 class Profile(Section):

@@ -1,4 +1,4 @@
-"""What computing costs: growth with atoms, pixels and modes, and where a training step spends its time."""
+"""What computing costs: growth with atoms and pixels, and where a training step spends its time."""
 
 import math
 import resource

@@ -1,13 +1,10 @@
 """One experiment from configuration to artifact: fitted once, then loaded."""
 
 import json
-import os
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
-from functools import partial
 from pathlib import Path
 
 import pyro
@@ -16,21 +13,19 @@ from torch import Tensor
 
 from cryoanm_lib.checkpoint import flatten_snapshots, load_checkpoint, read_snapshots, save_checkpoint
 from cryoanm_lib.configuration import Profile, load_profile
+from cryoanm_lib.datasets import FixedSet, draw_test_images, training_images
+from cryoanm_lib.device import deterministic, pick_device
 from cryoanm_lib.diagnostics import FLIP_DEGREES, NEAR_DEGREES, RESIDUAL_KEYS, pose_distance, residuals
-from cryoanm_lib.errors import ArtifactError, ConfigurationError
+from cryoanm_lib.errors import ArtifactError
 from cryoanm_lib.information import information_limit
-from cryoanm_lib.particles import Particles
 from cryoanm_lib.program import CryoProgram
-from cryoanm_lib.provenance import commit, processor
+from cryoanm_lib.provenance import circumstances
 from cryoanm_lib.storage import load_json, load_tensors, save_json, save_tensors, unusable
 from cryoanm_lib.training import Trainer
 from cryoanm_lib.weights import load_weights, weights_path, write_weights
 
 #: Seconds between two checkpoints of a running fit.
 CHECKPOINT_INTERVAL = 20.0
-
-# Images that experiments must share are drawn from seeds of their own, whatever else a run draws.
-TEST_SEED, TRAINING_SEED = 1_000_000_007, 2_000_000_011
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +100,7 @@ def fit(settings: Profile, name: str, results: Path, show_progress: bool = True)
     _require_writable(folder)
     if checkpoint.is_file():
         load_checkpoint(checkpoint, trainer, digest)
-    with _deterministic(settings.deterministic):
+    with deterministic(settings.deterministic):
         trainer.run(after_window=_checkpointer(checkpoint, digest))
         headline = _headline(settings, name, trainer)
     metrics = {
@@ -195,80 +190,9 @@ def make_trainer(settings: Profile, name: str, show_progress: bool = False) -> T
     if section.weights is not None:
         load_weights(program, section.weights, settings.images_hash(name))
     test = draw_test_images(settings, name, section.test_noise)
-    draw = partial(_fresh_batch, program, section.batch_size)
-    if section.training_images is not None:
-        box_size = settings.model_of(name).box_size
-        fixed = _drawn_apart(program, section.training_images, box_size, seed + TRAINING_SEED).to(device)
-        draw = _FixedSet(fixed, section.batch_size, seed)
+    draw = training_images(settings, name, program, device)
     window = settings.window if section.window is None else section.window
     return Trainer(program.to(device), settings.stages(name), draw, test.to(device), window, show_progress)
-
-
-def draw_test_images(settings: Profile, name: str, noise: float | None = None) -> Particles:
-    """The images that the residuals of an experiment are for; the same each time.
-
-    Where a noise is given, it is that of every image, in place of the experiment's.
-    """
-    seed, box_size = settings.seed_of(name) + TEST_SEED, settings.model_of(name).box_size
-    with torch.random.fork_rng(devices=[]):  # a new program draws its networks
-        drawn = _drawn_apart(settings.program(name, noise), settings.test_images, box_size, seed)
-    if noise is None:
-        return drawn
-    return Particles(drawn.coefficients, {**drawn.latents, "noise": torch.full((len(drawn),), noise)})
-
-
-def pick_device(device: str) -> torch.device:
-    """The device to train on; "auto" is CUDA where there is one."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("device = 'cuda', but torch finds no CUDA device: choose 'auto' or 'cpu'")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-@contextmanager
-def _deterministic(wanted: bool) -> Iterator[None]:
-    """If wanted, torch refuses operations whose sums come in another order each time, or takes others.
-
-    On a GPU it must be wanted from the first fit of a process on: cuBLAS is set up but once.
-    """
-    if not wanted:
-        yield
-        return
-    before = torch.are_deterministic_algorithms_enabled()
-    # What cuBLAS asks for, before it is first called.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-def _drawn_apart(program: CryoProgram, n_images: int, resolution: int, seed: int) -> Particles:
-    """Images from a seed of their own, which leave the random state of the run as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return program.simulate(n_images, resolution)
-
-
-def _fresh_batch(program: CryoProgram, batch_size: int, resolution: int, step: int) -> Particles:
-    """New images each step."""
-    return program.simulate(batch_size, resolution)
-
-
-@dataclass(frozen=True, eq=False)
-class _FixedSet:
-    """A training set seen whole in each epoch, shuffled by a seed that depends on the epoch alone."""
-
-    particles: Particles
-    batch_size: int
-    seed: int
-
-    def __call__(self, resolution: int, step: int) -> Particles:
-        epoch, position = divmod(step, len(self.particles) // self.batch_size)
-        shuffle = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.particles), generator=shuffle)
-        chosen = order[position * self.batch_size :][: self.batch_size]
-        return self.particles[chosen.to(self.particles.coefficients.device)]
 
 
 def _require_writable(folder: Path) -> None:
@@ -306,7 +230,7 @@ def _headline(settings: Profile, name: str, trainer: Trainer) -> dict[str, float
         headline[key.replace("mean", "median")] = found[latent].median().item()
         headline[f"{key}_limit"] = limit[latent].mean().item()
         headline[f"{key}_limit_seen"] = limit_seen[latent].mean().item()
-    if isinstance(trainer.draw_batch, _FixedSet):
+    if isinstance(trainer.draw_batch, FixedSet):
         trained_on = trainer.draw_batch.particles
         known = {latent: value.cpu() for latent, value in trained_on.latents.items()}
         headline["epochs"] = trainer.progress.total_steps * section.batch_size / len(trained_on)
@@ -319,43 +243,3 @@ def _headline(settings: Profile, name: str, trainer: Trainer) -> dict[str, float
         nearest = torch.rad2deg(pose_distance(middle, truth["pose"][:, None])).amin(1)
         headline["best_component_within_15deg"] = (nearest < NEAR_DEGREES).double().mean().item()
     return headline
-
-
-def circumstances(device: torch.device) -> dict:
-    """Where numbers were made, and by what."""
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
-        "commit": commit(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-
-
-def gather_metrics(settings: Profile, results: Path, names: Collection[str] | None = None) -> dict[str, dict]:
-    """The metrics of every run and assessment of a profile by name, or some, with what tables say of it."""
-    names = {*settings.runs, *settings.assessments} if names is None else names
-    fits = {
-        name: load_json(results / settings.artifact_path(name) / "metrics.json") | settings.description(name)
-        for name in settings.runs
-        if name in names
-    }
-    assessments = {
-        name: load_json(results / settings.assessment_path(name) / "metrics.json")
-        | settings.assessment_description(name)
-        for name in settings.assessments
-        if name in names
-    }
-    return fits | assessments
-
-
-def check_metrics(metrics: dict[str, dict], expected: dict[str, dict[str, list[float]]]) -> list[str]:
-    """One line for each metric that is missing or outside its expected range; none if all is well."""
-    complaints = []
-    for name, ranges in expected.items():
-        for key, (low, high) in ranges.items():
-            value = metrics.get(name, {}).get(key)
-            if value is None:
-                complaints.append(f"{name}.{key} is missing; expected {low} to {high}")
-            elif not low <= value <= high:
-                complaints.append(f"{name}.{key} = {value:.4g} is outside {low} to {high}")
-    return complaints

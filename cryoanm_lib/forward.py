@@ -19,6 +19,7 @@ from cryoanm_lib.fourier import (
 from cryoanm_lib.fourier_projection import fourier_slopes
 from cryoanm_lib.gridded_projection import gridded_image
 from cryoanm_lib.latents import Latents
+from cryoanm_lib.noise import add_noise
 from cryoanm_lib.projection import PROJECTORS
 
 #: Directions along which images have derivatives, in the order in which `ForwardModel.slopes` returns them,
@@ -202,7 +203,12 @@ class ForwardModel(nn.Module):
 
     def transfer(self, latents: Latents, resolution: int) -> Float[Tensor, "*batch kept"]:
         """What the microscope makes of every coefficient: the contrast transfer, times the contrast."""
-        return latents.contrast[..., None] * ctf(latents.defocus, self.frequencies(resolution))
+        return self._transfer_at(latents, self.frequencies(resolution))
+
+    @staticmethod
+    def _transfer_at(latents: Latents, frequencies: Float[Tensor, "kept 2"]) -> Float[Tensor, "*batch kept"]:
+        """The same at any frequencies, in cycles per pixel."""
+        return latents.contrast[..., None] * ctf(latents.defocus, frequencies)
 
     def projections(self, latents: Latents, resolution: int) -> Complex[Tensor, "*batch kept"]:
         """Coefficients as they are before the microscope's transfer: the defocus plays no part."""
@@ -277,9 +283,7 @@ class ForwardModel(nn.Module):
     def _images_by_patches(self, latents: Latents) -> Float[Tensor, "*batch N N"]:
         """The whole box from atoms on its pixels, which takes no detour by a vector of coefficients."""
         frequencies = spectrum_frequencies(self.box_size, self.reference.device).to(self.reference.dtype)
-        transfer = latents.contrast[..., None] * ctf(
-            latents.defocus, frequencies.flatten(0, 1) / self.box_size
-        )
+        transfer = self._transfer_at(latents, frequencies.flatten(0, 1) / self.box_size)
         transfer = transfer.unflatten(-1, frequencies.shape[:2])
         projected = gridded_image(self.positions(latents), self.box_size, self.atom_width).to(transfer.dtype)
         batch = torch.broadcast_shapes(projected.shape[:-2], transfer.shape[:-2])
@@ -314,42 +318,3 @@ class ForwardModel(nn.Module):
             If the noise is negative, K is not usable, or there is not one amplitude for each mode.
         """
         return add_noise(self.coefficients(latents, resolution), noise, self.box_size, generator)
-
-
-def add_noise(
-    coefficients: Complex[Tensor, "*batch kept"],
-    noise: float | Float[Tensor, "*batch"],
-    box_size: int,
-    generator: torch.Generator | None = None,
-) -> Complex[Tensor, "*batch kept"]:
-    """Add the coefficients of white noise of deviation σ_n on N × N pixels.
-
-    Each coefficient gains a complex Gaussian with E|ε|² = σ_n²/N², real at k = 0.
-
-    Parameters
-    ----------
-    coefficients : Complex[Tensor, "*batch kept"]
-        Of the noise-free image, at any resolution.
-    noise : float or Float[Tensor, "*batch"]
-        σ_n, the standard deviation of a pixel of the uncropped image, of all images or of each.
-    box_size : int
-        N, pixels along an edge of the uncropped image.
-    generator : torch.Generator, optional
-        Source of the noise; by default torch's global one.
-
-    Raises
-    ------
-    ForwardModelError
-        If the noise is negative.
-    """
-    noise = torch.as_tensor(noise, device=coefficients.device)
-    if not (noise >= 0).all():
-        raise ForwardModelError(
-            f"noise = {noise.min().item():g} is not a standard deviation: it must be 0 or greater"
-        )
-    draw = torch.randn(
-        coefficients.shape, dtype=coefficients.dtype, device=coefficients.device, generator=generator
-    )
-    # randn's complex draws have E|ε|² = 1, half of it in each part; the coefficient at k = 0 is all real.
-    draw[..., 0] = draw[..., 0].real * 2**0.5
-    return coefficients + noise.to(draw.real)[..., None] / box_size * draw

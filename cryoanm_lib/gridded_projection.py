@@ -151,13 +151,13 @@ class _Analysis(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, grid: Float[Tensor, "images points points"], resolution: int) -> Tensor:
-        ctx.points = grid.shape[-1]
+        ctx.points, ctx.highest = grid.shape[-1], highest_frequency(resolution)
         return grid_to_coefficients(grid, resolution)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, slope: Complex[Tensor, "images kept"]) -> tuple[Tensor, None]:
-        m = (math.isqrt(2 * slope.shape[-1] - 1) - 1) // 2
+        m = ctx.highest
         # What is not kept of k_x = 0 counts for nothing, and what is kept, once.
         once = torch.cat([slope.new_zeros(len(slope), m), slope], dim=-1).unflatten(-1, (m + 1, 2 * m + 1))
         once[:, 1:] *= 0.5

@@ -11,27 +11,7 @@ from cryoanm_lib.errors import ForwardModelError
 from cryoanm_lib.forward import ForwardModel
 from cryoanm_lib.fourier import check_count, crop_coefficients
 from cryoanm_lib.latents import Latents
-
-
-def cropped_noise(
-    noise: float | Float[Tensor, "*batch"], resolution: int, box_size: int
-) -> float | Float[Tensor, "*batch"]:
-    """Standard deviation σ_n K/N of white noise after the crop Π_K, in the orthonormal basis of `to_real`.
-
-    Raises
-    ------
-    ForwardModelError
-        If the noise is not positive.
-
-    Examples
-    --------
-    >>> cropped_noise(0.1, resolution=32, box_size=64)
-    0.05
-    """
-    lowest = noise.min().item() if isinstance(noise, Tensor) else noise
-    if not lowest > 0:
-        raise ForwardModelError(f"noise = {lowest:g} gives no likelihood: it must be greater than 0")
-    return noise * resolution / box_size
+from cryoanm_lib.noise import cropped_noise
 
 
 def log_likelihood(

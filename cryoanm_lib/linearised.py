@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cryoanm_lib.forward import ForwardModel
 from cryoanm_lib.fourier import crop_coefficients, half_plane_frequencies, to_real
-from cryoanm_lib.likelihood import cropped_noise
+from cryoanm_lib.noise import cropped_noise
 from cryoanm_lib.particles import to_forward
 from cryoanm_lib.prior import Prior
 

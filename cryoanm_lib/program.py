@@ -18,8 +18,9 @@ from cryoanm_lib.errors import ConfigurationError
 from cryoanm_lib.forward import ForwardModel
 from cryoanm_lib.fourier import coefficients_to_image, crop_coefficients, to_real
 from cryoanm_lib.guides import Computed, SeparateNetworks, SharedNetwork
-from cryoanm_lib.likelihood import cropped_noise, log_likelihood
+from cryoanm_lib.likelihood import log_likelihood
 from cryoanm_lib.linearised import linearised_posterior
+from cryoanm_lib.noise import cropped_noise
 from cryoanm_lib.particles import Particles, to_forward
 from cryoanm_lib.prior import LATENTS, PAPER_PRIOR, VECTORS, Prior
 from cryoanm_lib.rings import Rings

@@ -4,6 +4,8 @@ import platform
 import subprocess
 from pathlib import Path
 
+import torch
+
 
 def commit() -> str:
     """The git commit of the library with "-dirty" if files have changed, or "unknown" outside a clone."""
@@ -28,3 +30,13 @@ def processor() -> str:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.machine()
+
+
+def circumstances(device: torch.device) -> dict:
+    """Where numbers were made, and by what."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "commit": commit(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cryoanm_lib.configuration import DEFAULT_STRUCTURE, Profile
 from cryoanm_lib.errors import ArtifactError
-from cryoanm_lib.experiment import gather_metrics
+from cryoanm_lib.metrics import gather_metrics
 from cryoanm_lib.storage import load_json, save_json, unusable
 
 # What a history needs to be drawn again; the rest stays with the fit.

@@ -18,16 +18,7 @@ _TOLERANCE, _ITERATIONS = 1e-9, 2000
 def sparse_hessian(
     coordinates: Float64[np.ndarray, "atoms 3"], cutoff: float, spring_constant: float = 1.0
 ) -> bsr_array:
-    """The Hessian of `anm.hessian` in blocks of 3 × 3, with those alone that are not zero.
-
-    Parameters
-    ----------
-    coordinates : Float64[np.ndarray, "atoms 3"]
-        Pseudo-atom positions in Å.
-    cutoff : float
-        Distance in Å up to which two pseudo-atoms share a spring.
-    spring_constant : float
-        γ, in energy per Å².
+    """The Hessian of `anm.hessian`, with its parameters, in 3 × 3 blocks, those alone that are not zero.
 
     Raises
     ------

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from cryoanm_lib.diagnostics import FLIP_DEGREES, TWO_SIDED_WEIGHT, opposite_weight, residuals
 from cryoanm_lib.errors import CryoANMError, TrainingError
 from cryoanm_lib.fourier import highest_frequency
-from cryoanm_lib.likelihood import cropped_noise
+from cryoanm_lib.noise import cropped_noise
 from cryoanm_lib.objectives import ForwardKL, StratifiedELBO
 from cryoanm_lib.particles import Particles
 from cryoanm_lib.program import CryoProgram

@@ -12,7 +12,8 @@ from cryoanm_lib.diagnostics import residuals
 from cryoanm_lib.exact import exact_posterior
 from cryoanm_lib.fourier import crop_coefficients, to_real
 from cryoanm_lib.information import information_limit
-from cryoanm_lib.likelihood import cropped_noise, landscape
+from cryoanm_lib.likelihood import landscape
+from cryoanm_lib.noise import cropped_noise
 from cryoanm_lib.particles import to_forward
 from cryoanm_lib.prior import Prior
 from cryoanm_lib.refine import refine

@@ -9,16 +9,16 @@ import torch
 from cryoanm_lib import experiment as module
 from cryoanm_lib.__main__ import main
 from cryoanm_lib.configuration import load_profile
+from cryoanm_lib.device import pick_device
 from cryoanm_lib.errors import ArtifactError, ConfigurationError, StructureError
 from cryoanm_lib.experiment import (
-    check_metrics,
     find_results,
     fit,
     fit_or_load,
     load_fit,
     make_trainer,
-    pick_device,
 )
+from cryoanm_lib.metrics import check_metrics
 from cryoanm_lib.storage import load_tensors, save_tensors
 
 TINY = """

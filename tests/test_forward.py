@@ -10,9 +10,10 @@ from torch import Tensor
 
 from cryoanm_lib.anm import normal_modes
 from cryoanm_lib.errors import ForwardModelError
-from cryoanm_lib.forward import DIRECTIONS, ForwardModel, add_noise
+from cryoanm_lib.forward import DIRECTIONS, ForwardModel
 from cryoanm_lib.fourier import crop, crop_coefficients, half_plane_frequencies, to_real
 from cryoanm_lib.latents import Latents
+from cryoanm_lib.noise import add_noise
 from cryoanm_lib.projection import PROJECTORS
 from cryoanm_lib.rotation import quaternion_from_step, rotation_from_quaternion, rotation_z
 from cryoanm_lib.structure import load_structure, rmsd

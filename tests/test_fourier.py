@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from cryoanm_lib.errors import ForwardModelError
-from cryoanm_lib.forward import add_noise
 from cryoanm_lib.fourier import (
     check_resolution,
     coefficients_to_image,
@@ -18,6 +17,7 @@ from cryoanm_lib.fourier import (
     image_to_coefficients,
     to_real,
 )
+from cryoanm_lib.noise import add_noise
 
 torch.set_num_threads(1)
 #: (box, resolution): every combination of odd and even, and the whole box

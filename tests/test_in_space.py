@@ -12,8 +12,9 @@ from cryoanm_lib import plots, weights
 from cryoanm_lib.__main__ import main
 from cryoanm_lib.assessment import Assessment, assess_or_load
 from cryoanm_lib.configuration import load_profile
+from cryoanm_lib.datasets import draw_test_images
 from cryoanm_lib.errors import ConfigurationError, ForwardModelError
-from cryoanm_lib.experiment import Fit, draw_test_images, fit_or_load, load_fit, make_trainer
+from cryoanm_lib.experiment import Fit, fit_or_load, load_fit, make_trainer
 from cryoanm_lib.tables import space_table
 from cryoanm_lib.views import amplitude_limits, directions, find_rivals, globe
 

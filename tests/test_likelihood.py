@@ -9,10 +9,11 @@ from torch.distributions import Normal
 
 from cryoanm_lib.anm import normal_modes
 from cryoanm_lib.errors import ForwardModelError
-from cryoanm_lib.forward import ForwardModel, add_noise
+from cryoanm_lib.forward import ForwardModel
 from cryoanm_lib.fourier import coefficients_to_image, crop, highest_frequency, image_to_coefficients
 from cryoanm_lib.latents import Latents
-from cryoanm_lib.likelihood import cropped_noise, landscape, log_likelihood
+from cryoanm_lib.likelihood import landscape, log_likelihood
+from cryoanm_lib.noise import add_noise, cropped_noise
 from cryoanm_lib.structure import load_structure
 
 torch.set_num_threads(1)

@@ -9,9 +9,11 @@ from matplotlib.figure import Figure
 
 from cryoanm_lib import plots
 from cryoanm_lib.configuration import load_profile
+from cryoanm_lib.datasets import draw_test_images
 from cryoanm_lib.diagnostics import RESIDUAL_KEYS
 from cryoanm_lib.errors import ArtifactError
-from cryoanm_lib.experiment import Fit, draw_test_images, fit_or_load, gather_metrics
+from cryoanm_lib.experiment import Fit, fit_or_load
+from cryoanm_lib.metrics import gather_metrics
 from cryoanm_lib.reference import Reference, load_reference, save_reference
 from cryoanm_lib.tables import headline_table, markdown_table, stage_table, tasks_of, two_digits
 

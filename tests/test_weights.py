@@ -7,9 +7,10 @@ import torch
 
 from cryoanm_lib import weights
 from cryoanm_lib.configuration import load_profile
+from cryoanm_lib.datasets import draw_test_images
 from cryoanm_lib.diagnostics import pose_distance
 from cryoanm_lib.errors import ArtifactError
-from cryoanm_lib.experiment import draw_test_images, make_trainer
+from cryoanm_lib.experiment import make_trainer
 from cryoanm_lib.prior import Prior
 
 SPACE = Prior(pose="space", shift_scale=0.5)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cryoanm_lib.ctf import ctf
-from cryoanm_lib.forward import ForwardModel, add_noise
+from cryoanm_lib.forward import ForwardModel
 from cryoanm_lib.fourier import (
     coefficients_to_image,
     crop_coefficients,
@@ -19,7 +19,7 @@ from cryoanm_lib.fourier import (
     to_real,
 )
 from cryoanm_lib.latents import Latents
-from cryoanm_lib.likelihood import cropped_noise
+from cryoanm_lib.noise import add_noise, cropped_noise
 from cryoanm_lib.plots.structure import AXIS_NAMES, draw_trace
 from cryoanm_lib.plots.style import COLOURS, amplitude_label, new_figure
 from cryoanm_lib.projection import PROJECTORS

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cryoanm_lib.fourier import coefficients_to_image, crop_coefficients
-from cryoanm_lib.likelihood import cropped_noise
+from cryoanm_lib.noise import cropped_noise
 from cryoanm_lib.particles import Particles, to_forward
 from cryoanm_lib.plots.posterior import plain_log_ticks
 from cryoanm_lib.plots.style import COLOURS, GREY, TRUTH_COLOUR, new_figure

@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from torch import Tensor
 
+from cryoanm_lib.datasets import draw_test_images
 from cryoanm_lib.diagnostics import RESIDUAL_KEYS, residuals
 from cryoanm_lib.distributions import ProjectedNormal
-from cryoanm_lib.experiment import Fit, draw_test_images
+from cryoanm_lib.experiment import Fit
 from cryoanm_lib.landscapes import pose_profiles
 from cryoanm_lib.particles import to_forward
 from cryoanm_lib.plots.style import COLOURS, TRUTH_COLOUR, WIDTH, new_figure

@@ -66,7 +66,11 @@ const explorer = (() => {
 
   /** The image on K × K pixels, row by row. */
   function image(model, latents) {
-    const { m, width, real, imag } = coefficients(model, latents), K = latents.resolution;
+    return synthesis(coefficients(model, latents), latents.resolution);
+  }
+
+  /** Pixels from the coefficients of half the plane. */
+  function synthesis({ m, width, real, imag }, K) {
     const half = Math.floor(K / 2);
     // Along y first, for each kx; then along x, twice the real part for all but kx = 0.
     const rowsReal = new Float64Array((m + 1) * K), rowsImag = new Float64Array((m + 1) * K);
@@ -155,7 +159,7 @@ const explorer = (() => {
           ? `${slider.value} ${slider.dataset.unit}`
           : slider.value;
       }
-      const pixels = image(model, latents), found = coefficients(model, latents);
+      const found = coefficients(model, latents), pixels = synthesis(found, latents.resolution);
       const largest = pixels.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
       paint(picture, pixels, latents.resolution, -largest, largest);
       paint(spectrum, power(found), found.width, -9, -3.5);

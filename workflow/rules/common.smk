@@ -55,7 +55,7 @@ ASSESSING = (
     *("ragged", "templates", "cells", "exact", "predictive", "mixture", "climb", "search", "orientation_"),
     *("refine", "amortised", "calibration", "assessment"),
 )
-SHOWING = ("plots/", "widgets/", "tables", "landscapes", "reference", "referee", "transition", "views", "costs", "timing")
+SHOWING = ("plots/", "widgets/", "tables", "landscapes", "metrics", "reference", "referee", "transition", "views", "costs", "timing")
 
 
 def sources(*parts):
@@ -176,6 +176,7 @@ def needs(notebook):
 PROFILE, STRUCTURE = read_settings(config)
 PROFILE_FILES = sorted({"config/laptop.yaml", f"config/{PROFILE}.yaml"})  # the others are laid over the laptop's
 
+# Each rule names environment.yml, so that reports and linters see what it needs; Snakemake builds no environment from it.
 # Jobs use this very interpreter, its tools and its kernel, whatever else the machine has installed.
 TOOLS = str(Path(sys.executable).parent)
 os.environ.update(

@@ -18,7 +18,7 @@ rule fit:
         saved="results/fits/{experiment}-{digest}/checkpoint.safetensors",
     threads: 2
     resources:
-        mem_mb=1500,
+        mem_mb=3100,
         torch=lambda wildcards, threads: torch_threads(threads),
     conda:
         "../../environment.yml"

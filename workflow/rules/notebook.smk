@@ -19,7 +19,7 @@ rule notebook:
         structure=STRUCTURE,
     threads: 2
     resources:
-        mem_mb=1500,
+        mem_mb=3000,
         torch=lambda wildcards, threads: torch_threads(threads),
     conda:
         "../../environment.yml"

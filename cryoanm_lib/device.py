@@ -1,0 +1,35 @@
+"""Where torch computes, and whether it must come to the same bits each time."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from cryoanm_lib.errors import ConfigurationError
+
+
+def pick_device(device: str) -> torch.device:
+    """The device to train on; "auto" is CUDA where there is one."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("device = 'cuda', but torch finds no CUDA device: choose 'auto' or 'cpu'")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """If wanted, torch refuses operations whose sums come in another order each time, or takes others.
+
+    On a GPU it must be wanted from the first fit of a process on: cuBLAS is set up but once.
+    """
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    # What cuBLAS asks for, before it is first called.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
