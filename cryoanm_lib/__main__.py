@@ -6,7 +6,6 @@ from pathlib import Path
 
 import yaml
 
-from cryoanm_lib.assessment import assess
 from cryoanm_lib.configuration import DEFAULT_STRUCTURE, load_profile
 from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.experiment import fit, load_fit, save_weights
@@ -48,6 +47,8 @@ def _fit(given: argparse.Namespace) -> int:
 
 
 def _assess(given: argparse.Namespace) -> int:
+    from cryoanm_lib.assessment import assess  # a second of imports that a fit does without
+
     assess(load_profile(given.profile, given.structure), given.assessment, given.results)
     return 0
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cryoanm_lib.guides import Seen
 from cryoanm_lib.particles import Particles
 from cryoanm_lib.program import CryoProgram
 
@@ -29,6 +31,13 @@ class GuidePosterior:
         """Number of images."""
         return len(self.particles)
 
+    @cached_property
+    @torch.no_grad()
+    def _seen(self) -> Seen:
+        """The images as the networks see them: they look once, and not again for each draw."""
+        with self.program.in_use():
+            return self.program.see(self.particles, self.resolution)
+
     def sample(
         self, count: int, generator: torch.Generator | None = None
     ) -> dict[str, Float[Tensor, "draws images ..."]]:
@@ -36,18 +45,23 @@ class GuidePosterior:
         with torch.random.fork_rng(devices=[], enabled=generator is not None):
             if generator is not None:
                 torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-            drawn = [self.program.sample_guide(self.particles, self.resolution) for _ in range(count)]
+            drawn = [
+                self.program.sample_guide(self.particles, self.resolution, seen=self._seen)
+                for _ in range(count)
+            ]
         return {name: torch.stack([draw[name] for draw in drawn]) for name in self.program.inferred}
 
     @torch.no_grad()
     def log_density(self, latents: Mapping[str, Tensor]) -> Float[Tensor, "draws images"]:
         """log q(latents | image)."""
+        draws = [
+            {name: value[draw] for name, value in latents.items()}
+            for draw in range(len(next(iter(latents.values()))))
+        ]
         return torch.stack(
             [
-                self.program.guide_log_density(
-                    self.particles, {name: value[draw] for name, value in latents.items()}, self.resolution
-                )
-                for draw in range(len(next(iter(latents.values()))))
+                self.program.guide_log_density(self.particles, draw, self.resolution, self._seen)
+                for draw in draws
             ]
         )
 

@@ -86,7 +86,7 @@ def turning_error(program: CryoProgram, resolution: int, degrees: float = 45.0) 
     }
     images = model.coefficients(to_forward(latents), resolution)
     upright, turned = program.family.representation.turn_back(
-        program.see(Particles(images, latents), resolution), pose
+        program.see(Particles(images, latents), resolution).features, pose
     )
     return ((turned - upright).norm() / upright.norm()).item()
 

@@ -25,6 +25,26 @@ Computed = Callable[
 ]
 
 
+class Seen:
+    """A batch of images as the networks see it, and what each of them says of it, which is asked once.
+
+    Parameters
+    ----------
+    features : Tensor
+        Of `Family.see`.
+    """
+
+    def __init__(self, features: Tensor) -> None:
+        self.features = features
+        self._said: dict[nn.Module, Tensor | tuple[Tensor, ...]] = {}
+
+    def read_by(self, network: nn.Module) -> Tensor | tuple[Tensor, ...]:
+        """What a network makes of the features."""
+        if network not in self._said:
+            self._said[network] = network(self.features)
+        return self._said[network]
+
+
 class Family(Protocol):
     """A family of distributions q(latents | image), and the networks that choose among them."""
 
@@ -39,11 +59,11 @@ class Family(Protocol):
         """What the networks see of images, and of σ_n."""
 
     def pose(
-        self, seen: Tensor
+        self, seen: Seen
     ) -> tuple[Float[Tensor, "images components"], Float[Tensor, "images components dim"]]:
         """Logits and vectors of the components of the pose's mixture."""
 
-    def others(self, seen: Tensor, pose: Float[Tensor, "*batch dim"], computed: Computed) -> Others:
+    def others(self, seen: Seen, pose: Float[Tensor, "*batch dim"], computed: Computed) -> Others:
         """The distributions of the other latents, where the pose is what it is."""
 
     def networks_of(self, latents: tuple[str, ...]) -> tuple[str, ...]:
@@ -95,22 +115,22 @@ class SeparateNetworks(nn.Module):
         return self.representation(images)
 
     def pose(
-        self, seen: Tensor
+        self, seen: Seen
     ) -> tuple[Float[Tensor, "images components"], Float[Tensor, "images components 2"]]:
         """Logits and vectors of the components of the pose's mixture."""
-        return self.encoders["pose"](seen)
+        return seen.read_by(self.encoders["pose"])
 
-    def others(self, seen: Tensor, pose: Float[Tensor, "*batch 2"], computed: Computed) -> Others:
+    def others(self, seen: Seen, pose: Float[Tensor, "*batch 2"], computed: Computed) -> Others:
         """Independent normals, which start as the prior."""
         turning = self.upright and any(name not in ("pose", "shift") for name in self.inferred)
         # A pose in space, which can only be given, is more than a turn of the image.
         turning &= self.prior.pose == "plane"
         # Bend and focus are easier to see once the image is upright.
-        turned = self.representation.turn_back(seen, pose.detach()) if turning else seen
+        turned = Seen(self.representation.turn_back(seen.features, pose.detach())) if turning else seen
 
         def normal(name: str, drawn: Mapping[str, Tensor]) -> TorchDistribution:
-            outputs = self.encoders[name](seen if name == "shift" else turned)
-            middle, log_scale = outputs.chunk(2, dim=-1)
+            looked_at = seen if name == "shift" else turned
+            middle, log_scale = looked_at.read_by(self.encoders[name]).chunk(2, dim=-1)
             mean, scale = self.prior.moments(name, self.n_modes, middle)
             loc, deviation = mean + scale * middle, scale * log_scale.exp()
             if self.prior.shape(name, self.n_modes):
@@ -184,22 +204,20 @@ class SharedNetwork(nn.Module):
         return self.encoders["image"](images, noise)
 
     def pose(
-        self, seen: Float[Tensor, "images features"]
+        self, seen: Seen
     ) -> tuple[Float[Tensor, "images components"], Float[Tensor, "images components dim"]]:
         """Logits and vectors of the components of the pose's mixture."""
-        outputs = self.encoders["pose"](seen).unflatten(-1, (self.components, -1))
+        outputs = seen.read_by(self.encoders["pose"]).unflatten(-1, (self.components, -1))
         return outputs[..., 0], outputs[..., 1:]
 
-    def others(
-        self, seen: Float[Tensor, "images features"], pose: Float[Tensor, "*batch dim"], computed: Computed
-    ) -> Others:
+    def others(self, seen: Seen, pose: Float[Tensor, "*batch dim"], computed: Computed) -> Others:
         """The conditionals of one Gaussian; what is learned starts as the prior."""
         if self.way == "computed":
             return GaussianChain(*computed(pose), self.shapes).conditional
         if self.way == "learned":
             turn = pose_to_rotation(pose).flatten(-2)
-            seen = torch.cat([seen.expand(*turn.shape[:-1], -1), turn], dim=-1)
-        middle, spread = self.encoders["others"](seen).tensor_split([self.total], dim=-1)
+            seen = Seen(torch.cat([seen.features.expand(*turn.shape[:-1], -1), turn], dim=-1))
+        middle, spread = seen.read_by(self.encoders["others"]).tensor_split([self.total], dim=-1)
         if self.way == "learned":
             square = spread.unflatten(-1, (self.total, self.total))
             factor = square.tril(-1) + torch.diag_embed(square.diagonal(dim1=-2, dim2=-1).exp())

@@ -97,8 +97,9 @@ class GaussianMixture:
 
     def _squared_distance(self, away: Float[Tensor, "draws images components columns"]) -> Tensor:
         """Mahalanobis distance, for each component."""
-        standard = torch.linalg.solve_triangular(self.scale, away[..., None], upper=False)
-        return standard[..., 0].square().sum(-1)
+        # All draws are columns of one system: a system for each draw would repeat the factor.
+        standard = torch.linalg.solve_triangular(self.scale, away.permute(1, 2, 3, 0), upper=False)
+        return standard.square().sum(-2).permute(2, 0, 1)
 
     def log_density(self, values: Float[Tensor, "draws images width"]) -> Float[Tensor, "draws images"]:
         """Log-density of the mixture."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal
 
 import pyro
@@ -17,7 +18,7 @@ from cryoanm_lib.encoders import Representation, SharedEncoder
 from cryoanm_lib.errors import ConfigurationError
 from cryoanm_lib.forward import ForwardModel
 from cryoanm_lib.fourier import coefficients_to_image, crop_coefficients, to_real
-from cryoanm_lib.guides import Computed, SeparateNetworks, SharedNetwork
+from cryoanm_lib.guides import Computed, Seen, SeparateNetworks, SharedNetwork
 from cryoanm_lib.likelihood import log_likelihood
 from cryoanm_lib.linearised import linearised_posterior
 from cryoanm_lib.noise import cropped_noise
@@ -207,9 +208,18 @@ class CryoProgram(nn.Module):
 
     # ---------------------------------------------------------------- q: how it is read backwards
 
-    def guide(self, particles: Particles, resolution: int, only: tuple[str, ...] | None = None) -> None:
-        """Algorithm 2: the networks look at each image and propose its latents, or only some of them."""
-        seen = self.see(particles, resolution)
+    def guide(
+        self,
+        particles: Particles,
+        resolution: int,
+        only: tuple[str, ...] | None = None,
+        seen: Seen | None = None,
+    ) -> None:
+        """Algorithm 2: the networks look at each image and propose its latents, or only some of them.
+
+        Where they have looked before, `seen` is what `see` returned.
+        """
+        seen = self.see(particles, resolution) if seen is None else seen
         with pyro.plate("images", len(particles)):
             pose = particles.latents["pose"]
             if "pose" in self.inferred:
@@ -222,13 +232,13 @@ class CryoProgram(nn.Module):
                 for name in wanted:
                     drawn[name] = pyro.sample(name, others(name, drawn))
 
-    def see(self, particles: Particles, resolution: int) -> Tensor:
+    def see(self, particles: Particles, resolution: int) -> Seen:
         """What the networks see: the crop at K, or at their own size where that is smaller."""
         size = self.family.size
         visible = crop_coefficients(particles.coefficients, min(resolution, size))
         noise = torch.as_tensor(self.noise_of(particles.latents), dtype=visible.real.dtype)
         noise = noise.to(visible.device).expand(len(particles))
-        return self.family.see(coefficients_to_image(visible, size), noise)
+        return Seen(self.family.see(coefficients_to_image(visible, size), noise))
 
     def _computed(self, particles: Particles, resolution: int) -> Computed:
         """What the model says of the other latents at any pose, at the resolution that the networks see."""
@@ -244,7 +254,7 @@ class CryoProgram(nn.Module):
 
         return computed
 
-    def pose_distribution(self, seen: Tensor) -> ProjectedNormalMixture:
+    def pose_distribution(self, seen: Seen) -> ProjectedNormalMixture:
         """Mixture of projected normals that the networks propose for the pose."""
         logits, vectors = self.family.pose(seen)
         # Linear near zero and quadratic far out, since the sharpest posteriors ask for |μ| of a thousand.
@@ -273,14 +283,18 @@ class CryoProgram(nn.Module):
 
     @torch.no_grad()
     def sample_guide(
-        self, particles: Particles, resolution: int, batch_size: int = 500
+        self, particles: Particles, resolution: int, batch_size: int = 500, seen: Seen | None = None
     ) -> dict[str, Float[Tensor, "images ..."]]:
         """One draw of every inferred latent for each image, and the pose's mixture.
+
+        Where the networks have looked at the images before, `seen` is what `see` returned of them all.
 
         Returns the draws by the latent's name, and where the pose is inferred "pose_logits" (images,
         components) and "pose_concentrations" (images, components, 2 or 4).
         """
-        return self._in_batches(self._sample_chunk, particles, resolution, batch_size)
+        if seen is not None:
+            batch_size = len(particles)
+        return self._in_batches(partial(self._one_draw, seen=seen), particles, resolution, batch_size)
 
     @torch.no_grad()
     def propose(
@@ -293,7 +307,7 @@ class CryoProgram(nn.Module):
         self, answer: Callable, particles: Particles, resolution: int, batch_size: int
     ) -> dict[str, Float[Tensor, "images ..."]]:
         """What the guide answers, on the CPU."""
-        with self._in_use():
+        with self.in_use():
             chunks = [
                 answer(particles[start : start + batch_size], resolution)
                 for start in range(0, len(particles), batch_size)
@@ -301,7 +315,7 @@ class CryoProgram(nn.Module):
         return {name: torch.cat([chunk[name] for chunk in chunks]).cpu() for name in chunks[0]}
 
     @contextmanager
-    def _in_use(self) -> Iterator[None]:
+    def in_use(self) -> Iterator[None]:
         """The networks set to be used and not trained, and afterwards as they were."""
         modes = {encoder: encoder.training for encoder in self.encoders.values()}
         self.encoders.eval()
@@ -327,17 +341,21 @@ class CryoProgram(nn.Module):
         return {name: torch.stack([m[name] for m in of_component], dim=1) for name in self.inferred}
 
     def guide_log_density(
-        self, particles: Particles, latents: Mapping[str, Tensor], resolution: int
+        self,
+        particles: Particles,
+        latents: Mapping[str, Tensor],
+        resolution: int,
+        seen: Seen | None = None,
     ) -> Float[Tensor, "images"]:
         """log q(latents | image) of one set of latents for each image."""
         chosen = {name: latents[name] for name in self.inferred}
-        with self._in_use(), poutine.condition(data=chosen):
-            trace = poutine.trace(self.guide).get_trace(particles, resolution)
+        with self.in_use(), poutine.condition(data=chosen):
+            trace = poutine.trace(self.guide).get_trace(particles, resolution, seen=seen)
         trace.compute_log_prob()
         return sum(trace.nodes[name]["log_prob"] for name in self.inferred)
 
-    def _sample_chunk(self, particles: Particles, resolution: int) -> dict[str, Tensor]:
-        sites = poutine.trace(self.guide).get_trace(particles, resolution).nodes
+    def _one_draw(self, particles: Particles, resolution: int, seen: Seen | None = None) -> dict[str, Tensor]:
+        sites = poutine.trace(self.guide).get_trace(particles, resolution, seen=seen).nodes
         draws = {name: sites[name]["value"] for name in self.inferred}
         if "pose" not in draws:
             return draws

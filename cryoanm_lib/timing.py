@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 # Seconds from which on a second call counts by itself.
-_LONG = 2.0
+_LONG = 0.5
 
 
 def seconds_each(work: Callable[[], object], calls: int) -> float:

@@ -44,6 +44,25 @@ def test_a_generator_fixes_the_draws(tiny_program) -> None:
     assert first["pose"].shape == (2, 3, 2) and first["amplitude"].shape == (2, 3, 1)
 
 
+@pytest.mark.parametrize("encoder", ["rings", "pixels", "shared"])
+def test_networks_look_at_an_image_once_for_all_draws(tiny_program, encoder) -> None:
+    """And what they say is what they say when asked for each draw again."""
+    program = tiny_program(inferred=BOTH, encoder=encoder)
+    particles, looks = program.simulate(3, 16), []
+    reads = program.encoders["image" if encoder == "shared" else "pose"]
+    reads.register_forward_hook(lambda *_: looks.append(1))
+    guide = GuidePosterior(program, particles, 16)
+    draws = guide.sample(4, torch.Generator().manual_seed(5))
+    density = guide.log_density(draws)
+    assert len(looks) == 1
+
+    torch.manual_seed(int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(5))))
+    for draw in range(4):
+        alone = program.sample_guide(particles, 16)
+        torch.testing.assert_close({name: draws[name][draw] for name in BOTH}, {n: alone[n] for n in BOTH})
+        torch.testing.assert_close(density[draw], program.guide_log_density(particles, alone, 16))
+
+
 def test_one_proposal_for_each_component(tiny_program) -> None:
     program = tiny_program(inferred=("pose", "amplitude", "defocus"), components=3)
     proposed = program.propose(program.simulate(5, 16), 16)

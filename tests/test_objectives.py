@@ -93,7 +93,7 @@ def test_forward_kl_is_the_density_of_the_truth(tiny_program) -> None:
     particles = program.simulate(5, 16)
     seen = program.see(particles, 16)
     pose = program.pose_distribution(seen).log_prob(particles.latents["pose"])
-    upright = program.family.representation.turn_back(seen, particles.latents["pose"])
+    upright = program.family.representation.turn_back(seen.features, particles.latents["pose"])
     mean, log_scale = program.encoders["amplitude"](upright).chunk(2, dim=-1)
     normal = torch.distributions.Normal(3 * mean, 3 * log_scale.exp())
     amplitude = normal.log_prob(particles.latents["amplitude"]).sum(-1)
