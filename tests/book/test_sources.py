@@ -1,9 +1,13 @@
 """What the book is made of fits together, before anything is built."""
 
+import importlib
+import inspect
 import re
 
 import nbformat
 import pytest
+
+import cryoanm_lib
 
 from .conftest import ROOT
 
@@ -108,3 +112,37 @@ def test_every_citation_is_known_and_every_reference_can_be_looked_up(tracked):
             cited |= {key.strip() for key in keys.split(",")}
     assert cited
     assert cited <= set(known)
+
+
+def _resolve(name):
+    """What a name of the symbols page stands for: of a module, of a class, or a parameter in parentheses."""
+    thing, _, parameter = name.rstrip(")").partition("(")
+    first, *rest = thing.split(".")
+    modules = [importlib.import_module(f"cryoanm_lib.{module}") for module in cryoanm_lib.ORDER[:-1]]
+    if first in cryoanm_lib.ORDER:
+        found = importlib.import_module(f"cryoanm_lib.{first}")
+    else:
+        (found,) = {getattr(module, first) for module in modules if hasattr(module, first)}
+    for part in rest:
+        declared = {**getattr(found, "__annotations__", {}), **getattr(found, "model_fields", {})}
+        found = declared[part] if part in declared else getattr(found, part, None) or _argument(found, part)
+    return _argument(found, parameter) if parameter else found
+
+
+def _argument(function, name):
+    return inspect.signature(function).parameters[name]
+
+
+def test_every_name_of_the_symbols_page_exists():
+    names = re.findall(r"`([^`]+)`", (ROOT / "book/symbols.md").read_text())
+    assert len(names) > 40
+    for name in names:
+        assert _resolve(name), name
+
+
+def test_every_module_that_a_reader_may_use_is_on_the_page_of_the_library():
+    shown = " ".join(re.findall(r"<!-- api: ([\w. ]+) -->", (ROOT / "book/api.md").read_text())).split()
+    assert len(shown) == len(set(shown))
+    inside = {*"pieces compiled fourier_loops gridded_loops ragged templates cells".split()}
+    inside |= {*"checkpoint complaints profile_files device __main__".split()}
+    assert set(shown) | inside == set(cryoanm_lib.ORDER)

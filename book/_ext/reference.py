@@ -1,0 +1,107 @@
+"""Pages made from the library: the keys of a profile from the schema that checks it, and the API from docstrings.
+
+A page says where by a comment: `<!-- configuration keys -->`, or `<!-- api: anm structure -->`.
+"""
+
+import re
+
+from cryoanm_lib.configuration import Profile
+
+_KINDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
+_BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
+def setup(app):
+    app.connect("source-read", _fill_in)
+    app.connect("autodoc-process-docstring", _as_text, priority=400)  # before napoleon reads the sections
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _fill_in(app, page, source):
+    text = source[0]
+    text = text.replace("<!-- configuration keys -->", configuration_keys())
+    source[0] = re.sub(r"<!-- api: ([\w. ]+) -->", lambda found: api(found[1].split()), text)
+
+
+def api(modules):
+    """Sections of modules of the library, each filled by autodoc."""
+    return "\n\n".join(
+        f"### `{name}`\n\n```{{eval-rst}}\n.. automodule:: cryoanm_lib.{name}\n   :members:\n```" for name in modules
+    )
+
+
+def _as_text(app, what, name, thing, options, lines):
+    """A star is a star and a bar is a bar, outside of backticks and examples: docstrings are written to be read."""
+    example = False
+    for number, line in enumerate(lines):
+        example = line.lstrip().startswith(">>>") or (example and bool(line.strip()))
+        if not example:
+            pieces = line.split("`")
+            pieces[::2] = [re.sub(r"[*|]", r"\\\g<0>", piece) for piece in pieces[::2]]
+            lines[number] = "`".join(pieces)
+
+
+def configuration_keys():
+    """A table for each part of a profile: key, what it may be, default, meaning."""
+    schema = Profile.model_json_schema()
+    parts, seen = [("A profile", schema)], set()
+    tables = []
+    while parts:
+        title, part = parts.pop(0)
+        rows = ["| key | may be | default | is |", "| --- | --- | --- | --- |"]
+        for key, field in part["properties"].items():
+            section = _section_of(field)
+            if section and section not in seen:
+                seen.add(section)
+                parts.append((_title(key, field), schema["$defs"][section]))
+            default = "" if section else _default(key, field, part)
+            is_ = field.get("description", "see below")
+            rows.append(f"| `{key}` | {_kind(field)} | {default} | {is_} |")
+        says = part["description"].partition("\n")[0]
+        tables.append("\n".join([f"## {title}", "", says, "", *rows]))
+    return "\n\n".join(tables)
+
+
+def _title(key, field):
+    """What a part is called, with a key of the reader's own where there are several."""
+    if "patternProperties" in field:
+        return f"`{key}.<name>`"
+    return f"`{key}`" if field.get("type") != "array" else f"Each of `{key}`"
+
+
+def _section_of(field):
+    """Name of the part that a field holds, alone or by name or in a list; none for a value."""
+    for inner in (field, *field.get("anyOf", ()), *field.get("patternProperties", {}).values(), field.get("items", {})):
+        if "$ref" in inner:
+            return inner["$ref"].rpartition("/")[2]
+    return None
+
+
+def _kind(field):
+    """What a field may hold, in words."""
+    if "anyOf" in field:
+        return " or ".join(_kind(way) for way in field["anyOf"] if way.get("type") != "null")
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    if "$ref" in field or "patternProperties" in field:
+        return "table"
+    if field["type"] == "object":
+        return "table"
+    if field["type"] == "array":
+        if "prefixItems" in field:
+            return f"{len(field['prefixItems'])} of: {_kind(field['prefixItems'][0])}"
+        return f"list of: {_kind(field['items'])}"
+    bounds = [f"{sign} {field[bound]}" for bound, sign in _BOUNDS.items() if bound in field]
+    if "multipleOf" in field:
+        bounds.append(f"a multiple of {field['multipleOf']}")
+    return " ".join([_KINDS[field["type"]], ", ".join(bounds)]).strip()
+
+
+def _default(key, field, part):
+    """What holds where the key is absent."""
+    if key in part.get("required", ()):
+        return "required"
+    value = field.get("default")
+    if value is None or value in ({}, []):
+        return "none"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`" if value != "" else "none"
