@@ -15,7 +15,7 @@ Data flow from top to bottom, and a module imports from those above it alone:
     diagnostics -> training -> storage, provenance -> checkpoint, weights
     profile_files, complaints, sections -> configuration -> device, datasets -> experiment
     experiment -> assessment, metrics -> reference
-    timing, transition, landscapes, views, costs, tables, plots, widgets
+    timing, windows, transition, landscapes, views, costs, tables, plots, widgets
 """
 
 #: Modules in the order in which data flows.
@@ -32,5 +32,6 @@ ORDER = (
     *("diagnostics", "training", "storage", "provenance", "checkpoint", "weights"),
     *("profile_files", "complaints", "sections", "configuration", "device", "datasets", "experiment"),
     *("assessment", "metrics", "reference"),
-    *("timing", "transition", "landscapes", "views", "costs", "tables", "plots", "widgets", "__main__"),
+    *("timing", "windows", "transition", "landscapes", "views", "costs", "tables", "plots", "widgets"),
+    "__main__",
 )

@@ -80,6 +80,11 @@ def test_modes_are_drawn_from_two_sides_with_their_rmsd(structure: Structure, mo
     assert all(ax.get_aspect() == 1 for ax in figure.axes)
 
 
+def test_swings_name_the_amplitude_of_each_mode(structure: Structure, modes: NormalModes) -> None:
+    text = drawn(plots.plot_swings(structure, modes, torch.tensor([30.0, 20.0, 10.0])))
+    assert {"mode 1\nα = 30 Å", "mode 3\nα = 10 Å", "reference"} <= text
+
+
 def test_spectrum_counts_the_zero_modes(structure: Structure, modes: NormalModes) -> None:
     eigenvalues = torch.linalg.eigvalsh(hessian(structure.coordinates, modes.cutoff))
     text = drawn(plots.plot_spectrum(eigenvalues, modes.n_zero))

@@ -1,4 +1,4 @@
-"""Pages made from the library: the keys of a profile from the schema that checks it, and the API from docstrings.
+"""Pages made from the library: the keys of a profile from their schema, the API from docstrings.
 
 A page says where by a comment: `<!-- configuration keys -->`, or `<!-- api: anm structure -->`.
 """
@@ -26,12 +26,13 @@ def _fill_in(app, page, source):
 def api(modules):
     """Sections of modules of the library, each filled by autodoc."""
     return "\n\n".join(
-        f"### `{name}`\n\n```{{eval-rst}}\n.. automodule:: cryoanm_lib.{name}\n   :members:\n```" for name in modules
+        f"### `{name}`\n\n```{{eval-rst}}\n.. automodule:: cryoanm_lib.{name}\n   :members:\n```"
+        for name in modules
     )
 
 
 def _as_text(app, what, name, thing, options, lines):
-    """A star is a star and a bar is a bar, outside of backticks and examples: docstrings are written to be read."""
+    """A star is a star and a bar is a bar, outside of backticks and examples."""
     example = False
     for number, line in enumerate(lines):
         example = line.lstrip().startswith(">>>") or (example and bool(line.strip()))
@@ -71,7 +72,8 @@ def _title(key, field):
 
 def _section_of(field):
     """Name of the part that a field holds, alone or by name or in a list; none for a value."""
-    for inner in (field, *field.get("anyOf", ()), *field.get("patternProperties", {}).values(), field.get("items", {})):
+    named = field.get("patternProperties", {}).values()
+    for inner in (field, *field.get("anyOf", ()), *named, field.get("items", {})):
         if "$ref" in inner:
             return inner["$ref"].rpartition("/")[2]
     return None

@@ -49,6 +49,7 @@ from cryoanm_lib.plots.structure import (
     plot_modes,
     plot_spectrum,
     plot_spring_energy,
+    plot_swings,
     plot_transition,
 )
 from cryoanm_lib.plots.style import set_style
@@ -105,6 +106,7 @@ __all__ = [
     "plot_spectrum",
     "plot_spring_energy",
     "plot_steps",
+    "plot_swings",
     "plot_transition",
     "plot_two_sidedness",
     "plot_view_maps",

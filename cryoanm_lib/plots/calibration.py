@@ -21,7 +21,7 @@ from cryoanm_lib.plots.style import COLOURS, GREY, TRUTH_COLOUR, new_figure
 from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.refine import RefinedPosterior
 from cryoanm_lib.tables import two_digits
-from cryoanm_lib.unknowns import Unknowns
+from cryoanm_lib.windows import window
 
 #: Colour and marker of each way to a posterior, wherever they are compared.
 LOOKS = {
@@ -29,9 +29,6 @@ LOOKS = {
     "refined": {"color": COLOURS[2], "marker": "D", "label": "refined"},
     "exact": {"color": "0.15", "marker": "x", "label": "exact"},
 }
-
-# Deviations of a posterior that a panel shows to either side.
-_SHOWN_DEVIATIONS = 5.0
 
 
 def plot_sharpening(program: CryoProgram, image: Particles, resolutions: Sequence[int]) -> Figure:
@@ -60,26 +57,14 @@ def plot_sharpening(program: CryoProgram, image: Particles, resolutions: Sequenc
 
 def _draw_posterior(ax: Axes, program: CryoProgram, image: Particles, resolution: int) -> None:
     """Density on a grid about the draws, with the truth and the size of the window."""
-    posterior = exact_posterior(program, image, resolution)
-    unknowns = Unknowns.of(program)
-    draws = unknowns.values(posterior.sample(2000, torch.Generator().manual_seed(0)))[:, 0].double()
-    centre = unknowns.values(posterior.mean())[0]
-    away = unknowns.offset(draws, centre)
-    truth = unknowns.values({name: image.latents[name] for name in unknowns.names})[0].double()
-    at = centre + unknowns.offset(truth, centre)
-    half = torch.maximum(_SHOWN_DEVIATIONS * away.std(0), 1.15 * (at - centre).abs())
-    half[0] = half[0].clamp(max=math.pi)
-    sides = [torch.linspace(-1, 1, 81, dtype=torch.float64) * half[column] for column in (0, 1)]
-    grid = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1)
-    values = unknowns.moved(centre, grid).flatten(0, 1)[:, None]
-    log_density = posterior.log_density(unknowns.latents(values.float()))[:, 0].view(81, 81)
-    x, y = torch.rad2deg(sides[0] + centre[0]).numpy(), (sides[1] + centre[1]).numpy()
-    density = (log_density - log_density.max()).exp().T.numpy()
-    ax.pcolormesh(x, y, density, cmap="Blues", rasterized=True)
-    ax.plot(torch.rad2deg(at[0]), at[1], "+", color=TRUTH_COLOUR, markersize=11, markeredgewidth=1.8)
+    shown = window(exact_posterior(program, image, resolution))
+    x, y = torch.rad2deg(shown.pose).numpy(), shown.amplitude.numpy()
+    ax.pcolormesh(x, y, shown.density.T.numpy(), cmap="Blues", rasterized=True)
+    at = torch.rad2deg(shown.truth[0]), shown.truth[1]
+    ax.plot(*at, "+", color=TRUTH_COLOUR, markersize=11, markeredgewidth=1.8)
     ax.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
-    deviation = away.std(0)
-    ax.set_title(f"K = {resolution}: {torch.rad2deg(deviation[0]):.2g}°, {deviation[1]:.2g} Å", fontsize=10)
+    pose, amplitude = torch.rad2deg(shown.deviation[0]), shown.deviation[1]
+    ax.set_title(f"K = {resolution}: {pose:.2g}°, {amplitude:.2g} Å", fontsize=10)
     ax.tick_params(labelsize=8)
     ax.locator_params(nbins=3)
 

@@ -80,6 +80,32 @@ def plot_modes(structure: Structure, modes: NormalModes, amplitude: float = 30.0
     return figure
 
 
+def plot_swings(structure: Structure, modes: NormalModes, furthest: Float[Tensor, "modes"]) -> Figure:
+    """The chain at both ends of a swing along each of some modes, and the reference between them.
+
+    Parameters
+    ----------
+    structure : Structure
+        The reference.
+    modes : NormalModes
+        Its modes; up to three are drawn.
+    furthest : Float[Tensor, "modes"]
+        Amplitude of each in Å at the ends.
+    """
+    shown = modes.vectors[:3]
+    figure, (row,) = new_figure(1, len(shown), height=3.2, sharex=True, sharey=True)
+    view = VIEWS[1]
+    for mode, (ax, vector) in enumerate(zip(row, shown, strict=True)):
+        for sign, colour in ((-1, COLOURS[0]), (1, COLOURS[1])):
+            end = structure.coordinates + sign * furthest[mode] * vector
+            draw_trace(ax, end, view, color=colour, label="−α" if sign < 0 else "+α")
+        draw_trace(ax, structure.coordinates, view, label="reference")
+        ax.set(title=f"mode {mode + 1}\nα = {furthest[mode]:.0f} Å", xlabel=AXIS_NAMES[view[0]])
+    row[0].set_ylabel(AXIS_NAMES[view[1]])
+    figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
 def plot_spectrum(eigenvalues: Float64[Tensor, "dof"], n_zero: int) -> Figure:
     """All eigenvalues of a Hessian, ascending, on logarithmic axes: the zero modes and the gap above them.
 

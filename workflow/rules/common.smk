@@ -55,7 +55,7 @@ ASSESSING = (
     *("ragged", "templates", "cells", "exact", "predictive", "mixture", "climb", "search", "orientation_"),
     *("refine", "amortised", "calibration", "assessment"),
 )
-SHOWING = ("plots/", "widgets/", "tables", "landscapes", "metrics", "reference", "referee", "transition", "views", "costs", "timing")
+SHOWING = ("plots/", "widgets/", "tables", "landscapes", "windows", "metrics", "reference", "referee", "transition", "views", "costs", "timing")
 
 
 def sources(*parts):
