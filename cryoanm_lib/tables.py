@@ -36,6 +36,34 @@ def stage_table(fit: Fit) -> str:
     return markdown_table(heading, rows)
 
 
+def reach_table(metrics: Mapping[str, Mapping], tasks: Iterable[str]) -> str:
+    """Paper, ours and limit in a row for each inferred latent of some tasks; ours refined, where it was.
+
+    Parameters
+    ----------
+    metrics : mapping
+        Runs by name, as of `gather_metrics`.
+    tasks : iterable of str
+        Those to show, of which each has a run of ours.
+    """
+    rows = []
+    for runs in tasks_of(metrics, tasks).values():
+        shown = runs["ours"][0]
+        for place, latent in enumerate(latents_of(shown)):
+            key, unit = RESIDUAL_KEYS[latent], _UNITS[latent]
+            best, reported = runs["refined"] or runs["ours"], shown.get(f"{key}_paper")
+            rows.append(
+                [
+                    "" if place else shown["title"],
+                    latent,
+                    shown["paper_says"] if reported is None else two_digits(reported, unit),
+                    f"**{_of_seeds(best, key, unit)}**",
+                    two_digits(best[0][f"{key}_limit"], unit),
+                ]
+            )
+    return markdown_table(["unknown", "latent", "paper", "ours", "limit"], rows)
+
+
 def headline_table(metrics: Mapping[str, Mapping], tasks: Iterable[str] | None = None) -> str:
     """One row for each inferred latent of each task: paper, its recipe here, ours, refined, limit.
 

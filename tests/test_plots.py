@@ -1,10 +1,12 @@
 """Every figure of the notebooks 01 to 03 is drawn, says what its axes are, and leaves nothing open."""
 
 import math
+import re
 from collections.abc import Iterator
 
 import matplotlib
 import matplotlib.pyplot as plt
+import pyro
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -258,3 +260,12 @@ def test_difficulty() -> None:
     measures = dict.fromkeys(("half_width", "basin", "maxima", "gap"), values)
     text = drawn(plots.plot_difficulty(measures, values))
     assert {"resolution K (pixels)", "nats", "information limit", "share of the circle (%)"} <= text
+
+
+def test_the_pipeline_counts_its_steps(tiny_program) -> None:
+    program = tiny_program(inferred=("pose", "amplitude"))
+    pyro.set_rng_seed(0)
+    figure = plots.plot_pipeline(program, program.simulate(1, program.forward_model.box_size), 12, 16)
+    text = drawn(figure)
+    assert {f"{number}." for number in range(1, 9)} == {each[:2] for each in text if re.match(r"\d\. ", each)}
+    assert {"θ (°)", "α (Å)"} <= text

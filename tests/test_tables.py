@@ -15,7 +15,14 @@ from cryoanm_lib.errors import ArtifactError
 from cryoanm_lib.experiment import Fit, fit_or_load
 from cryoanm_lib.metrics import gather_metrics
 from cryoanm_lib.reference import Reference, load_reference, save_reference
-from cryoanm_lib.tables import headline_table, markdown_table, stage_table, tasks_of, two_digits
+from cryoanm_lib.tables import (
+    headline_table,
+    markdown_table,
+    reach_table,
+    stage_table,
+    tasks_of,
+    two_digits,
+)
 
 TINY = """
 test_images: 40
@@ -100,6 +107,20 @@ def test_headline_table_sets_both_recipes_beside_paper_and_limit(metrics) -> Non
     assert cells[5] == "—"
     assert cells[6] == two_digits(metrics["all"][f"{key}_limit"], "°")
     assert lines[3].split("|")[3].strip() == "not reached"
+
+
+def test_reach_is_paper_ours_and_limit(metrics) -> None:
+    """Ours as refined, where it was; its limit is that of its own images."""
+    key = "pose_residual_mean_deg"
+    plain = reach_table(metrics, ["all"]).splitlines()
+    assert len(plain) == 2 + 3
+    cells = [cell.strip() for cell in plain[2].strip("|").split("|")]
+    assert cells[:3] == ["All three", "pose", "33°"]
+    assert cells[4] == two_digits(metrics["all"][f"{key}_limit"], "°")
+    values = {k: 0.012 for key in RESIDUAL_KEYS.values() for k in (key, f"{key}_limit")}
+    refined = values | {"recipe": "refined", "task": "all", "resolution": 16, "of": "all"}
+    cells = reach_table(metrics | {"all_refined": refined}, ["all"]).splitlines()[2].split("|")
+    assert [cell.strip() for cell in cells[4:6]] == ["**0.012°**", "0.012°"]
 
 
 def test_a_refined_run_stands_beside_ours_at_its_own_resolution(metrics) -> None:

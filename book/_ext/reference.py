@@ -1,6 +1,7 @@
 """Pages made from the library: the keys of a profile from their schema, the API from docstrings.
 
-A page says where by a comment: `<!-- configuration keys -->`, or `<!-- api: anm structure -->`.
+A page says where by a comment: `<!-- configuration keys -->`, or `<!-- api: anm structure -->`. And
+`<!-- launch: notebooks/01_anm -->` becomes buttons: the repository's address is known to _config.yml alone.
 """
 
 import re
@@ -20,7 +21,23 @@ def setup(app):
 def _fill_in(app, page, source):
     text = source[0]
     text = text.replace("<!-- configuration keys -->", configuration_keys())
+    text = re.sub(r"<!-- launch: (\S+) -->", lambda found: launch_buttons(app.config, found[1]), text)
     source[0] = re.sub(r"<!-- api: ([\w. ]+) -->", lambda found: api(found[1].split()), text)
+
+
+def launch_buttons(config, page):
+    """Links that open a notebook in Binder and in Colab."""
+    options = config.html_theme_options
+    branch, launch = options["repository_branch"], options["launch_buttons"]
+    repository = options["repository_url"].removeprefix("https://github.com/")
+    addresses = {
+        "Binder": f"{launch['binderhub_url']}/v2/gh/{repository}/{branch}?urlpath=lab/tree/{page}.ipynb",
+        "Colab": f"{launch['colab_url']}/github/{repository}/blob/{branch}/{page}.ipynb",
+    }
+    return "\n".join(
+        f"```{{button-link}} {address}\n:color: primary\n:shadow:\nOpen in {name}\n```"
+        for name, address in addresses.items()
+    )
 
 
 def api(modules):

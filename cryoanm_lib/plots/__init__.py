@@ -26,6 +26,7 @@ from cryoanm_lib.plots.landscape import (
     plot_pose_profiles,
 )
 from cryoanm_lib.plots.misfit import plot_alarm, plot_explanations, plot_ring_misfit
+from cryoanm_lib.plots.pipeline import plot_pipeline
 from cryoanm_lib.plots.posterior import (
     plot_components,
     plot_joint,
@@ -86,6 +87,7 @@ __all__ = [
     "plot_modes",
     "plot_offsets",
     "plot_particles",
+    "plot_pipeline",
     "plot_planes",
     "plot_pose_profiles",
     "plot_pose_stages",

@@ -1,5 +1,7 @@
 """One look for all figures: readable on a phone, in colours that a colour-blind reader can tell apart."""
 
+import sys
+
 import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -44,10 +46,16 @@ def set_style() -> None:
             "axes.linewidth": 0.8,
             "xtick.major.width": 0.8,
             "ytick.major.width": 0.8,
+            "svg.hashsalt": "cryoanm",  # equal figures are equal files
             "image.cmap": "gray",
             "image.interpolation": "nearest",
         },
     )
+    if "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None:
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+        # Sharp at every size, and vector in print; what is dense is rasterised within, at `figure.dpi`.
+        set_matplotlib_formats("svg")
 
 
 def new_figure(rows: int = 1, columns: int = 1, height: float = 3.4, **options) -> tuple[Figure, ndarray]:

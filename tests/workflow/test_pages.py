@@ -1,0 +1,55 @@
+"""Executed notebooks become pages: clutter goes, and each figure says how it was made."""
+
+import importlib.util
+from pathlib import Path
+
+import nbformat.v4 as v4
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "workflow" / "scripts"
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def executed():
+    """A notebook as papermill leaves it: a figure, a moving one, and a table."""
+    figure = v4.new_output("display_data", {"image/svg+xml": "<svg/>", "text/plain": "<Figure>"})
+    moving = v4.new_output(
+        "execute_result", {"text/html": '<figure class="cryoanm-breathing cryoanm-moving">'}
+    )
+    table = v4.new_output("execute_result", {"text/markdown": "| a |"})
+    cells = [
+        v4.new_code_cell('profile = "smoke"', metadata={"tags": ["parameters"]}),
+        v4.new_code_cell('profile = "laptop"', metadata={"tags": ["injected-parameters"]}),
+        v4.new_code_cell(
+            "plots.plot_modes(reference, modes)", outputs=[figure], metadata={"papermill": {"duration": 1}}
+        ),
+        v4.new_code_cell("Breathing(still=plots.plot_swings(x))", outputs=[moving]),
+        v4.new_code_cell("plots.set_style()\nMarkdown(table)", outputs=[table]),
+    ]
+    parameters = {"profile": "laptop", "structure": "adk_open"}
+    return v4.new_notebook(cells=cells, metadata={"papermill": {"parameters": parameters}})
+
+
+def test_each_figure_says_how_it_was_made(executed):
+    page = script("collect_pages").as_page(executed, "01_anm.ipynb", "https://example.org/blob/main")
+    kinds = [cell.cell_type for cell in page.cells]
+    assert kinds == ["code", "code", "markdown", "code", "markdown", "code"]
+    first, second = (cell.source for cell in page.cells if cell.cell_type == "markdown")
+    assert "https://example.org/blob/main/notebooks/01_anm.ipynb" in first
+    assert "https://example.org/blob/main/config/laptop.yaml" in first and "adk_open" in first
+    assert "<cryoanm_lib.plots.plot_modes>" in first
+    assert "<cryoanm_lib.widgets.Breathing>" in second and "<cryoanm_lib.plots.plot_swings>" in second
+
+
+def test_a_page_keeps_the_values_used_and_drops_papermill_s_record(executed):
+    page = script("collect_pages").as_page(executed, "01_anm.ipynb", "https://example.org")
+    assert page.cells[0].source == 'profile = "laptop"'
+    assert "papermill" not in page.metadata
+    assert not [cell for cell in page.cells if "papermill" in cell.metadata]

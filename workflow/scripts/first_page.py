@@ -1,0 +1,52 @@
+"""What the first page shows of this build: the pipeline in a picture, and the headline numbers."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from cryoanm_lib import plots
+from cryoanm_lib.configuration import Profile, load_profile
+from cryoanm_lib.datasets import draw_test_images
+from cryoanm_lib.errors import CryoANMError
+from cryoanm_lib.storage import load_json
+from cryoanm_lib.tables import reach_table
+
+_SHOWN = ("pose_then_amplitude", "pose_amplitude", "joint", "so3_all_latents")
+_EXPERIMENT = "pose_amplitude"  # whose images and unknowns are in the picture
+_CANDIDATES = 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("metrics", type=Path)
+    parser.add_argument("--profile", required=True)
+    parser.add_argument("--structure", required=True)
+    args = parser.parse_args()
+    try:
+        write(args.folder, load_profile(args.profile, args.structure), load_json(args.metrics))
+    except CryoANMError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def write(folder: Path, settings: Profile, metrics: Mapping[str, Mapping]) -> None:
+    """Write `pipeline.svg` and `headline.md`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plots.set_style()
+    images = draw_test_images(settings, _EXPERIMENT)[:_CANDIDATES]
+    most = images.latents["amplitude"][:, 0].abs().argmax()  # bent so far that one sees it
+    program = settings.program(_EXPERIMENT)
+    figure = plots.plot_pipeline(program, images[most[None]], 16, settings.model.box_size // 2 * 2)
+    figure.savefig(folder / "pipeline.svg")
+    made = next(iter(metrics.values()))
+    caption = (
+        f"*Mean residual of a draw from the inferred posterior, over {made['test_images']} test images: pose "
+        f"in degrees, amplitude in Å over all atoms, defocus in px². Profile {settings.name}, "
+        f"{settings.load_structure().name}, {made['device']}, torch {made['torch']}.*"
+    )
+    text = f"{reach_table(metrics, _SHOWN)}\n\n{caption}\n"
+    (folder / "headline.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
