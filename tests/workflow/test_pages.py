@@ -53,3 +53,12 @@ def test_a_page_keeps_the_values_used_and_drops_papermill_s_record(executed):
     assert page.cells[0].source == 'profile = "laptop"'
     assert "papermill" not in page.metadata
     assert not [cell for cell in page.cells if "papermill" in cell.metadata]
+
+
+def test_times_are_those_of_the_jobs_that_ran(tmp_path):
+    """The last line of a benchmark is that of the run that counts; a short job has no memory to show."""
+    (tmp_path / "fit").mkdir()
+    (tmp_path / "fit" / "pose-12345678.tsv").write_text("s\tmax_rss\n50\t100\n20\t1024\n")
+    (tmp_path / "fit" / "joint-12345678.tsv").write_text("s\tmax_rss\n30\tNA\n")
+    *_, row = script("build_facts").times(tmp_path).splitlines()
+    assert row == "| fit | 2 | 50 s | joint, 30 s | 1.0 GiB |"

@@ -24,7 +24,7 @@ rule book:
     shell:
         "rm -rf book/_build"
         " && {params.python:q} workflow/scripts/collect_pages.py book/notebooks {input.pages:q} > {log:q} 2>&1"
-        " && {params.python:q} workflow/scripts/first_page.py book/generated {input.metrics:q}"
+        " && {params.python:q} workflow/scripts/build_facts.py book/generated {input.metrics:q} results/benchmarks"
         " --profile {params.profile:q} --structure {params.structure:q} >> {log:q} 2>&1"
         " && jupyter-book build --config _config.yml --path-output book -W --keep-going book >> {log:q} 2>&1"
 

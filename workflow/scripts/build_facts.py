@@ -1,6 +1,7 @@
-"""What the first page shows of this build: the pipeline in a picture, and the headline numbers."""
+"""What pages say of this very build: the pipeline in a picture, the headline numbers, and what it took."""
 
 import argparse
+import csv
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from cryoanm_lib.configuration import Profile, load_profile
 from cryoanm_lib.datasets import draw_test_images
 from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.storage import load_json
-from cryoanm_lib.tables import reach_table
+from cryoanm_lib.tables import markdown_table, reach_table
 
 _SHOWN = ("pose_then_amplitude", "pose_amplitude", "joint", "so3_all_latents")
 _EXPERIMENT = "pose_amplitude"  # whose images and unknowns are in the picture
@@ -20,11 +21,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("metrics", type=Path)
+    parser.add_argument("benchmarks", type=Path, help="where Snakemake keeps time and memory of each job")
     parser.add_argument("--profile", required=True)
     parser.add_argument("--structure", required=True)
     args = parser.parse_args()
     try:
         write(args.folder, load_profile(args.profile, args.structure), load_json(args.metrics))
+        (args.folder / "times.md").write_text(times(args.benchmarks) + "\n", encoding="utf-8")
     except CryoANMError as error:
         raise SystemExit(f"error: {error}") from None
 
@@ -46,6 +49,23 @@ def write(folder: Path, settings: Profile, metrics: Mapping[str, Mapping]) -> No
     )
     text = f"{reach_table(metrics, _SHOWN)}\n\n{caption}\n"
     (folder / "headline.md").write_text(text, encoding="utf-8")
+
+
+def times(benchmarks: Path) -> str:
+    """Jobs of each kind: how many, their seconds together, the longest, and the most memory."""
+    rows = []
+    for kind in ("fit", "assess", "notebook"):
+        jobs = {}
+        for path in sorted((benchmarks / kind).glob("*.tsv")):
+            with path.open(encoding="utf-8") as table:
+                jobs[path.stem] = list(csv.DictReader(table, delimiter="\t"))[-1]
+        if jobs:
+            seconds = {name: float(job["s"]) for name, job in jobs.items()}
+            longest = max(seconds, key=seconds.get)
+            memory = max(float(job["max_rss"]) for job in jobs.values() if job["max_rss"] != "NA") / 1024
+            slowest = f"{longest.rpartition('-')[0] or longest}, {seconds[longest]:.0f} s"
+            rows.append([kind, len(jobs), f"{sum(seconds.values()):.0f} s", slowest, f"{memory:.1f} GiB"])
+    return markdown_table(["jobs", "how many", "together", "the longest", "most memory"], rows)
 
 
 if __name__ == "__main__":
