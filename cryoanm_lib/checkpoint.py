@@ -1,6 +1,11 @@
-"""Checkpoints of a training run, which run no code when read: safetensors, with JSON in the header."""
+"""Checkpoints of a training run, which run no code when read: safetensors, with JSON in the header.
+
+Two are kept, the last and the one before: one of them is whole whatever happens to the other.
+"""
 
 import json
+import os
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,7 +18,7 @@ from cryoanm_lib.training import Progress, Trainer
 
 
 def save_checkpoint(path: Path, trainer: Trainer, config_hash: str) -> None:
-    """Write all that `trainer` needs to go on as if it had never stopped."""
+    """Write all that `trainer` needs to go on as if it had never stopped, and keep the last one as previous."""
     tensors = {f"encoders.{k}": v for k, v in trainer.program.encoders.state_dict().items()}
     optimizers = {}
     # Pyro parks the state of a parameter that it has not met since it was loaded.
@@ -27,13 +32,51 @@ def save_checkpoint(path: Path, trainer: Trainer, config_hash: str) -> None:
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
+    written = path.with_name(f"{path.name}.new")
     save_tensors(
-        path,
+        written,
         tensors,
         config_hash=config_hash,
         progress=json.dumps(asdict(replace(trainer.progress, snapshots=[]))),
         optimizers=json.dumps(optimizers),
     )
+    # The new one is on disk before the old one steps back.
+    if path.is_file():
+        os.replace(path, previous(path))
+    os.replace(written, path)
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the last one lies."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def remove_checkpoints(path: Path) -> None:
+    """Both of them, and one that was being written."""
+    for each in (path, previous(path), path.with_name(f"{path.name}.new")):
+        each.unlink(missing_ok=True)
+
+
+def resume(path: Path, trainer: Trainer, config_hash: str) -> bool:
+    """Bring a fresh `trainer` to the last checkpoint that is whole, if there is one; say whether there was.
+
+    A damaged checkpoint is passed over with a warning.
+
+    Raises
+    ------
+    ArtifactError
+        If none is whole, or it belongs to another configuration.
+    """
+    found = [each for each in (path, previous(path)) if each.is_file()]
+    for each in found:
+        try:
+            load_checkpoint(each, trainer, config_hash)
+            return True
+        except ArtifactError as error:
+            if each == found[-1]:
+                raise
+            warnings.warn(f"{error}; going on from the checkpoint before it", stacklevel=2)
+    return False
 
 
 def load_checkpoint(path: Path, trainer: Trainer, config_hash: str) -> None:

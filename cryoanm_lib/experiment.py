@@ -11,7 +11,13 @@ import pyro
 import torch
 from torch import Tensor
 
-from cryoanm_lib.checkpoint import flatten_snapshots, load_checkpoint, read_snapshots, save_checkpoint
+from cryoanm_lib.checkpoint import (
+    flatten_snapshots,
+    read_snapshots,
+    remove_checkpoints,
+    resume,
+    save_checkpoint,
+)
 from cryoanm_lib.configuration import Profile, load_profile
 from cryoanm_lib.datasets import FixedSet, draw_test_images, training_images
 from cryoanm_lib.device import deterministic, pick_device
@@ -98,8 +104,7 @@ def fit(settings: Profile, name: str, results: Path, show_progress: bool = True)
     checkpoint, digest = folder / "checkpoint.safetensors", settings.config_hash(name)
     trainer = make_trainer(settings, name, show_progress)
     _require_writable(folder)
-    if checkpoint.is_file():
-        load_checkpoint(checkpoint, trainer, digest)
+    resume(checkpoint, trainer, digest)
     with deterministic(settings.deterministic):
         trainer.run(after_window=_checkpointer(checkpoint, digest))
         headline = _headline(settings, name, trainer)
@@ -125,7 +130,7 @@ def fit(settings: Profile, name: str, results: Path, show_progress: bool = True)
     save_json(folder / "history.json", trainer.progress.history)
     # The metrics come last: where they stand, the artifact is whole.
     save_json(folder / "metrics.json", metrics)
-    checkpoint.unlink(missing_ok=True)
+    remove_checkpoints(checkpoint)
 
 
 def load_fit(settings: Profile, name: str, results: Path) -> Fit:

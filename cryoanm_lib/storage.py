@@ -1,16 +1,21 @@
 """Files of results: tensors as safetensors and records as JSON, written whole or not at all."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from cryoanm_lib.errors import ArtifactError
+
+# Key of the checksum among the texts of a file.
+_CHECKSUM = "checksum"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -28,6 +33,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with open(beside, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(beside, path)
+        _flush_folder(path.parent)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(
             f"{path} cannot be written ({error}): free some space, or choose another results folder"
@@ -37,9 +43,21 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             beside.unlink(missing_ok=True)
 
 
+def _flush_folder(folder: Path) -> None:
+    """A new name in a folder lasts when the folder is on disk too; Windows opens no folders."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def save_tensors(path: Path, tensors: dict[str, Tensor], **metadata: str) -> None:
-    """Write tensors and text to a safetensors file, atomically."""
+    """Write tensors and text to a safetensors file with their checksum, atomically."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {key: value for key, value in metadata.items() if key != _CHECKSUM}
+    metadata[_CHECKSUM] = _checksum(contiguous, metadata)
     write_atomically(path, lambda beside: save_file(contiguous, beside, metadata))
 
 
@@ -52,7 +70,21 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         If the file is missing or damaged.
     """
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    expected = metadata.pop(_CHECKSUM, None)
+    if expected is not None and expected != _checksum(tensors, metadata):
+        raise unusable(path, "its checksum does not fit")
+    return tensors, metadata
+
+
+def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """SHA-256 of all names, texts, shapes and bytes."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_header(path: Path) -> dict[str, str]:
@@ -64,7 +96,7 @@ def read_header(path: Path) -> dict[str, str]:
         If the file is missing or damaged.
     """
     with _opened(path) as file:
-        return file.metadata() or {}
+        return {key: value for key, value in (file.metadata() or {}).items() if key != _CHECKSUM}
 
 
 @contextmanager

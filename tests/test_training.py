@@ -1,5 +1,7 @@
 """Schedules, resuming to the bit, and what training does to a guide."""
 
+import contextlib
+import json
 import math
 from dataclasses import asdict
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cryoanm_lib.checkpoint import load_checkpoint, save_checkpoint
+from cryoanm_lib.checkpoint import load_checkpoint, previous, resume, save_checkpoint
 from cryoanm_lib.errors import ArtifactError, TrainingError
 from cryoanm_lib.fourier import crop_coefficients
 from cryoanm_lib.likelihood import log_likelihood
@@ -217,18 +219,52 @@ def test_a_checkpoint_of_another_configuration_is_refused(tiny_program, tmp_path
         load_checkpoint(tmp_path / "c.safetensors", trainer, "xyz")
 
 
-@pytest.mark.parametrize("damage", ["truncate", "garbage", "missing"])
+@pytest.mark.parametrize("damage", ["truncate", "garbage", "flip", "missing"])
 def test_a_damaged_checkpoint_is_refused(tiny_program, tmp_path, damage) -> None:
     path, trainer = tmp_path / "c.safetensors", make_trainer(tiny_program)
     save_checkpoint(path, trainer, "abc")
     content = path.read_bytes()
     path.write_bytes(
-        {"truncate": content[: len(content) // 2], "garbage": b"\0" * 100, "missing": b""}[damage]
+        {
+            "truncate": content[: len(content) // 2],
+            "garbage": b"\0" * 100,
+            "flip": content[:-1000] + bytes([content[-1000] ^ 1]) + content[-999:],
+            "missing": b"",
+        }[damage]
     )
     if damage == "missing":
         path.unlink()
     with pytest.raises(ArtifactError, match="is missing: run" if damage == "missing" else "is damaged"):
         load_checkpoint(path, trainer, "abc")
+
+
+@pytest.mark.parametrize("lost", ["nothing", "last", "last is gone", "both"])
+def test_the_last_checkpoint_that_is_whole_is_used(tiny_program, tmp_path, lost) -> None:
+    path, trainer = tmp_path / "c.safetensors", make_trainer(tiny_program, [Stage(resolution=12, steps=8)])
+    trainer.run(after_window=lambda trainer: save_checkpoint(path, trainer, "abc"))
+    steps = {
+        each: json.loads(load_tensors(each)[1]["progress"])["total_steps"] for each in (path, previous(path))
+    }
+    assert steps[path] > steps[previous(path)] > 0
+    for each in {"nothing": (), "last": (path,), "last is gone": (path,), "both": (path, previous(path))}[
+        lost
+    ]:
+        each.write_bytes(each.read_bytes()[:-7])
+    if lost == "last is gone":  # as when the machine stopped between two renames
+        path.unlink()
+
+    fresh = make_trainer(tiny_program, [Stage(resolution=12, steps=8)])
+    if lost == "both":
+        with pytest.warns(UserWarning, match="before it"), pytest.raises(ArtifactError, match="is damaged"):
+            resume(path, fresh, "abc")
+        return
+    with pytest.warns(UserWarning, match="before it") if lost == "last" else contextlib.nullcontext():
+        assert resume(path, fresh, "abc")
+    assert fresh.progress.total_steps == steps[path if lost == "nothing" else previous(path)]
+
+
+def test_without_a_checkpoint_there_is_nothing_to_resume(tiny_program, tmp_path) -> None:
+    assert not resume(tmp_path / "c.safetensors", make_trainer(tiny_program), "abc")
 
 
 def test_a_checkpoint_that_lacks_a_tensor_is_refused(tiny_program, tmp_path) -> None:
