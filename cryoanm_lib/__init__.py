@@ -12,7 +12,7 @@ Data flow from top to bottom, and a module imports from those above it alone:
     unknowns, ragged -> information, templates -> cells -> exact
     predictive, mixture, climb -> search, orientation_grid -> orientation_search -> refine
     amortised -> calibration, referee
-    diagnostics -> training -> storage, provenance -> checkpoint, weights
+    diagnostics, divergence -> training -> lock, storage, provenance -> checkpoint, weights
     profile_files, complaints, sections -> configuration -> device, datasets -> experiment
     experiment -> assessment, metrics -> reference
     timing, windows, transition, landscapes, views, costs, tables, plots, widgets
@@ -29,7 +29,7 @@ ORDER = (
     *("unknowns", "ragged", "information", "templates", "cells", "exact"),
     *("predictive", "mixture", "climb", "search", "orientation_grid", "orientation_search", "refine"),
     *("amortised", "calibration", "referee"),
-    *("diagnostics", "training", "storage", "provenance", "checkpoint", "weights"),
+    *("diagnostics", "divergence", "training", "lock", "storage", "provenance", "checkpoint", "weights"),
     *("profile_files", "complaints", "sections", "configuration", "device", "datasets", "experiment"),
     *("assessment", "metrics", "reference"),
     *("timing", "windows", "transition", "landscapes", "views", "costs", "tables", "plots", "widgets"),

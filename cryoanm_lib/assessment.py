@@ -26,6 +26,7 @@ from cryoanm_lib.errors import ArtifactError
 from cryoanm_lib.exact import exact_posterior
 from cryoanm_lib.experiment import find_results, fit_or_load, load_fit
 from cryoanm_lib.information import information_limit, signal_to_noise
+from cryoanm_lib.lock import alone
 from cryoanm_lib.orientation_search import OrientationSearch
 from cryoanm_lib.particles import Particles
 from cryoanm_lib.predictive import predictive_p_value
@@ -103,7 +104,16 @@ def assess_or_load(
 
 
 def assess(settings: Profile, name: str, results: Path) -> None:
-    """Refine the test images of a finished experiment, test the answers, and write the artifact."""
+    """Refine the test images of a finished experiment, test the answers, and write the artifact.
+
+    If another process is at it, wait, and take what it has made.
+    """
+    with alone(results, settings.assessment_path(name)) as waited:
+        if not (waited and (results / settings.assessment_path(name) / "metrics.json").is_file()):
+            _assess(settings, name, results)
+
+
+def _assess(settings: Profile, name: str, results: Path) -> None:
     section, checks = settings.assessment(name), settings.checks
     program = load_fit(settings, section.of, results).program
     images = draw_test_images(settings, section.of, section.noise)[: section.images]

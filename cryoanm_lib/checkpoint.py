@@ -18,7 +18,7 @@ from cryoanm_lib.training import Progress, Trainer
 
 
 def save_checkpoint(path: Path, trainer: Trainer, config_hash: str) -> None:
-    """Write all that `trainer` needs to go on as if it had never stopped, and keep the last one as previous."""
+    """Write all that `trainer` needs to go on as if it had never stopped, beside the last one."""
     tensors = {f"encoders.{k}": v for k, v in trainer.program.encoders.state_dict().items()}
     optimizers = {}
     # Pyro parks the state of a parameter that it has not met since it was loaded.

@@ -24,6 +24,7 @@ from cryoanm_lib.device import deterministic, pick_device
 from cryoanm_lib.diagnostics import FLIP_DEGREES, NEAR_DEGREES, RESIDUAL_KEYS, pose_distance, residuals
 from cryoanm_lib.errors import ArtifactError
 from cryoanm_lib.information import information_limit
+from cryoanm_lib.lock import alone
 from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.provenance import circumstances
 from cryoanm_lib.storage import load_json, load_tensors, save_json, save_tensors, unusable
@@ -99,7 +100,17 @@ def find_results(results: str | Path) -> Path:
 
 
 def fit(settings: Profile, name: str, results: Path, show_progress: bool = True) -> None:
-    """Train an experiment, resuming from its checkpoint if there is one, and write its artifact."""
+    """Train an experiment, resuming from its checkpoint if there is one, and write its artifact.
+
+    If another process is at it, wait, and take what it has made.
+    """
+    settings.forward_model()  # a structure that cannot be used leaves nothing behind
+    with alone(results, settings.artifact_path(name)) as waited:
+        if not (waited and (results / settings.artifact_path(name) / "metrics.json").is_file()):
+            _fit(settings, name, results, show_progress)
+
+
+def _fit(settings: Profile, name: str, results: Path, show_progress: bool) -> None:
     folder = results / settings.artifact_path(name)
     checkpoint, digest = folder / "checkpoint.safetensors", settings.config_hash(name)
     trainer = make_trainer(settings, name, show_progress)

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cryoanm_lib.diagnostics import FLIP_DEGREES, TWO_SIDED_WEIGHT, opposite_weight, residuals
+from cryoanm_lib.divergence import first_not_finite
 from cryoanm_lib.errors import CryoANMError, TrainingError
 from cryoanm_lib.fourier import highest_frequency
 from cryoanm_lib.noise import cropped_noise
@@ -199,6 +200,9 @@ class Trainer:
         first = progress.step
         self.take_steps(min(self.window, stage.steps - first), bar.update)
         progress.seconds += time.perf_counter() - started
+        # The last step may have spoilt the weights after its own loss was fine: nothing of it must be kept.
+        if not all(weight.isfinite().all() for weight in self.program.encoders.state_dict().values()):
+            raise self._diverged("a step left the networks unusable", self.test[:1])
         answer = self.program.sample_guide(self.test, stage.resolution)
         progress.history.append(self._record(progress.losses[first:], answer))
         shown = ("resolution", "loss", *(f"{name}_residual" for name in self.program.inferred))
@@ -222,20 +226,23 @@ class Trainer:
     def _step(self, svi: SVI) -> float:
         """One gradient step; the mean loss of an image, for the ELBO in nats above the noise floor."""
         resolution = self.stage.resolution
+        particles = self.draw_batch(resolution, self.progress.total_steps)
         try:
-            loss = svi.step(self.draw_batch(resolution, self.progress.total_steps), resolution)
+            loss = svi.step(particles, resolution)
         except CryoANMError:
             raise
         except ValueError as error:  # Pyro refuses the parameters of a distribution
-            raise self._diverged(str(error).splitlines()[0]) from error
+            raise self._diverged(str(error).splitlines()[0], particles) from error
         if not math.isfinite(loss):
-            raise self._diverged(f"the loss is {loss}")
+            raise self._diverged(f"the loss is {loss}", particles)
         return loss if self.stage.objective == "forward_kl" else loss - self.noise_floor(resolution)
 
-    def _diverged(self, what: str) -> TrainingError:
+    def _diverged(self, what: str, particles: Particles) -> TrainingError:
+        bad = first_not_finite(self.program, particles, self.stage.resolution)
+        where = "all tensors are finite" if bad is None else f"the first tensor that is not finite: {bad}"
         return TrainingError(
             f"training diverged at step {self.progress.total_steps} (stage {self.progress.stage}, "
-            f"K = {self.stage.resolution}): {what}: lower the learning rate of this stage, "
+            f"K = {self.stage.resolution}): {what}; {where}: lower the learning rate of this stage, "
             f"{self.stage.learning_rate:.2g}"
         )
 

@@ -185,9 +185,43 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_program) -> None:
     with torch.no_grad():
         trainer.program.encoders["pose"].references.fill_(math.nan)
     with pytest.raises(
-        TrainingError, match=r"diverged at step 0 \(stage 0, K = 12\).*lower the learning rate"
+        TrainingError,
+        match=r"diverged at step 0 \(stage 0, K = 12\).*weight 'pose.references': lower the learning rate",
     ):
         trainer.run()
+
+
+def test_images_that_are_no_numbers_are_named_before_what_they_spoil(tiny_program) -> None:
+    trainer = make_trainer(tiny_program)
+    draw = trainer.draw_batch
+
+    def with_a_hole(resolution, step):
+        particles = draw(resolution, step)
+        particles.coefficients[0, 3] = math.nan
+        return particles
+
+    trainer.draw_batch = with_a_hole
+    with pytest.raises(TrainingError, match="not finite: coefficients of the images"):
+        trainer.run()
+
+
+def test_a_step_that_spoils_the_weights_is_not_saved(tiny_program) -> None:
+    """The loss of the step was fine: the weights after it are not."""
+    trainer, saved = make_trainer(tiny_program, [Stage(resolution=12, steps=6)]), []
+    take = trainer._step
+    steps = iter(range(100))
+
+    def spoil_the_last_of_a_window(svi):
+        loss = take(svi)
+        if next(steps) == 5:
+            with torch.no_grad():
+                trainer.program.encoders["amplitude"].dense[0].weight[0, 0] = math.inf
+        return loss
+
+    trainer._step = spoil_the_last_of_a_window
+    with pytest.raises(TrainingError, match="weight 'amplitude"):
+        trainer.run(after_window=lambda trainer: saved.append(trainer.progress.total_steps))
+    assert saved == [3]
 
 
 def test_a_learning_rate_that_is_too_high_is_named(tiny_program) -> None:
