@@ -4,7 +4,7 @@ Data flow from top to bottom, and a module imports from those above it alone:
 
     errors, settings
     structure_files -> structure, sparse_network -> anm
-    rotation, fourier, pieces, compiled -> fourier_loops and _projection, gridded_loops and _projection
+    rotation, fourier, pieces, memory, compiled -> fourier_loops, gridded_loops and their _projection
     spatial_projection, fourier_projection, gridded_projection -> projection
     latents, projection, filtering, ctf, noise -> forward -> likelihood
     antipodal -> distributions -> prior, particles
@@ -21,7 +21,7 @@ Data flow from top to bottom, and a module imports from those above it alone:
 #: Modules in the order in which data flows.
 ORDER = (
     *("errors", "settings", "structure_files", "structure", "sparse_network", "anm"),
-    *("rotation", "fourier", "pieces", "compiled", "fourier_loops", "fourier_projection"),
+    *("rotation", "fourier", "pieces", "memory", "compiled", "fourier_loops", "fourier_projection"),
     *("gridded_loops", "gridded_projection", "spatial_projection"),
     *("latents", "projection", "filtering", "ctf", "noise", "forward", "likelihood"),
     *("antipodal", "distributions", "prior", "particles"),

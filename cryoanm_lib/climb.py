@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cryoanm_lib.fourier import crop_coefficients, to_real
 from cryoanm_lib.information import prior_slopes
+from cryoanm_lib.memory import in_parts
 from cryoanm_lib.particles import Particles, to_forward
 from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.unknowns import Unknowns
@@ -183,7 +184,7 @@ class Climber:
         Float[Tensor, "points"], Float[Tensor, "points columns"], Float[Tensor, "points columns columns"]
     ]:
         """log p(image, latents), its gradient, and the Gauss-Newton precision at one point an image."""
-        parts = [self._of_chunk(image[p], values[p]) for p in torch.arange(len(image)).split(_CHUNK)]
+        parts = in_parts(lambda rows: self._of_chunk(image[rows], values[rows]), len(image), _CHUNK)
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
     def _of_chunk(self, image: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

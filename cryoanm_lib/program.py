@@ -21,6 +21,7 @@ from cryoanm_lib.fourier import coefficients_to_image, crop_coefficients, to_rea
 from cryoanm_lib.guides import Computed, Seen, SeparateNetworks, SharedNetwork
 from cryoanm_lib.likelihood import log_likelihood
 from cryoanm_lib.linearised import linearised_posterior
+from cryoanm_lib.memory import in_parts
 from cryoanm_lib.noise import cropped_noise
 from cryoanm_lib.particles import Particles, to_forward
 from cryoanm_lib.prior import LATENTS, PAPER_PRIOR, VECTORS, Prior
@@ -195,16 +196,18 @@ class CryoProgram(nn.Module):
         draws = self.log_prior(chosen).shape[:-1]
         observed = crop_coefficients(particles.coefficients, resolution)
         flat = {name: value.flatten(0, len(draws)) for name, value in chosen.items()}
-        parts = []
-        for part in torch.arange(draws.numel() * n_images, device=observed.device).split(_CHUNK):
-            image = part % n_images
+        every = torch.arange(draws.numel() * n_images, device=observed.device)
+
+        def scored(rows: slice) -> Float[Tensor, "rows"]:
+            part, image = every[rows], every[rows] % n_images
             given = {name: value[image] for name, value in particles.latents.items()}
             here = {name: value[part] for name, value in flat.items()}
             predicted = model.coefficients(to_forward(given | here), resolution)
             noise = self.noise_of(given)
-            scored = log_likelihood(observed[image], predicted, noise, resolution, model.box_size)
-            parts.append(scored.double() + self.log_prior(here))
-        return torch.cat(parts).view(*draws, n_images)
+            fit = log_likelihood(observed[image], predicted, noise, resolution, model.box_size)
+            return fit.double() + self.log_prior(here)
+
+        return torch.cat(in_parts(scored, len(every), _CHUNK)).view(*draws, n_images)
 
     # ---------------------------------------------------------------- q: how it is read backwards
 
@@ -308,10 +311,7 @@ class CryoProgram(nn.Module):
     ) -> dict[str, Float[Tensor, "images ..."]]:
         """What the guide answers, on the CPU."""
         with self.in_use():
-            chunks = [
-                answer(particles[start : start + batch_size], resolution)
-                for start in range(0, len(particles), batch_size)
-            ]
+            chunks = in_parts(lambda rows: answer(particles[rows], resolution), len(particles), batch_size)
         return {name: torch.cat([chunk[name] for chunk in chunks]).cpu() for name in chunks[0]}
 
     @contextmanager

@@ -20,6 +20,7 @@ from cryoanm_lib.diagnostics import FLIP_DEGREES, TWO_SIDED_WEIGHT, opposite_wei
 from cryoanm_lib.divergence import first_not_finite
 from cryoanm_lib.errors import CryoANMError, TrainingError
 from cryoanm_lib.fourier import highest_frequency
+from cryoanm_lib.memory import is_out_of_memory
 from cryoanm_lib.noise import cropped_noise
 from cryoanm_lib.objectives import ForwardKL, StratifiedELBO
 from cryoanm_lib.particles import Particles
@@ -233,6 +234,14 @@ class Trainer:
             raise
         except ValueError as error:  # Pyro refuses the parameters of a distribution
             raise self._diverged(str(error).splitlines()[0], particles) from error
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            size = len(particles)
+            raise TrainingError(
+                f"a step of {size} images at K = {resolution} does not fit into memory: lower the "
+                f"experiment's batch_size to {max(1, size // 2)}, or its guide's channels or image_size"
+            ) from error
         if not math.isfinite(loss):
             raise self._diverged(f"the loss is {loss}", particles)
         return loss if self.stage.objective == "forward_kl" else loss - self.noise_floor(resolution)

@@ -143,6 +143,6 @@ def test_every_name_of_the_symbols_page_exists():
 def test_every_module_that_a_reader_may_use_is_on_the_page_of_the_library():
     shown = " ".join(re.findall(r"<!-- api: ([\w. ]+) -->", (ROOT / "book/api.md").read_text())).split()
     assert len(shown) == len(set(shown))
-    inside = {*"pieces compiled fourier_loops gridded_loops ragged templates cells".split()}
+    inside = {*"pieces memory compiled fourier_loops gridded_loops ragged templates cells".split()}
     inside |= {*"checkpoint complaints profile_files device __main__".split()}
     assert set(shown) | inside == set(cryoanm_lib.ORDER)
