@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import matplotlib as mpl
-import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -12,6 +11,9 @@ from cryoanm_lib.widgets.frame import Slider, moving_figure, rounded
 
 # Colours along the chain, told apart by every eye, and light enough at one end only.
 _COLOURS = 32
+
+# Height of the picture over that of the molecule.
+_ROOM = 1.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,15 +44,13 @@ class Breathing:
     name: str = "breathing"
 
     def _repr_html_(self) -> str:
-        swings = self.furthest[:, None, None] * self.modes
-        ends = torch.stack([self.reference + sign * swings for sign in (-1, 1)])
         chain = mpl.colormaps["viridis"].resampled(_COLOURS)
         model = {
             "reference": rounded(self.reference),
             "modes": rounded(self.modes),
             "furthest": rounded(self.furthest),
-            # No end of a swing leaves the picture, however it is turned.
-            "reach": round(ends.norm(dim=-1).max().item(), 3),
+            # Half the height of the picture: the reference with room to swing, however it is turned.
+            "reach": round(_ROOM * self.reference.norm(dim=-1).max().item(), 3),
             "colours": [[round(255 * part) for part in chain(i)[:3]] for i in range(_COLOURS)],
         }
         end = self.furthest[0].item()
