@@ -26,7 +26,7 @@ TEST_READY   := .venv/.ready-test
 
 BENCH_READY  := .venv/.ready-bench
 
-.PHONY: help book test test-slow test-book bench lint format clean distclean
+.PHONY: help book pdf test test-slow test-book test-launch bench lint format clean distclean
 
 help: ## Show this list
 	@echo "make <target> [PROFILE=smoke|laptop|full|paper] [STRUCTURE=adk_open|<PDB ID>|<file>] [CORES=4] [PYTHON=python3.11]"
@@ -35,6 +35,10 @@ help: ## Show this list
 book: $(BOOK_READY) ## Compute every figure of PROFILE and build the book
 	snakemake --cores $(CORES) --config profile="$(PROFILE)" structure="$(STRUCTURE)"
 	@echo "The book: $(CURDIR)/book/_build/html/index.html"
+
+pdf: $(BOOK_READY) ## Print the book to results/book.pdf; needs a Chromium
+	snakemake --cores $(CORES) --config profile="$(PROFILE)" structure="$(STRUCTURE)" -- results/book.pdf
+	@echo "The book: $(CURDIR)/results/book.pdf"
 
 test: lint ## Run ruff, the test suite and the notebooks
 	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
@@ -45,6 +49,9 @@ test-slow: $(TEST_READY) ## Run the long statistical tests
 
 test-book: $(TEST_READY) ## Run the tests that look at a built book
 	pytest tests/book
+
+test-launch: $(TEST_READY) ## Open notebooks alone in a fresh environment, as Colab does
+	pytest -m launch tests/launch
 
 bench: $(BENCH_READY) ## Time it side by side with others; leave the machine alone meanwhile
 	python -m benchmarks

@@ -163,6 +163,7 @@ const breathing = (() => {
       if (appeared && running) requestAnimationFrame(step);
     }).observe(canvas);
     new ResizeObserver(redraw).observe(canvas);
+    new MutationObserver(redraw).observe(document.documentElement, { attributeFilter: ["data-theme"] });
     label();
     swingTo();
   }
