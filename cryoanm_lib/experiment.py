@@ -104,7 +104,7 @@ def fit(settings: Profile, name: str, results: Path, show_progress: bool = True)
 
     If another process is at it, wait, and take what it has made.
     """
-    settings.forward_model()  # a structure that cannot be used leaves nothing behind
+    settings.forward_model(experiment=name)  # a structure that cannot be used leaves nothing behind
     with alone(results, settings.artifact_path(name)) as waited:
         if not (waited and (results / settings.artifact_path(name) / "metrics.json").is_file()):
             _fit(settings, name, results, show_progress)
