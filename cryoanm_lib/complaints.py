@@ -1,7 +1,7 @@
 """What is wrong with a profile, in words: the key, its value, and what is allowed."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import get_args
 
 from pydantic import ValidationError
@@ -66,3 +66,16 @@ def _section_within(annotation: object) -> type[Section] | None:
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     return next((found for part in get_args(annotation) if (found := _section_within(part))), None)
+
+
+def without_json(content: object, key: str = "") -> Iterator[tuple[str, object]]:
+    """Dates, bytes and the like, which YAML knows and a profile does not, each with the way to it."""
+    if isinstance(content, list):
+        content = dict(enumerate(content))
+    for name, value in content.items() if isinstance(content, dict) else ():
+        here = f"{key}.{name}".lstrip(".")
+        if not isinstance(name, (str, int, float, bool)):
+            yield here, name
+        elif not isinstance(value, (str, int, float, bool, dict, list, type(None))):
+            yield here, value
+        yield from without_json(value, here)

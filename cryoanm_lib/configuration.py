@@ -6,14 +6,13 @@ type or an impossible value is refused by name.
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from cryoanm_lib.anm import NormalModes, normal_modes
-from cryoanm_lib.complaints import explanation
+from cryoanm_lib.complaints import explanation, without_json
 from cryoanm_lib.errors import ConfigurationError, ForwardModelError
 from cryoanm_lib.forward import ForwardModel
 from cryoanm_lib.fourier import check_resolution
@@ -362,26 +361,8 @@ def load_profile(profile: str | Path, structure: str | None = None) -> Profile:
     except ValidationError as error:
         raise ConfigurationError(explanation(path.name, error, Profile, ONLY_IN_FILES)) from None
     except TypeError:
-        key, value = next(_strange(content))
+        key, value = next(without_json(content))
         raise ConfigurationError(
             f"{path.name}: {key} = {value!r} is a {type(value).__name__}: use text, numbers, lists and "
             "tables only"
         ) from None
-
-
-def _strange(content: object, key: str = "") -> Iterator[tuple[str, object]]:
-    """Dates, bytes and the like, which YAML knows and a profile does not, each with the way to it."""
-    entries = (
-        content.items()
-        if isinstance(content, dict)
-        else enumerate(content)
-        if isinstance(content, list)
-        else ()
-    )
-    for name, value in entries:
-        here = f"{key}.{name}".lstrip(".")
-        if not isinstance(name, (str, int, float, bool)):
-            yield here, name
-        elif not isinstance(value, (str, int, float, bool, dict, list, type(None))):
-            yield here, value
-        yield from _strange(value, here)

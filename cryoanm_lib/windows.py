@@ -57,7 +57,7 @@ def window(
     n_draws : int
         For the deviations, and to be shown.
     reach : float, optional
-        Show all poses, and amplitudes up to this one on either side of zero; default: the truth and four
+        Show all poses, and amplitudes up to this one on either side of zero; default: the truth and five
         deviations.
     """
     unknowns, latents = Unknowns.of(posterior.program), posterior.particles.latents

@@ -21,7 +21,7 @@ from cryoanm_lib.plots.style import COLOURS, GREY, TRUTH_COLOUR, new_figure
 from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.refine import RefinedPosterior
 from cryoanm_lib.tables import two_digits
-from cryoanm_lib.windows import window
+from cryoanm_lib.windows import Window, window
 
 #: Colour and marker of each way to a posterior, wherever they are compared.
 LOOKS = {
@@ -58,15 +58,20 @@ def plot_sharpening(program: CryoProgram, image: Particles, resolutions: Sequenc
 def _draw_posterior(ax: Axes, program: CryoProgram, image: Particles, resolution: int) -> None:
     """Density on a grid about the draws, with the truth and the size of the window."""
     shown = window(exact_posterior(program, image, resolution))
-    x, y = torch.rad2deg(shown.pose).numpy(), shown.amplitude.numpy()
-    ax.pcolormesh(x, y, shown.density.T.numpy(), cmap="Blues", rasterized=True)
-    at = torch.rad2deg(shown.truth[0]), shown.truth[1]
-    ax.plot(*at, "+", color=TRUTH_COLOUR, markersize=11, markeredgewidth=1.8)
-    ax.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+    draw_window(ax, shown, mark=11)
     pose, amplitude = torch.rad2deg(shown.deviation[0]), shown.deviation[1]
     ax.set_title(f"K = {resolution}: {pose:.2g}°, {amplitude:.2g} Å", fontsize=10)
     ax.tick_params(labelsize=8)
     ax.locator_params(nbins=3)
+
+
+def draw_window(ax: Axes, shown: Window, mark: float) -> None:
+    """The density in a window, pose in degrees, and the truth by a cross of so many points."""
+    x, y = torch.rad2deg(shown.pose).numpy(), shown.amplitude.numpy()
+    ax.pcolormesh(x, y, shown.density.T.numpy(), cmap="Blues", rasterized=True)
+    at = torch.rad2deg(shown.truth[0]), shown.truth[1]
+    ax.plot(*at, "+", color=TRUTH_COLOUR, markersize=mark, markeredgewidth=1.8)
+    ax.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
 
 
 def plot_referees(

@@ -1,6 +1,5 @@
 """The whole book in one figure: the program that makes an image, and the inference that runs it backwards."""
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
@@ -8,9 +7,10 @@ from matplotlib.patches import ConnectionPatch
 from cryoanm_lib.exact import exact_posterior
 from cryoanm_lib.fourier import coefficients_to_image, crop_coefficients
 from cryoanm_lib.particles import Particles, to_forward
+from cryoanm_lib.plots.calibration import draw_window
 from cryoanm_lib.plots.images import draw_image
 from cryoanm_lib.plots.structure import draw_trace
-from cryoanm_lib.plots.style import COLOURS, GREY, TRUTH_COLOUR, new_figure
+from cryoanm_lib.plots.style import COLOURS, GREY, new_figure
 from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.windows import window
 
@@ -70,9 +70,7 @@ def plot_pipeline(program: CryoProgram, image: Particles, coarse: int, fine: int
 def _draw_posterior(ax: Axes, program: CryoProgram, image: Particles, resolution: int) -> None:
     """Where the latents may be, and where they were."""
     shown = window(exact_posterior(program, image, resolution))
-    x, y = torch.rad2deg(shown.pose).numpy(), shown.amplitude.numpy()
-    ax.pcolormesh(x, y, shown.density.T.numpy(), cmap="Blues", rasterized=True)
-    ax.plot(torch.rad2deg(shown.truth[0]), shown.truth[1], "+", color=TRUTH_COLOUR, markersize=8)
+    draw_window(ax, shown, mark=8)
     ax.locator_params(nbins=3)
     ax.tick_params(labelsize=7, pad=1, length=2)
     ax.set_xlabel("θ (°)", fontsize=_TITLE_SIZE, labelpad=0)

@@ -36,30 +36,28 @@ def as_page(notebook: nbformat.NotebookNode, name: str, address: str) -> nbforma
     cells = []
     for number, cell in enumerate(notebook.cells):
         cells.append(cell)
-        if _makers(cell):
-            cells.append(_how_made(cell, number, name, address, parameters))
+        if makers := _makers(cell):
+            cells.append(_how_made(makers, number, name, address, parameters))
     notebook.cells = cells
     return notebook
 
 
 def _makers(cell: nbformat.NotebookNode) -> list[str]:
     """Functions and classes of the library that made the figure that a cell shows, if it shows one."""
-    shown = [kind for output in cell.get("outputs", ()) for kind in output.get("data", ())]
-    moving = any(
-        "cryoanm-moving" in "".join(o.get("data", {}).get("text/html", "")) for o in cell.get("outputs", ())
-    )
-    if not moving and not any(kind.startswith("image/") for kind in shown):
+    shown = [item for output in cell.get("outputs", ()) for item in output.get("data", {}).items()]
+    if not any(kind.startswith("image/") or "cryoanm-moving" in "".join(data) for kind, data in shown):
         return []
     found = _MAKERS.findall(cell.source)
-    return [f"plots.{function}" if function else f"widgets.{widget}" for function, widget in found]
+    named = [f"plots.{function}" if function else f"widgets.{widget}" for function, widget in found]
+    return list(dict.fromkeys(named))
 
 
 def _how_made(
-    cell: nbformat.NotebookNode, number: int, name: str, address: str, parameters: dict
+    makers: list[str], number: int, name: str, address: str, parameters: dict
 ) -> nbformat.NotebookNode:
     """A line that leads to the notebook, the functions, and the configuration."""
     parts = [f"[notebook]({address}/notebooks/{name})"]
-    parts += [f"{{py:obj}}`{maker} <cryoanm_lib.{maker}>`" for maker in dict.fromkeys(_makers(cell))]
+    parts += [f"{{py:obj}}`{maker} <cryoanm_lib.{maker}>`" for maker in makers]
     if "profile" in parameters:
         parts.append(f"[profile {parameters['profile']}]({address}/config/{parameters['profile']}.yaml)")
         parts.append(f"structure {parameters['structure']}")
