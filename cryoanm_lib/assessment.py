@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -31,10 +32,10 @@ from cryoanm_lib.orientation_search import OrientationSearch
 from cryoanm_lib.particles import Particles
 from cryoanm_lib.predictive import predictive_p_value
 from cryoanm_lib.program import CryoProgram
-from cryoanm_lib.provenance import circumstances
+from cryoanm_lib.provenance import circumstances, now, provenance
 from cryoanm_lib.refine import SUSPICIOUS, RefinedPosterior, refine
 from cryoanm_lib.search import SEARCH_RESOLUTION, WideSearch
-from cryoanm_lib.storage import load_json, load_tensors, save_json, save_tensors
+from cryoanm_lib.storage import load_json, load_tensors, save_json, save_tensors, sweep
 
 #: The ways to a posterior that are compared, in the order of what they cost.
 METHODS = ("guide", "refined", "exact")
@@ -114,7 +115,7 @@ def assess(settings: Profile, name: str, results: Path) -> None:
 
 
 def _assess(settings: Profile, name: str, results: Path) -> None:
-    section, checks = settings.assessment(name), settings.checks
+    section, checks, started = settings.assessment(name), settings.checks, now()
     program = load_fit(settings, section.of, results).program
     images = draw_test_images(settings, section.of, section.noise)[: section.images]
     resolution = section.resolution
@@ -145,7 +146,7 @@ def _assess(settings: Profile, name: str, results: Path) -> None:
         metrics |= _gaps(tested)
     elif refined.mixture.unknowns.in_space:
         metrics |= _gap_to_refined(posteriors["guide"], refined, generator)
-    _save(settings, name, results, metrics, images, limit, tested)
+    _save(settings, name, results, metrics, images, limit, tested, started)
 
 
 def load_assessment(settings: Profile, name: str, results: Path) -> Assessment:
@@ -337,6 +338,7 @@ def _save(
     images: Particles,
     limit: Mapping[str, Tensor],
     tested: Mapping[str, Mapping[str, Tensor]],
+    started: datetime,
 ) -> None:
     """Write the artifact, the metrics last: where they stand, it is whole."""
     section, digest = settings.assessment(name), settings.assessment_hash(name)
@@ -344,15 +346,20 @@ def _save(
     tensors = {f"truth.{latent}": value for latent, value in images.latents.items()}
     tensors |= {f"limit.{latent}": value for latent, value in limit.items()}
     tensors |= {f"{method}.{key}": v for method, found in tested.items() for key, v in found.items()}
+    cpu, seed = torch.device("cpu"), settings.seed_of(section.of)
     about = {
         "profile": settings.name,
         "structure": settings.structure,
         "config_hash": digest,
-        "seed": settings.seed_of(section.of),
+        "seed": seed,
         "resolution": section.resolution,
         "noise": program.noise if section.noise is None else section.noise,
         "snr": signal_to_noise(program, images.latents).mean().item(),
         "test_images": len(images),
     }
+    sweep(folder)
     save_tensors(folder / "posteriors.safetensors", tensors, config_hash=digest)
-    save_json(folder / "metrics.json", about | metrics | circumstances(torch.device("cpu")))
+    of = {"assessment": name, "config_hash": digest, "data": settings.data_hashes(section.of), "seed": seed}
+    of["fit"] = settings.artifact_path(section.of).name
+    save_json(folder / "provenance.json", provenance(cpu, started, **of))
+    save_json(folder / "metrics.json", about | metrics | circumstances(cpu))

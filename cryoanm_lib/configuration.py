@@ -33,7 +33,7 @@ from cryoanm_lib.sections import (
 from cryoanm_lib.settings import Count, LatentName, Section
 from cryoanm_lib.structure import Structure, load_structure, structure_file
 from cryoanm_lib.training import Stage
-from cryoanm_lib.weights import weights_hash, weights_made
+from cryoanm_lib.weights import weights_hash, weights_made, weights_path
 
 #: The protein of the book, embedded in the library; the expected ranges of metrics are for it.
 DEFAULT_STRUCTURE = "adk_open"
@@ -229,6 +229,14 @@ class Profile(Section):
         content["prior"] = prior.model_dump(mode="json")
         content["model"] = model.model_dump(mode="json", exclude={"noise", "projector"})
         return _digest(content)
+
+    def data_hashes(self, experiment: str) -> dict[str, str]:
+        """SHA-256 of what an experiment is given: atoms as read, and networks that it starts from."""
+        section, atoms = self.experiment(experiment), self.load_structure().coordinates
+        given = {"atoms": hashlib.sha256(atoms.numpy().tobytes()).hexdigest()}
+        if section.weights is not None:
+            given["weights"] = hashlib.sha256(weights_path(section.weights).read_bytes()).hexdigest()
+        return given
 
     def _structure_digest(self) -> str:
         """The structure's name, or what its file holds."""

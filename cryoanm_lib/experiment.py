@@ -26,8 +26,8 @@ from cryoanm_lib.errors import ArtifactError
 from cryoanm_lib.information import information_limit
 from cryoanm_lib.lock import alone
 from cryoanm_lib.program import CryoProgram
-from cryoanm_lib.provenance import circumstances
-from cryoanm_lib.storage import load_json, load_tensors, save_json, save_tensors, unusable
+from cryoanm_lib.provenance import circumstances, now, provenance
+from cryoanm_lib.storage import load_json, load_tensors, save_json, save_tensors, sweep, unusable
 from cryoanm_lib.training import Trainer
 from cryoanm_lib.weights import load_weights, weights_path, write_weights
 
@@ -111,24 +111,26 @@ def fit(settings: Profile, name: str, results: Path, show_progress: bool = True)
 
 
 def _fit(settings: Profile, name: str, results: Path, show_progress: bool) -> None:
-    folder = results / settings.artifact_path(name)
+    folder, started = results / settings.artifact_path(name), now()
     checkpoint, digest = folder / "checkpoint.safetensors", settings.config_hash(name)
     trainer = make_trainer(settings, name, show_progress)
+    sweep(folder)
     _require_writable(folder)
     resume(checkpoint, trainer, digest)
     with deterministic(settings.deterministic):
         trainer.run(after_window=_checkpointer(checkpoint, digest))
         headline = _headline(settings, name, trainer)
+    device, seed = next(trainer.program.parameters()).device, settings.seed_of(name)
     metrics = {
         "profile": settings.name,
         "structure": settings.structure,
         "config_hash": digest,
-        "seed": settings.seed_of(name),
+        "seed": seed,
         **headline,
         "test_images": len(trainer.test),
         "train_seconds": trainer.progress.seconds,
         "steps": trainer.progress.total_steps,
-        **circumstances(next(trainer.program.parameters()).device),
+        **circumstances(device),
     }
     truth = {f"truth.{k}": v for k, v in trainer.truth.items()}
     save_tensors(folder / "weights.safetensors", trainer.program.encoders.state_dict(), config_hash=digest)
@@ -139,6 +141,8 @@ def _fit(settings: Profile, name: str, results: Path, show_progress: bool) -> No
     )
     save_json(folder / "config.json", settings.model_dump(mode="json"))
     save_json(folder / "history.json", trainer.progress.history)
+    of = {"fit": name, "config_hash": digest, "data": settings.data_hashes(name), "seed": seed}
+    save_json(folder / "provenance.json", provenance(device, started, **of))
     # The metrics come last: where they stand, the artifact is whole.
     save_json(folder / "metrics.json", metrics)
     remove_checkpoints(checkpoint)

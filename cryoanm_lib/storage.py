@@ -43,6 +43,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             beside.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed left half-written; for nobody but the one who writes here."""
+    for left in folder.glob(".*"):
+        left.unlink(missing_ok=True)
+
+
 def _flush_folder(folder: Path) -> None:
     """A new name in a folder lasts when the folder is on disk too; Windows opens no folders."""
     if os.name == "posix":

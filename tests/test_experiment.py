@@ -76,6 +76,7 @@ def test_fit_then_load(profile, tmp_path) -> None:
         "history.json",
         "metrics.json",
         "predictions.safetensors",
+        "provenance.json",
         "weights.safetensors",
     ]
 

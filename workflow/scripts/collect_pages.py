@@ -15,7 +15,7 @@ def as_page(notebook: nbformat.NotebookNode, name: str, address: str) -> nbforma
     """Drop what a reader of the page should not see, and say below each figure how it was made.
 
     The defaults in the `parameters` cell go when papermill has put the values used below them, and
-    with them papermill's record of paths and times, so that equal results make equal pages.
+    with them the record of paths and times, so that equal results make equal pages.
 
     Parameters
     ----------
@@ -31,8 +31,8 @@ def as_page(notebook: nbformat.NotebookNode, name: str, address: str) -> nbforma
     if any("injected-parameters" in t for t in tags):
         notebook.cells = [cell for cell, t in zip(notebook.cells, tags, strict=True) if "parameters" not in t]
     for metadata in (notebook.metadata, *(cell.metadata for cell in notebook.cells)):
-        metadata.pop("papermill", None)
-        metadata.pop("execution", None)
+        for record in ("papermill", "execution", "provenance"):
+            metadata.pop(record, None)
     cells = []
     for number, cell in enumerate(notebook.cells):
         cells.append(cell)

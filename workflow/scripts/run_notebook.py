@@ -1,11 +1,16 @@
 """Run one notebook with papermill; a failed one leaves a partial report and no output."""
 
 import argparse
+import hashlib
 import shutil
 import sys
 from pathlib import Path
 
+import nbformat
 import papermill
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the library of this very checkout
+from cryoanm_lib.provenance import code, installed_packages
 
 KERNEL = "python3"  # by name: the notebook's own metadata may name a kernel that only its author has
 
@@ -24,7 +29,7 @@ def main() -> int:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.unlink(missing_ok=True)
     try:
-        papermill.execute_notebook(
+        executed = papermill.execute_notebook(
             args.source,
             args.partial,
             parameters={"profile": args.profile, "structure": args.structure, "results": args.results},
@@ -40,6 +45,10 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
+    # papermill has written profile, structure and times; this is what else made it.
+    source = hashlib.sha256(args.source.read_bytes()).hexdigest()
+    executed.metadata["provenance"] = {"source": source, **code(installed_packages())}
+    nbformat.write(executed, args.partial)
     shutil.move(args.partial, args.output)
     return 0
 
