@@ -6,19 +6,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BUILT = shutil.ignore_patterns("_build", "generated", "__pycache__", ".ipynb_checkpoints")
+BUILT = shutil.ignore_patterns(
+    "results", "_build", "generated", "build", "*.egg-info", "__pycache__", "*.log", ".*"
+)
+
+
+def copy_checkout(copy, source=ROOT):
+    """A copy of the repository with nothing in it that was computed or installed."""
+    shutil.copytree(source, copy, ignore=BUILT, dirs_exist_ok=True)
+    shutil.rmtree(copy / "book" / "notebooks", ignore_errors=True)
+    return copy
 
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory):
-    """A copy of what the workflow reads, with no results in it."""
-    copy = tmp_path_factory.mktemp("checkout")
-    for folder in ("workflow", "profiles", "config", "notebooks", "cryoanm_lib", "book"):
-        shutil.copytree(ROOT / folder, copy / folder, ignore=BUILT)
-    shutil.rmtree(copy / "book" / "notebooks", ignore_errors=True)
-    for file in ("Snakefile", "_config.yml"):
-        shutil.copy(ROOT / file, copy)
-    return copy
+    return copy_checkout(tmp_path_factory.mktemp("checkout"))
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,23 @@
 """The workflow is clean, refuses what it does not know, and plans exactly the files it should."""
 
+import contextlib
 import csv
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
 from cryoanm_lib.experiment import load_profile
 
 PROFILES = ("smoke", "laptop", "full", "paper")
-ASSESSMENT_FILES = {"metrics.json", "posteriors.safetensors"}
-FIT_FILES = {"config.json", "metrics.json", "history.json", "weights.safetensors", "predictions.safetensors"}
+RECORDS = {"metrics.json", "provenance.json"}
+ASSESSMENT_FILES = RECORDS | {"posteriors.safetensors"}
+FIT_FILES = RECORDS | {"config.json", "history.json", "weights.safetensors", "predictions.safetensors"}
 
 
 def planned(process):
@@ -144,3 +151,86 @@ def test_a_pdb_id_that_looks_like_a_number_stays_text(probe, pdb_id, monkeypatch
     handed_down = json.dumps({"of": ["laptop", pdb_id], "fits": {}, "assessments": {}, "assessed": {}})
     monkeypatch.setenv("CRYOANM_ARTIFACTS", handed_down)
     assert f"structure '{pdb_id}'" in probe(2, "--config", f"structure={pdb_id}")
+
+
+SLOW = """
+include: "workflow/rules/common.smk"
+rule slow:
+    output: "slow.txt"
+    shell: "{wait} && echo made > {{output}}"
+"""
+
+
+@pytest.fixture
+def slow(checkout, monkeypatch):
+    """Start Snakemake on one job that waits until it is let go, and return the process."""
+    handed_down = {"of": ["laptop", "adk_open"], "fits": {}, "assessments": {}, "assessed": {}}
+    monkeypatch.setenv("CRYOANM_ARTIFACTS", json.dumps(handed_down))
+    for left in ("slow.txt", "go"):
+        (checkout / left).unlink(missing_ok=True)
+    (checkout / "Slow").write_text(SLOW.format(wait="while [ ! -e go ]; do sleep 0.05; done"))
+    command = [sys.executable, "-m", "snakemake", "--nocolor", "--cores", "1", "--snakefile", "Slow"]
+    running = []
+
+    def start():
+        process = subprocess.Popen(
+            command, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+
+
+def wait_for_job(checkout, process):
+    """Until the one job is at work, which its lock shows."""
+    while not list((checkout / ".snakemake" / "incomplete").glob("*")):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    time.sleep(0.5)
+
+
+def test_two_at_once_are_refused(slow, checkout):
+    first = slow()
+    wait_for_job(checkout, first)
+    second = slow()
+    said, _ = second.communicate(timeout=60)
+    assert second.returncode != 0 and "cannot be locked" in said
+    (checkout / "go").touch()
+    assert first.wait(60) == 0
+
+
+def test_after_a_kill_the_same_command_goes_on(slow, checkout):
+    first = slow()
+    wait_for_job(checkout, first)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert list((checkout / ".snakemake" / "locks").glob("*"))
+    (checkout / "go").touch()
+    again = slow()
+    said, _ = again.communicate(timeout=60)
+    assert again.returncode == 0, said
+    assert (checkout / "slow.txt").read_text() == "made\n"
+
+
+def test_a_job_that_outlives_its_snakemake_is_not_joined_by_another(slow, checkout):
+    first = slow()
+    wait_for_job(checkout, first)
+    first.kill()
+    first.wait()
+    second = slow()
+    said, _ = second.communicate(timeout=60)
+    assert second.returncode != 0 and "cannot be locked" in said
+    (checkout / "go").touch()
+    while not (checkout / "slow.txt").is_file():
+        time.sleep(0.05)
+    time.sleep(0.5)
+    third = slow()
+    said, _ = third.communicate(timeout=60)
+    assert third.returncode == 0, said

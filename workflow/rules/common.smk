@@ -6,6 +6,11 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 PROFILES = ("smoke", "laptop", "full", "paper")
 DEFAULTS = {"profile": "laptop", "structure": "adk_open"}
 
@@ -66,8 +71,9 @@ def sources(*parts):
 TRAINING_SOURCES = [path for path in LIBRARY if path not in sources(*ASSESSING, *SHOWING)]
 AFTER_TRAINING_SOURCES = sources(*ASSESSING)
 
-FIT_FILES = ("config.json", "metrics.json", "history.json", "weights.safetensors", "predictions.safetensors")
-ASSESSMENT_FILES = ("metrics.json", "posteriors.safetensors")
+RECORDS = ("metrics.json", "provenance.json")
+FIT_FILES = (*RECORDS, "config.json", "history.json", "weights.safetensors", "predictions.safetensors")
+ASSESSMENT_FILES = (*RECORDS, "posteriors.safetensors")
 BOOK = "book/_build/html/index.html"
 
 
@@ -173,6 +179,31 @@ def needs(notebook):
     return fit_files(*fits) + assessment_files(*assessments) + files
 
 
+def join_those_alive():
+    """Hold a lock of this folder as long as this process lives; take away what killed runs have left locked.
+
+    Each Snakemake here shares the lock, and so does each job, by a file that its shell opens and hands down.
+    Where nobody else has it, Snakemake's own locks are of runs that were killed.
+    """
+    if fcntl is None:
+        return None
+    own = Path(".snakemake")
+    own.mkdir(exist_ok=True)
+    handle = open(own / "alive", "a")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # somebody lives
+        pass
+    else:
+        for left in (own / "locks").glob("*"):
+            left.unlink()
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    join = "import fcntl; fcntl.flock(9, fcntl.LOCK_SH)"
+    shell.prefix(f'set -euo pipefail; exec 9>> .snakemake/alive; "{sys.executable}" -c "{join}"; ')
+    return handle
+
+
+ALIVE = join_those_alive()
 PROFILE, STRUCTURE = read_settings(config)
 PROFILE_FILES = sorted({"config/laptop.yaml", f"config/{PROFILE}.yaml"})  # the others are laid over the laptop's
 

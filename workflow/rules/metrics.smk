@@ -5,7 +5,7 @@ rule metrics:
         assessment_files(*ASSESSED),
         PROFILE_FILES,
     output:
-        METRICS,
+        report(METRICS, category="Results", labels={"file": "headline numbers"}),
     log:
         "results/logs/metrics.log",
     params:
@@ -27,7 +27,7 @@ rule check_metrics:
         metrics=METRICS,
         expected="config/expected.yaml",
     output:
-        "results/metrics_check.txt",
+        report("results/metrics_check.txt", category="Results", labels={"file": "check of their ranges"}),
     log:
         "results/logs/check_metrics.log",
     params:
