@@ -20,13 +20,11 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONNOUSERSITE := 1
 unexport JUPYTER_PATH PYTHONPATH PYTHONHOME
 
-REQUIREMENTS := pyproject.toml constraints.txt
-BOOK_READY   := .venv/.ready-book
-TEST_READY   := .venv/.ready-test
+BOOK_READY  := .venv/.ready-book
+TEST_READY  := .venv/.ready-test
+BENCH_READY := .venv/.ready-bench
 
-BENCH_READY  := .venv/.ready-bench
-
-.PHONY: help book pdf test test-slow test-book test-launch bench lint format clean distclean
+.PHONY: help book pdf test test-slow test-book test-launch bench lint format lock clean distclean
 
 help: ## Show this list
 	@echo "make <target> [PROFILE=smoke|laptop|full|paper] [STRUCTURE=adk_open|<PDB ID>|<file>] [CORES=4] [PYTHON=python3.11]"
@@ -64,6 +62,10 @@ format: $(TEST_READY) ## Let ruff put the code into shape
 	ruff check --fix .
 	ruff format .
 
+lock: | $(BIN)/python ## Pin and hash the requirements; LOCK=--upgrade for newer versions
+	$(BIN)/python -m pip install --quiet uv==0.13.9
+	$(BIN)/python requirements/lock.py $(LOCK)
+
 clean: ## Remove results, the book and caches; keep .venv
 	rm -rf results book/_build book/notebooks book/generated build dist *.egg-info
 	rm -rf .snakemake .pytest_cache .ruff_cache .hypothesis
@@ -72,21 +74,30 @@ clean: ## Remove results, the book and caches; keep .venv
 distclean: clean ## Remove .venv too
 	rm -rf .venv
 
-# Redone only when the requirements change. The editable install makes edits of the library live.
 $(BIN)/python:
 	@$(or $(PYTHON),false) -c '$(IS_NEW)' \
 	    || { echo "Python 3.11 or newer is needed$(if $(PYTHON),; '$(PYTHON)' is not). Say where: make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -m venv .venv \
 	    || { rm -rf .venv; echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu it needs the package python3-venv"; exit 1; }
 
-$(BOOK_READY): $(REQUIREMENTS) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book]'
+# Redone only when the requirements change. A file whose hash is not listed is refused, and what is built
+# is built with listed tools. The editable install makes edits of the library live.
+LISTED := $(BIN)/python -m pip install --quiet --require-hashes --no-deps --no-build-isolation --requirement
+
+$(BOOK_READY): pyproject.toml $(addprefix requirements/,build.txt torch_cpu.txt torch.txt book.txt) | $(BIN)/python
+	$(LISTED) requirements/build.txt
+	$(LISTED) requirements/torch_cpu.txt 2> /dev/null \
+	    || { echo "No CPU build of torch is listed and found; taking the package index's"; $(LISTED) requirements/torch.txt; }
+	$(LISTED) requirements/book.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
 	@touch $@
 
-$(TEST_READY): $(REQUIREMENTS) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
-	@touch $(BOOK_READY) $@
+$(TEST_READY): $(BOOK_READY) requirements/test.txt
+	$(LISTED) requirements/test.txt
+	$(BIN)/python -m pip check
+	@touch $@
 
-$(BENCH_READY): $(REQUIREMENTS) benchmarks/requirements.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --requirement benchmarks/requirements.txt
+$(BENCH_READY): $(BOOK_READY) benchmarks/requirements.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt
 	@touch $@

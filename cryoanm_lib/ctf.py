@@ -2,8 +2,8 @@
 
 import math
 
+import scipy  # loads its constants where they are first used
 from jaxtyping import Float
-from scipy import constants
 from torch import Tensor
 
 
@@ -51,6 +51,7 @@ def natural_defocus(defocus_in_angstroms: float, pixel_size: float, voltage_in_k
 
 def _electron_wavelength(voltage: float) -> float:
     """Relativistic de Broglie wavelength in Å of an electron accelerated through a voltage in V."""
+    constants = scipy.constants
     energy = constants.e * voltage
     rest_energy = constants.m_e * constants.c**2
     momentum = math.sqrt(2 * constants.m_e * energy * (1 + energy / (2 * rest_energy)))

@@ -1,10 +1,8 @@
 """The elastic network of very many atoms: springs to neighbours alone, and its softest modes by iteration."""
 
 import numpy as np
+import scipy  # loads its parts where they are first used, which most runs never do
 from jaxtyping import Float64
-from scipy.sparse import bsr_array, diags_array
-from scipy.sparse.linalg import eigsh, lobpcg
-from scipy.spatial import cKDTree
 
 from cryoanm_lib.errors import NetworkModelError
 
@@ -17,7 +15,7 @@ _TOLERANCE, _ITERATIONS = 1e-9, 2000
 
 def sparse_hessian(
     coordinates: Float64[np.ndarray, "atoms 3"], cutoff: float, spring_constant: float = 1.0
-) -> bsr_array:
+) -> "scipy.sparse.bsr_array":
     """The Hessian of `anm.hessian`, with its parameters, in 3 × 3 blocks, those alone that are not zero.
 
     Raises
@@ -31,7 +29,7 @@ def sparse_hessian(
     >>> sparse_hessian(pair, cutoff=15.0).toarray()[0].tolist()
     [1.0, 0.0, 0.0, -1.0, 0.0, 0.0]
     """
-    first, second = cKDTree(coordinates).query_pairs(cutoff, output_type="ndarray").T
+    first, second = scipy.spatial.cKDTree(coordinates).query_pairs(cutoff, output_type="ndarray").T
     separation = coordinates[second] - coordinates[first]
     squared = np.square(separation).sum(1)
     if (squared == 0).any():
@@ -47,11 +45,11 @@ def sparse_hessian(
     blocks = np.concatenate([-springs, -springs, own])
     order = np.lexsort((columns, rows))
     ends = np.concatenate([[0], np.bincount(rows, minlength=n_atoms).cumsum()])
-    return bsr_array((blocks[order], columns[order], ends), shape=(3 * n_atoms, 3 * n_atoms))
+    return scipy.sparse.bsr_array((blocks[order], columns[order], ends), shape=(3 * n_atoms, 3 * n_atoms))
 
 
 def softest_modes(
-    network: bsr_array, coordinates: Float64[np.ndarray, "atoms 3"], n_modes: int
+    network: "scipy.sparse.bsr_array", coordinates: Float64[np.ndarray, "atoms 3"], n_modes: int
 ) -> tuple[Float64[np.ndarray, "modes"], Float64[np.ndarray, "modes dof"], float]:
     """Smallest eigenvalues orthogonal to the rigid-body motions, their eigenvectors, and the largest of all.
 
@@ -73,11 +71,12 @@ def softest_modes(
         If the iteration does not converge.
     """
     start = np.random.default_rng(0).standard_normal((network.shape[0], n_modes + GUARDS))
-    largest = eigsh(network, k=1, which="LA", tol=1e-3, v0=start[:, 0], return_eigenvectors=False)[0]
-    eigenvalues, vectors = lobpcg(
+    linalg = scipy.sparse.linalg
+    largest = linalg.eigsh(network, k=1, which="LA", tol=1e-3, v0=start[:, 0], return_eigenvectors=False)[0]
+    eigenvalues, vectors = linalg.lobpcg(
         network,
         start,
-        M=diags_array(1 / network.diagonal()),
+        M=scipy.sparse.diags_array(1 / network.diagonal()),
         Y=rigid_motions(coordinates),
         largest=False,
         tol=_TOLERANCE * largest,

@@ -1,22 +1,40 @@
-"""Binder and the pinned environment install the same versions."""
+"""What is installed is pinned and hashed; Binder and the pinned environment install the same versions."""
 
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 from itertools import chain
 from pathlib import Path
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 CONDA_NAMES = {"pytorch": "torch"}
+LISTS = ("build", "torch", "book", "test")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def pins(path):
+    """Pins of a file, by name; where markers say which counts, there are several."""
+    found = {}
+    for line in (ROOT / path).read_text().splitlines():
+        if line[:1].isalnum():
+            pin = Requirement(line.removesuffix(" \\"))
+            found.setdefault(canonicalize_name(pin.name), []).append(pin)
+    return found
 
 
 def constraints():
-    lines = (line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
-    pins = (Requirement(line) for line in lines if line)
-    return {canonicalize_name(pin.name): str(pin.specifier) for pin in pins}
+    return pins("constraints.txt")
+
+
+def hashed():
+    return {name: found for file in LISTS for name, found in pins(f"requirements/{file}.txt").items()}
 
 
 def environment():
@@ -27,35 +45,76 @@ def environment():
 
 
 def test_constraints_are_exact_public_versions():
-    loose = {name: pin for name, pin in constraints().items() if not re.fullmatch(r"==[\w.!]+", pin)}
-    assert not loose
+    every = chain.from_iterable(constraints().values())
+    assert not [pin for pin in every if not re.fullmatch(r"==[\w.!]+", str(pin.specifier))]
 
 
 def test_every_requirement_is_pinned_and_admitted():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lists = [project["dependencies"], *project["optional-dependencies"].values()]
-    requirements = [r for r in map(Requirement, chain(*lists)) if r.name != project["name"]]
-    pins = constraints()
+    tables = [PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"].values()]
+    lists = [*tables, PROJECT["build-system"]["requires"]]
+    requirements = [r for r in map(Requirement, chain(*lists)) if r.name != PROJECT["project"]["name"]]
+    listed = hashed()
     for requirement in requirements:
-        pin = pins.get(canonicalize_name(requirement.name))
-        assert pin, f"{requirement.name} is not in constraints.txt"
-        assert requirement.specifier.contains(pin.removeprefix("==")), f"{requirement} excludes its pin {pin}"
+        found = listed.get(canonicalize_name(requirement.name))
+        assert found, f"{requirement.name} is in no file of requirements/: run `make lock`"
+        for pin in found:
+            version = str(pin.specifier).removeprefix("==")
+            assert requirement.specifier.contains(version), f"{requirement} excludes its pin {pin}"
+
+
+def test_constraints_are_the_hashed_requirements():
+    cuda = pins("requirements/torch.txt").keys() - {"torch"}
+    own = {"setuptools", "wheel"} | cuda  # of an environment, and of its torch
+    expected = {name: found for name, found in hashed().items() if name not in own}
+    assert cuda < hashed().keys()
+    assert {n: sorted(map(str, p)) for n, p in constraints().items()} == {
+        n: sorted(map(str, p)) for n, p in expected.items()
+    }
+
+
+@pytest.mark.parametrize("file", [*LISTS, "torch_cpu"])
+def test_every_requirement_has_a_hash(file):
+    text = (ROOT / "requirements" / f"{file}.txt").read_text()
+    entry = r"[a-z0-9-]+==[\w.+]+(?: ; [^\\\n]+)?(?: \\\n    --hash=sha256:[0-9a-f]{64})+\n"
+    assert re.fullmatch(rf"(?:#.*\n)+(?:{entry})+", text)  # and nothing of where they came from
+
+
+def test_no_package_is_listed_twice():
+    names = [name for file in LISTS for name in pins(f"requirements/{file}.txt")]
+    assert len(names) == len(set(names))
+
+
+def test_the_cpu_build_of_torch_is_of_the_same_version():
+    ((public,), (build,)) = (pins(f"requirements/{file}.txt")["torch"] for file in ("torch", "torch_cpu"))
+    assert str(build.specifier) == f"{public.specifier}+cpu"
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_make_installs_nothing_without_a_hash():
+    command = ["make", "--dry-run", "--always-make", ".venv/.ready-test"]
+    alone = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    said = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, check=True).stdout
+    installed = re.findall(r"pip install (.*?)(?:$| \|\||;)", said.replace("\\\n", ""), re.MULTILINE)
+    unchecked = [options for options in installed if "--require-hashes" not in options]
+    assert len(installed) == 2 + len(LISTS)
+    assert unchecked == ["--quiet --no-deps --no-build-isolation --editable ."]
 
 
 def test_every_package_is_installed():
-    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    listed = set(PROJECT["tool"]["setuptools"]["packages"])
     found = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "cryoanm_lib").rglob("*.py")}
     assert {folder.replace("/", ".") for folder in found} <= listed
 
 
 def test_binder_installs_the_pinned_versions():
     conda, pip = environment()
-    pins = constraints()
+    pinned = constraints()
     for entry in conda:
         name, _, version = entry.partition("=")
         if name in ("python", "pip"):
             continue
-        assert pins[CONDA_NAMES.get(name, name)] == f"=={version.split('=')[0]}", entry
+        (pin,) = pinned[CONDA_NAMES.get(name, name)]
+        assert str(pin.specifier) == f"=={version.split('=')[0]}", entry
     assert "python=3.11" in conda
     assert "-c constraints.txt" in pip
     assert any(line.endswith(".[book]") for line in pip)
