@@ -5,8 +5,8 @@ import statistics
 import time
 from collections.abc import Callable
 
-# Seconds from which on a second call counts by itself.
-_LONG = 0.5
+# Seconds from which on a second call counts by itself, and from which on the first one does.
+_LONG, _VERY_LONG = 0.5, 5.0
 
 
 def seconds_each(work: Callable[[], object], calls: int) -> float:
@@ -25,7 +25,7 @@ def calls_that_fill(seconds: float, each: float) -> int:
 def seconds_of(work: Callable[[], object], at_least: float = 0.05, rounds: int = 3) -> float:
     """Median time of a call, over rounds of as many calls as fill some seconds.
 
-    The first call, in which compilers compile and caches fill, is free.
+    The first call, in which compilers compile and caches fill, is free, unless it is very long itself.
 
     Parameters
     ----------
@@ -36,7 +36,9 @@ def seconds_of(work: Callable[[], object], at_least: float = 0.05, rounds: int =
     rounds : int
         How many.
     """
-    seconds_each(work, 1)
+    first = seconds_each(work, 1)
+    if first > _VERY_LONG:
+        return first
     second = seconds_each(work, 1)
     if second > _LONG:
         return second
