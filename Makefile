@@ -42,8 +42,8 @@ test: lint ## Run ruff, the test suite and the notebooks
 	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
 	OMP_NUM_THREADS=2 pytest -p no:cacheprovider --nbval-lax --nbval-current-env notebooks
 
-test-slow: $(TEST_READY) ## Run the long statistical tests
-	OMP_NUM_THREADS=2 pytest -m slow
+test-slow: $(TEST_READY) ## Run the long tests, which count what they try for the book
+	OMP_NUM_THREADS=2 pytest -m slow --keep-counts
 
 test-book: $(TEST_READY) ## Run the tests that look at a built book
 	pytest tests/book

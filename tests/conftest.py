@@ -1,17 +1,37 @@
 """Programs small enough to test, on a cluster of atoms that needs no file."""
 
+import functools
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pyro
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from cryoanm_lib.anm import normal_modes
 from cryoanm_lib.encoders import Pixels, SharedEncoder
 from cryoanm_lib.forward import ForwardModel
 from cryoanm_lib.program import CryoProgram
+from cryoanm_lib.provenance import commit, now, processor
 from cryoanm_lib.rings import Rings
+from cryoanm_lib.storage import load_json, save_json
+
+#: What the long tests have counted, which the book shows.
+COUNTS = Path(__file__).with_name("counts.json")
+
+# Properties are tried on the same examples each time, and for as long as a busy machine takes. For many and
+# for new ones: HYPOTHESIS_PROFILE=many, or --hypothesis-profile=many; they say how to repeat a failure.
+untimed = settings(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", untimed, max_examples=50, derandomize=True)
+settings.register_profile("many", untimed, max_examples=2000, derandomize=False, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--keep-counts", action="store_true", help=f"write what tests count to {COUNTS.name}")
 
 
 @pytest.fixture(autouse=True)
@@ -67,3 +87,22 @@ def tiny_program(tiny_forward) -> Callable[..., CryoProgram]:
         return CryoProgram(tiny_forward, **{"inferred": ("pose",), "representation": seen} | options)
 
     return make
+
+
+#: As it was at the first figure: keeping that one changes a file.
+_tested_commit = functools.cache(commit)
+
+
+@pytest.fixture
+def count(request) -> Callable[[str, float], None]:
+    """Say at a test's end how many of something it has tried: `count("kills of a fit", 20)`."""
+
+    def keep(what: str, number: float) -> None:
+        if request.config.getoption("keep_counts"):
+            before = load_json(COUNTS) if COUNTS.is_file() else {}
+            made = {"commit": _tested_commit(), "date": now().date().isoformat(), "machine": processor()}
+            # Named by the test, so that one that is gone takes its figures with it.
+            of_test = before.get(request.node.nodeid, {}) | {what: {"number": number, **made}}
+            save_json(COUNTS, before | {request.node.nodeid: of_test})
+
+    return keep

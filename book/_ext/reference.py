@@ -1,13 +1,17 @@
 """Pages made from the library: the keys of a profile from their schema, the API from docstrings.
 
-A page says where by a comment: `<!-- configuration keys -->`, or `<!-- api: anm structure -->`. And
-`<!-- launch: notebooks/01_anm -->` becomes buttons: the repository's address is known to _config.yml alone.
+A page says where by a comment: `<!-- configuration keys -->`, or `<!-- api: anm structure -->`, or
+`<!-- counted -->` for what the long tests have counted. And `<!-- launch: notebooks/01_anm -->` becomes
+buttons: the repository's address is known to _config.yml alone.
 """
 
+import json
 import re
+from pathlib import Path
 
 from cryoanm_lib.configuration import Profile
 
+_COUNTS = Path(__file__).parents[2] / "tests" / "counts.json"
 _KINDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
@@ -21,8 +25,24 @@ def setup(app):
 def _fill_in(app, page, source):
     text = source[0]
     text = text.replace("<!-- configuration keys -->", configuration_keys())
+    text = text.replace("<!-- counted -->", counted())
     text = re.sub(r"<!-- launch: (\S+) -->", lambda found: launch_buttons(app.config, found[1]), text)
     source[0] = re.sub(r"<!-- api: ([\w. ]+) -->", lambda found: api(found[1].split()), text)
+
+
+def counted():
+    """How many of what the long tests have tried, and on what."""
+    rows = ["| what | how many | machine, commit, day |", "| --- | --- | --- |"]
+    for of_test in json.loads(_COUNTS.read_text(encoding="utf-8")).values():
+        for what, found in of_test.items():
+            made = f"{found['machine']}, `{found['commit']}`, {found['date']}"
+            rows.append(f"| {what} | {_number(found['number'])} | {made} |")
+    return "\n".join(rows)
+
+
+def _number(value):
+    """Counts with commas, shares to two digits."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.2g}"
 
 
 def launch_buttons(config, page):

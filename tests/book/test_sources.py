@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import re
 
 import nbformat
@@ -29,6 +30,20 @@ def test_toc_and_sources_are_the_same_set(toc, tracked):
 def test_generated_pages_are_not_tracked(tracked):
     generated = ("results/", "book/_build/", "book/notebooks/", "book/generated/")
     assert not [path for path in tracked if path.startswith(generated)]
+
+
+def test_every_test_file_that_a_page_names_is_there():
+    named = set(re.findall(r"`((?:\w+/)?test_\w+)`", (ROOT / "book" / "testing.md").read_text()))
+    assert len(named) > 15
+    assert not [path for path in sorted(named) if not (ROOT / "tests" / f"{path}.py").is_file()]
+
+
+def test_every_figure_of_the_tests_has_its_test():
+    """A test that is renamed or gone takes its figures out of the book."""
+    for node in json.loads((ROOT / "tests" / "counts.json").read_text()):
+        path, _, name = node.partition("::")
+        text = (ROOT / path).read_text()
+        assert f"def {name}(" in text and "count(" in text, node
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

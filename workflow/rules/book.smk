@@ -2,7 +2,7 @@ rule book:
     # Starts from an empty build folder: a page that Sphinx takes from its cache shows no warnings,
     # and a page that has left the table of contents would stay.
     input:
-        ["_config.yml", "book/_toc.yml", "book/references.bib"],
+        ["_config.yml", "book/_toc.yml", "book/references.bib", "pyproject.toml", "tests/counts.json"],
         sorted(str(p) for p in Path("book").glob("*.md")),
         [str(p) for p in sorted(Path("book").glob("_*/*.*")) if p.parent.name in ("_static", "_ext")],
         sources("plots/", "tables", "windows"),
@@ -26,6 +26,7 @@ rule book:
         " && {params.python:q} workflow/scripts/collect_pages.py book/notebooks {input.pages:q} > {log:q} 2>&1"
         " && {params.python:q} workflow/scripts/build_facts.py book/generated {input.metrics:q} results/benchmarks"
         " --profile {params.profile:q} --structure {params.structure:q} >> {log:q} 2>&1"
+        " && {params.python:q} workflow/scripts/list_licences.py book/generated/licences.md >> {log:q} 2>&1"
         " && jupyter-book build --config _config.yml --path-output book -W --keep-going book >> {log:q} 2>&1"
 
 

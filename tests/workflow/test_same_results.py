@@ -1,0 +1,134 @@
+"""One seed, one answer, whatever runs beside what and whoever is killed on the way (half an hour)."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cryoanm_lib.storage import load_json
+from tests.sameness import differences
+
+from .conftest import ROOT, copy_checkout
+
+pytestmark = pytest.mark.slow
+
+#: How often the workflow is killed, and within how many seconds of its start.
+KILLS, SOON = 20, 30.0
+
+# How much a refined mean error may change, relatively, with the number of threads. Measured: 0.0004.
+SAME_BUT_FOR_ROUNDING = 0.002
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+
+# Seconds that the longest job of a smoke book may take on a busy machine, and the book as a whole.
+JOB, BOOK = 120, 3600
+
+
+def listen_to_ctrl_c() -> None:
+    """A shell starts what runs in the background deaf to it, and every process hands that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+class Copy:
+    """A clean copy of the repository in which the smoke book is made."""
+
+    def __init__(self, folder: Path, source: Path = ROOT):
+        self.folder = copy_checkout(folder, source)
+        self.results = self.folder / "results"
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        """Snakemake in a group of its own, as in a terminal."""
+        command = [sys.executable, "-m", "snakemake", "--nocolor", *arguments, "--config", "profile=smoke"]
+        with open(self.folder / "run.log", "a") as log:
+            return subprocess.Popen(
+                command,
+                cwd=self.folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=listen_to_ctrl_c,
+            )
+
+    def finish(self, *arguments: str) -> None:
+        assert self.start(*arguments).wait(BOOK) == 0, (self.folder / "run.log").read_text()[-5000:]
+
+    def state(self) -> set[Path]:
+        return {path for path in self.results.rglob("*") if path.is_file() and "locks" not in str(path)}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Copy:
+    """The smoke book, two jobs at a time."""
+    made = Copy(tmp_path_factory.mktemp("undisturbed"))
+    made.finish("--cores", "4")
+    return made
+
+
+def kill(running: subprocess.Popen, how: signal.Signals) -> None:
+    """Ctrl-C reaches the whole group, as does the end of a machine; SIGTERM Snakemake alone."""
+    if how == signal.SIGTERM:
+        running.terminate()
+    else:
+        os.killpg(running.pid, how)
+    running.wait(JOB)
+
+
+def test_killed_twenty_times(undisturbed, tmp_path, count) -> None:
+    source, copy, kills, killed_at = random.Random(2), Copy(tmp_path / "killed", undisturbed.folder), 0, []
+    while kills < KILLS:
+        running = copy.start("--cores", "4")
+        try:
+            assert running.wait(source.uniform(0.0, SOON)) == 0, (copy.folder / "run.log").read_text()[-5000:]
+        except subprocess.TimeoutExpired:
+            kill(running, source.choice(SIGNALS))
+            kills += 1
+            killed_at.append(len(copy.state()))
+        else:  # made in spite of it all: compared, and begun anew
+            assert differences(undisturbed.results, copy.results) == []
+            shutil.rmtree(copy.folder)
+            copy = Copy(tmp_path / f"after_{kills}", undisturbed.folder)
+    copy.finish("--cores", "4")
+    assert differences(undisturbed.results, copy.results) == []
+    assert len(set(killed_at)) > KILLS / 4, "kills that all fall into one job show nothing"
+    count("kills of the whole workflow, at random moments, by three signals", kills)
+
+
+def test_two_clean_copies_one_of_them_job_by_job(undisturbed, tmp_path, count) -> None:
+    copy = Copy(tmp_path / "one_by_one", undisturbed.folder)
+    copy.finish("--cores", "1")
+    assert differences(undisturbed.results, copy.results) == []
+    files = sum(len(list(undisturbed.results.glob(kind))) for kind in ("fits/*/*", "assessments/*/*"))
+    count("clean copies whose every number, text and figure was compared", 2)
+    count("files of results that were equal to the bit in both", files)
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
+def test_more_threads_change_refined_answers_by_rounding_alone(undisturbed, tmp_path, count) -> None:
+    """Networks that train by other roundings end elsewhere; what is refined from them must not."""
+    copy = Copy(tmp_path / "two_threads", undisturbed.folder)
+    copy.finish("--cores", "2", "results/metrics.json")
+    one, two = (load_json(made.results / "metrics.json") for made in (undisturbed, copy))
+    refined = [name for name, run in one.items() if run["recipe"] == "refined"]
+    threads = [{run[name]["threads"] for name in refined} for run in (one, two)]
+    assert threads == [{1}, {2}]
+    changes = [
+        abs(two[name][key] / value - 1)
+        for name in refined
+        for key, value in one[name].items()
+        if re.fullmatch(r"(pose|shift|amplitude|defocus)_residual_mean(_deg|_px)?", key)
+    ]
+    assert len(changes) >= 2 * len(refined)
+    assert max(changes) < SAME_BUT_FOR_ROUNDING
+    count("largest relative change of a refined mean error with two threads for one", max(changes))
+
+
+def test_a_report_is_made(undisturbed) -> None:
+    undisturbed.finish("--report", "report.html")
+    report = (undisturbed.folder / "report.html").read_text()
+    assert "headline numbers" in report and "metrics_check" in report
