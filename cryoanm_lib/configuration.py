@@ -6,6 +6,7 @@ type or an impossible value is refused by name.
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -241,7 +242,7 @@ class Profile(Section):
     def _structure_digest(self) -> str:
         """The structure's name, or what its file holds."""
         path = structure_file(self.structure)
-        if path is None or not path.is_file():
+        if path is None or not os.path.isfile(path):  # which takes any name, also one that is too long
             return self.structure
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -368,6 +369,8 @@ def load_profile(profile: str | Path, structure: str | None = None) -> Profile:
         return Profile.model_validate_json(json.dumps(content))
     except ValidationError as error:
         raise ConfigurationError(explanation(path.name, error, Profile, ONLY_IN_FILES)) from None
+    except ValueError as error:  # an anchor within itself
+        raise ConfigurationError(f"{path.name} is no tree of tables: {error}") from None
     except TypeError:
         key, value = next(without_json(content))
         raise ConfigurationError(

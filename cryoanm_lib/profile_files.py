@@ -32,7 +32,7 @@ def read_profile(path: Path) -> dict:
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also a 30th of February
         raise ConfigurationError(f"{path.name} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigurationError(f"{path.name} holds {type(content).__name__}, not a table of keys")

@@ -146,7 +146,7 @@ def step_from_quaternion(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor,
     vector = torch.where(quaternion[..., :1] < 0, -quaternion[..., 1:], quaternion[..., 1:])
     sine = vector.norm(dim=-1, keepdim=True)
     half = torch.atan2(sine, quaternion[..., :1].abs())
-    return torch.where(sine > 0, 2 * half / sine.clamp(min=1e-30), 2.0) * vector
+    return torch.where(sine > 0, 2 * half / torch.where(sine > 0, sine, 1.0), 2.0) * vector
 
 
 def turned_by(

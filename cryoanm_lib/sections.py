@@ -12,6 +12,8 @@ from cryoanm_lib.settings import Count, LatentName, Positive, Section
 from cryoanm_lib.training import Stage
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+# So bounded that any number of steps may be multiplied by it.
+Length = Annotated[float, Field(gt=0, le=1e6)]
 # It names a folder.
 ExperimentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 MetricName = Literal["pose_residual_mean_deg", "amplitude_residual_mean", "defocus_residual_mean"]
@@ -180,9 +182,9 @@ class ExperimentSection(Section):
 class LengthSection(Section):
     """How long to train, as a factor on the steps of every stage, by recipe."""
 
-    ours: Positive = Field(1.0, description="for our recipe")
-    paper: Positive = Field(1.0, description="for the paper's recipe")
-    between: Positive = Field(1.0, description="for what lies between them")
+    ours: Length = Field(1.0, description="for our recipe")
+    paper: Length = Field(1.0, description="for the paper's recipe")
+    between: Length = Field(1.0, description="for what lies between them")
 
 
 class AssessmentSection(Section):

@@ -3,7 +3,10 @@
 import math
 
 import pytest
+import scipy.linalg
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from cryoanm_lib.rotation import (
@@ -38,22 +41,50 @@ def random_rotations(n: int, seed: int = 0) -> Tensor:
     return q * torch.linalg.det(q)[:, None, None]
 
 
+def skew(vector: Tensor) -> Tensor:
+    """The generator of a rotation about a vector."""
+    x, y, z = vector.tolist()
+    return torch.tensor([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]], dtype=torch.float64)
+
+
+def exponential(generator: Tensor) -> Tensor:
+    """SciPy's: that of torch errs by 2e-11 at an angle of 0.03."""
+    return torch.from_numpy(scipy.linalg.expm(generator.numpy()))
+
+
 def rotation_about(axis: Tensor, angle: Tensor) -> Tensor:
     """The exponential of the generator: a definition that shares no formula with the library."""
-    x, y, z = (axis / axis.norm()).tolist()
-    generator = torch.tensor([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]], dtype=torch.float64)
-    return torch.linalg.matrix_exp(angle[..., None, None] * generator)
+    return exponential(angle[..., None, None] * skew(axis / axis.norm()))
+
+
+def vectors(length: int, each: st.SearchStrategy) -> st.SearchStrategy[Tensor]:
+    numbers = st.lists(each, min_size=length, max_size=length)
+    return numbers.map(lambda drawn: torch.tensor(drawn, dtype=torch.float64))
+
+
+def unit_vectors(length: int) -> st.SearchStrategy[Tensor]:
+    whole = vectors(length, st.floats(-1.0, 1.0))
+    return whole.filter(lambda v: v.norm() > 1e-3).map(lambda v: v / v.norm())
+
+
+#: Rotation vectors up to half a turn, and the rotations that they are the exponentials of.
+steps = st.builds(lambda axis, angle: angle * axis, unit_vectors(3), st.floats(0.0, math.pi))
+rotations = steps.map(lambda step: exponential(skew(step)))
+quaternions = unit_vectors(4)
 
 
 # Angles
 
 
-def test_wrapping_adds_whole_turns_only() -> None:
-    angles = torch.linspace(-50.0, 50.0, 1001, dtype=torch.float64)
-    wrapped = wrap_angle(angles)
-    turns = (angles - wrapped) / (2 * math.pi)
-    assert wrapped.abs().max() <= math.pi
-    torch.testing.assert_close(turns, turns.round(), rtol=0, atol=1e-14)
+@given(st.floats(-1e6, 1e6))
+@example(3 * math.pi)
+def test_wrapping_adds_whole_turns_only(angle: float) -> None:
+    """To the rounding of the angle that is given."""
+    wrapped = wrap_angle(torch.tensor(angle, dtype=torch.float64))
+    turns = (angle - wrapped.item()) / (2 * math.pi)
+    assert abs(wrapped.item()) <= math.pi + 1e-15 * abs(angle)
+    assert turns == pytest.approx(round(turns), rel=1e-15)
+    assert torch.equal(wrap_angle(wrapped), wrapped)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -77,20 +108,24 @@ def test_angle_distance_is_the_angle_between_unit_vectors() -> None:
     torch.testing.assert_close(angle_distance(a, b), angle_distance(b, a), rtol=0, atol=0)
 
 
-def test_angle_distance_is_a_metric_on_the_circle() -> None:
-    generator = torch.Generator().manual_seed(1)
-    a, b, c = 20 * torch.randn(3, 1000, generator=generator, dtype=torch.float64)
-    assert (angle_distance(a, c) <= angle_distance(a, b) + angle_distance(b, c) + 1e-12).all()
-    torch.testing.assert_close(angle_distance(a, a + 6 * math.pi), torch.zeros_like(a), rtol=0, atol=1e-13)
-    torch.testing.assert_close(
-        angle_distance(a, a + math.pi), torch.full_like(a, math.pi), rtol=0, atol=1e-13
-    )
+@given(vectors(3, st.floats(-20.0, 20.0)), st.integers(-3, 3))
+def test_angle_distance_is_a_metric_on_the_circle(angles: Tensor, turns: int) -> None:
+    a, b, c = angles
+    between = angle_distance(a, b)
+    assert angle_distance(a, c) <= between + angle_distance(b, c) + 1e-14
+    assert torch.equal(angle_distance(b, a), between)
+    turned = angle_distance(a + c + 2 * math.pi * turns, b + c)
+    opposite = angle_distance(a + math.pi, b)
+    torch.testing.assert_close(turned, between, rtol=0, atol=1e-13)
+    torch.testing.assert_close(opposite, math.pi - between, rtol=0, atol=1e-13)
 
 
-def test_unit_vector_and_angle_are_inverse() -> None:
-    vectors = angle_to_unit_vector(ANGLES)
-    torch.testing.assert_close(vectors.norm(dim=-1), torch.ones_like(ANGLES), rtol=0, atol=1e-15)
-    torch.testing.assert_close(unit_vector_to_angle(7.5 * vectors), ANGLES, rtol=0, atol=1e-15)
+@given(st.floats(-math.pi, math.pi), st.floats(1e-9, 1e9))
+def test_unit_vector_and_angle_are_inverse(angle: float, length: float) -> None:
+    angle = torch.tensor(angle, dtype=torch.float64)
+    vector = angle_to_unit_vector(angle)
+    assert vector.norm().item() == pytest.approx(1.0, rel=1e-15)
+    torch.testing.assert_close(unit_vector_to_angle(length * vector), angle, rtol=0, atol=1e-15)
 
 
 # Matrices about the viewing direction
@@ -105,14 +140,14 @@ def test_rotation_z_is_right_handed_and_active() -> None:
     torch.testing.assert_close(rotation_z(ANGLES), rotation_about(z, ANGLES), rtol=0, atol=1e-14)
 
 
-def test_rotations_about_z_form_a_group() -> None:
-    matrices = rotation_z(ANGLES)
+@given(vectors(2, st.floats(-20.0, 20.0)))
+def test_rotations_about_z_form_a_group(angles: Tensor) -> None:
+    first, second = rotation_z(angles)
     unit = torch.eye(3, dtype=torch.float64)
-    products = matrices[:, None] @ matrices[None]
-    torch.testing.assert_close(products, rotation_z(ANGLES[:, None] + ANGLES[None]), rtol=0, atol=1e-14)
-    torch.testing.assert_close(rotation_z(-ANGLES), matrices.mT, rtol=0, atol=0)
-    torch.testing.assert_close(matrices @ matrices.mT, unit.expand_as(matrices), rtol=0, atol=1e-15)
-    torch.testing.assert_close(torch.linalg.det(matrices), torch.ones_like(ANGLES), rtol=0, atol=1e-15)
+    torch.testing.assert_close(first @ second, rotation_z(angles.sum()), rtol=0, atol=1e-14)
+    assert torch.equal(rotation_z(-angles), torch.stack([first, second]).mT)
+    torch.testing.assert_close(first @ first.mT, unit, rtol=0, atol=1e-15)
+    assert torch.linalg.det(first).item() == pytest.approx(1.0, rel=1e-15)
     assert torch.equal(rotation_z(torch.zeros(2, 5)), torch.eye(3).expand(2, 5, 3, 3))
 
 
@@ -127,23 +162,25 @@ def test_rotation_from_unit_vector_takes_x_to_it() -> None:
 # Distance on SO(3)
 
 
-def test_rotation_distance_is_the_angle_of_the_relative_rotation() -> None:
-    axis = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
-    angles = torch.linspace(0.0, math.pi, 50, dtype=torch.float64)
-    for start in random_rotations(5):
-        distance = rotation_distance(start, start @ rotation_about(axis, angles))
-        torch.testing.assert_close(distance, angles, rtol=0, atol=1e-14)
+@given(rotations, unit_vectors(3), st.floats(0.0, math.pi))
+def test_rotation_distance_is_the_angle_of_the_relative_rotation(
+    start: Tensor, axis: Tensor, angle: float
+) -> None:
+    angle = torch.tensor(angle, dtype=torch.float64)
+    distance = rotation_distance(start, start @ rotation_about(axis, angle))
+    torch.testing.assert_close(distance, angle, rtol=0, atol=1e-14)
 
 
-def test_rotation_distance_is_a_metric_that_ignores_a_common_rotation() -> None:
-    a, b, c = random_rotations(300).unflatten(0, (3, 100))
+@given(rotations, rotations, rotations)
+def test_rotation_distance_is_a_metric_that_ignores_a_common_rotation(
+    a: Tensor, b: Tensor, c: Tensor
+) -> None:
     between = rotation_distance(a, b)
-    assert (between >= 0).all() and (between <= math.pi).all()
-    torch.testing.assert_close(rotation_distance(b, a), between, rtol=0, atol=1e-14)
-    torch.testing.assert_close(rotation_distance(c @ a, c @ b), between, rtol=0, atol=1e-13)
-    torch.testing.assert_close(rotation_distance(a @ c, b @ c), between, rtol=0, atol=1e-13)
-    assert (rotation_distance(a, c) <= between + rotation_distance(b, c) + 1e-12).all()
-    assert rotation_distance(a, a).max() < 1e-15
+    assert 0 <= between <= math.pi
+    for moved in (rotation_distance(b, a), rotation_distance(c @ a, c @ b), rotation_distance(a @ c, b @ c)):
+        torch.testing.assert_close(moved, between, rtol=0, atol=1e-14)
+    assert rotation_distance(a, c) <= between + rotation_distance(b, c) + 1e-14
+    assert rotation_distance(a, a) < 1e-15
 
 
 def test_rotation_distance_of_random_pairs_has_the_haar_density() -> None:
@@ -187,46 +224,88 @@ def random_quaternions(n: int, seed: int = 0) -> Tensor:
     return torch.nn.functional.normalize(torch.randn(n, 4, generator=generator, dtype=torch.float64), dim=-1)
 
 
-def test_a_product_of_quaternions_is_one_of_matrices() -> None:
-    a, b = random_quaternions(50), random_quaternions(50, seed=1)
+whole_quaternions = vectors(4, st.integers(-1000, 1000))
+
+
+@given(whole_quaternions, whole_quaternions, whole_quaternions)
+def test_quaternions_of_whole_numbers_obey_their_laws_exactly(a: Tensor, b: Tensor, c: Tensor) -> None:
+    """Associative and distributive; the conjugate turns the order, and squared lengths multiply."""
+    product, conjugate = quaternion_product, quaternion_conjugate
+    assert torch.equal(product(product(a, b), c), product(a, product(b, c)))
+    assert torch.equal(product(a, b + c), product(a, b) + product(a, c))
+    assert torch.equal(product(a + b, c), product(a, c) + product(b, c))
+    assert torch.equal(conjugate(product(a, b)), product(conjugate(b), conjugate(a)))
+    assert torch.equal(product(a, conjugate(a))[0], a.square().sum())
+    assert product(a, b).square().sum() == a.square().sum() * b.square().sum()
+
+
+@given(quaternions, quaternions, vectors(3, st.floats(-1.0, 1.0)))
+def test_a_quaternion_turns_as_its_matrix_does(a: Tensor, b: Tensor, vector: Tensor) -> None:
+    """R(a) v is a v a*; it is a rotation, and that of a product is the product."""
+    matrix, close = rotation_from_quaternion(a), torch.testing.assert_close
+    pure = torch.cat([vector.new_zeros(1), vector])
+    turned = quaternion_product(quaternion_product(a, pure), quaternion_conjugate(a))
+    close(turned, torch.cat([vector.new_zeros(1), matrix @ vector]), rtol=0, atol=1e-14)
+    close(matrix @ matrix.mT, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-14)
+    close(rotation_from_quaternion(quaternion_conjugate(a)), matrix.mT, rtol=0, atol=0)
+    assert torch.linalg.det(matrix).item() == pytest.approx(1.0, rel=1e-14)
     both = rotation_from_quaternion(quaternion_product(a, b))
-    torch.testing.assert_close(both, rotation_from_quaternion(a) @ rotation_from_quaternion(b))
-    identity = rotation_from_quaternion(quaternion_product(a, quaternion_conjugate(a)))
-    torch.testing.assert_close(identity, torch.eye(3, dtype=torch.float64).expand(50, 3, 3))
+    close(both, matrix @ rotation_from_quaternion(b), rtol=0, atol=1e-14)
 
 
-def test_both_signs_of_a_quaternion_are_one_rotation() -> None:
-    q = random_quaternions(50)
+@given(quaternions)
+@example(torch.tensor([0.0, 0.6, -0.8, 0.0], dtype=torch.float64))
+def test_both_signs_of_a_quaternion_are_one_rotation(q: Tensor) -> None:
+    """Of half a turn the step may be either one of two."""
     assert torch.equal(rotation_from_quaternion(q), rotation_from_quaternion(-q))
-    torch.testing.assert_close(step_from_quaternion(q), step_from_quaternion(-q))
+    step, other = step_from_quaternion(q), step_from_quaternion(-q)
+    assert torch.equal(step, -other if q[0] == 0 else other)
+    assert step.norm() <= math.pi * (1 + 1e-15)
+    again = rotation_from_quaternion(quaternion_from_step(step))
+    torch.testing.assert_close(again, rotation_from_quaternion(q), rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("angle", [0.0, 1e-9, 1e-3, 1.0, 3.0, math.pi - 1e-9])
-def test_a_step_is_the_exponential_of_its_generator(angle: float) -> None:
-    axis = torch.tensor([0.6, -0.3, 0.74], dtype=torch.float64)
-    step = angle * axis / axis.norm()
-    found = rotation_from_quaternion(quaternion_from_step(step))
-    torch.testing.assert_close(found, rotation_about(axis, torch.tensor(angle, dtype=torch.float64)))
-    torch.testing.assert_close(step_from_quaternion(quaternion_from_step(step)), step, rtol=1e-12, atol=1e-15)
+@given(vectors(3, st.floats(-10.0, 10.0)) | steps)
+def test_a_step_is_the_exponential_of_its_generator(step: Tensor) -> None:
+    """Also one of more than a turn; those up to half a turn come back."""
+    quaternion, angle = quaternion_from_step(step), step.norm()
+    assert quaternion.norm().item() == pytest.approx(1.0, rel=1e-15)
+    expected = exponential(skew(step))
+    torch.testing.assert_close(rotation_from_quaternion(quaternion), expected, rtol=0, atol=1e-12)
+    if angle < math.pi - 1e-12:
+        torch.testing.assert_close(step_from_quaternion(quaternion), step, rtol=1e-14, atol=1e-15)
 
 
 def test_a_turn_about_z_is_that_of_the_plane() -> None:
     torch.testing.assert_close(rotation_from_quaternion(quaternion_z(ANGLES)), rotation_z(ANGLES))
 
 
-def test_steps_lead_from_one_rotation_to_another() -> None:
-    a, b = random_quaternions(200), random_quaternions(200, seed=1)
+@given(quaternions, quaternions)
+def test_steps_lead_from_one_rotation_to_another(a: Tensor, b: Tensor) -> None:
     there = turned_by(a, step_between(a, b))
-    torch.testing.assert_close(rotation_from_quaternion(there), rotation_from_quaternion(b))
-    torch.testing.assert_close(there.norm(dim=-1), torch.ones(200, dtype=torch.float64))
+    matrices = [rotation_from_quaternion(q) for q in (there, b)]
+    torch.testing.assert_close(*matrices, rtol=0, atol=1e-14)
+    assert there.norm().item() == pytest.approx(1.0, rel=1e-15)
 
 
-def test_the_distance_of_quaternions_is_that_of_their_rotations() -> None:
-    a, b = random_quaternions(200), random_quaternions(200, seed=1)
+@given(quaternions, steps.filter(lambda step: step.norm() < 3.1))
+@example(torch.eye(4, dtype=torch.float64)[0], torch.zeros(3, dtype=torch.float64))
+def test_a_step_taken_is_found_again_and_so_is_its_derivative(origin: Tensor, step: Tensor) -> None:
+    def found(step: Tensor) -> Tensor:
+        return step_between(origin, turned_by(origin, step))
+
+    torch.testing.assert_close(found(step), step, rtol=0, atol=1e-14)
+    slope = torch.autograd.functional.jacobian(found, step)
+    torch.testing.assert_close(slope, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-11)
+
+
+@given(quaternions, quaternions, steps)
+def test_the_distance_of_quaternions_is_that_of_their_rotations(a: Tensor, b: Tensor, step: Tensor) -> None:
     expected = rotation_distance(rotation_from_quaternion(a), rotation_from_quaternion(b))
-    torch.testing.assert_close(quaternion_distance(a, b), expected)
-    near = turned_by(a, torch.tensor([1e-8, 0.0, 0.0], dtype=torch.float64))
-    torch.testing.assert_close(quaternion_distance(a, near), torch.full((200,), 1e-8, dtype=torch.float64))
+    for one, other in ((a, b), (b, a), (-a, b), (quaternion_conjugate(a), quaternion_conjugate(b))):
+        torch.testing.assert_close(quaternion_distance(one, other).double(), expected, rtol=0, atol=1e-14)
+    moved = quaternion_distance(a, turned_by(a, step))
+    torch.testing.assert_close(moved, step.norm(), rtol=0, atol=1e-14)
 
 
 def test_the_gradient_of_a_step_is_finite_where_there_is_none() -> None:
@@ -245,3 +324,20 @@ def test_the_mean_of_rotations_does_not_know_signs() -> None:
         torch.stack([middle, random_quaternions(4, seed=5)]), torch.tensor([[1.0], [0.0]])
     )
     assert quaternion_distance(weighed, middle).max() < 1e-7
+
+
+@given(quaternions, quaternions, st.lists(steps, min_size=1, max_size=6), st.data())
+def test_the_mean_of_rotations_turns_with_them(
+    before: Tensor, after: Tensor, around: list[Tensor], data: st.DataObject
+) -> None:
+    """And depends on neither their order nor their signs, nor on a factor common to all weights."""
+    draws = quaternion_from_step(0.3 * torch.stack(around))  # within a radian of the unit
+    weights = data.draw(vectors(len(draws), st.floats(0.1, 1.0)))
+    order = torch.tensor(data.draw(st.permutations(range(len(draws)))))
+    signs = data.draw(vectors(len(draws), st.sampled_from([-1, 1])))
+
+    moved = quaternion_product(quaternion_product(after, draws), before)
+    found = mean_quaternion((signs[:, None] * moved)[order], 7.0 * weights[order])
+    expected = quaternion_product(quaternion_product(after, mean_quaternion(draws, weights)), before)
+    assert quaternion_distance(found, expected) < 1e-13
+    assert found.norm().item() == pytest.approx(1.0, rel=1e-14)

@@ -6,13 +6,16 @@ import io
 import math
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import prody
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
 
 from cryoanm_lib.errors import StructureError
 from cryoanm_lib.structure import EMBEDDED, load_structure, rmsd, superpose
@@ -27,6 +30,7 @@ class Row(NamedTuple):
     number: int
     x: float = 0.0
     y: float = 0.0
+    z: float = 0.0
     residue: str = "ALA"
     name: str = "CA"
     element: str = "C"
@@ -47,7 +51,7 @@ def as_pdb(rows: list[Row]) -> str:
             model = row.model
         lines.append(
             f"{row.record:<6}{serial:5d}  {row.name:<3}{row.altloc:1}{row.residue:>3} {row.chain:1}"
-            f"{row.number:4d}{row.icode:1}   {row.x:8.3f}{row.y:8.3f}{0.0:8.3f}"
+            f"{row.number:4d}{row.icode:1}   {row.x:8.3f}{row.y:8.3f}{row.z:8.3f}"
             f"{row.occupancy:6.2f}{0.0:6.2f}      {row.segment:<4}{row.element:>2}"
         )
     return "\n".join([*lines, "ENDMDL", "END", ""])
@@ -55,18 +59,20 @@ def as_pdb(rows: list[Row]) -> str:
 
 CIF_COLUMNS = """group_PDB id type_symbol label_atom_id label_alt_id label_comp_id label_asym_id label_seq_id
 pdbx_PDB_ins_code Cartn_x Cartn_y Cartn_z occupancy B_iso_or_equiv auth_seq_id auth_asym_id
-pdbx_PDB_model_num"""
+pdbx_PDB_model_num""".split()
 
 
-def as_cif(rows: list[Row]) -> str:
+def as_cif(rows: list[Row], columns: Sequence[str] = CIF_COLUMNS) -> str:
     """The same atoms as mmCIF, with label identifiers that differ from the author's."""
-    lines = ["data_SYNTHETIC", "#", "loop_", *(f"_atom_site.{column}" for column in CIF_COLUMNS.split())]
+    lines = ["data_SYNTHETIC", "#", "loop_", *(f"_atom_site.{column}" for column in columns)]
     for serial, row in enumerate(rows, start=1):
-        lines.append(
+        values = (
             f"{row.record} {serial} {row.element} {row.name} {row.altloc or '.'} {row.residue} Z{row.chain} "
-            f"{serial + 500} {row.icode or '?'} {row.x:.3f} {row.y:.3f} 0.000 {row.occupancy:.2f} 0.00 "
+            f"{serial + 500} {row.icode or '?'} {row.x:.3f} {row.y:.3f} {row.z:.3f} {row.occupancy:.2f} 0.00 "
             f"{row.number} {row.chain} {row.model}"
         )
+        named = dict(zip(CIF_COLUMNS, values.split(" "), strict=True))
+        lines.append(" ".join(named[column] for column in columns))
     return "\n".join([*lines, "#", ""])
 
 
@@ -121,6 +127,63 @@ def random_rotation(generator: torch.Generator) -> torch.Tensor:
     return q * torch.linalg.det(q)
 
 
+class Entry(NamedTuple):
+    """A synthetic file, and the Cα of each chain that a reader keeps of it."""
+
+    rows: list[Row]
+    kept: dict[str, list[Row]]
+
+
+RESIDUES = [("ALA", "ATOM"), ("SER", "ATOM"), ("PRO", "ATOM"), ("MSE", "HETATM"), ("TPO", "HETATM")]
+STRANGERS = [
+    Row(0, residue="CA", element="CA", record="HETATM"),
+    Row(0, residue="LIG", record="HETATM"),
+    Row(0, residue="GLU", record="HETATM"),
+    Row(0, residue="HOH", name="O", element="O", record="HETATM"),
+    Row(0, residue="G", name="P", element="P"),
+]
+
+# What the columns of both formats hold; but ProDy takes numbers that follow 9999 for hexadecimal ones.
+lengths = st.integers(-999_999, 9_999_999).map(lambda n: n / 1000)
+places = st.fixed_dictionaries({"x": lengths, "y": lengths, "z": lengths})
+occupancies = st.integers(0, 100).map(lambda n: n / 100)
+numbers = st.integers(-2, 2) | st.integers(-999, 9998)  # few of them, so that many differ by a code alone
+identities = st.tuples(numbers, st.sampled_from(["", "A", "Z"]))
+
+
+@st.composite
+def positions(draw: st.DrawFn) -> list[Row]:
+    """Those of the Cα of one residue, which may be another residue in each of them."""
+    rows = []
+    for altloc in draw(st.lists(st.sampled_from(["", "A", "B", "1"]), min_size=1, max_size=3, unique=True)):
+        residue, record = draw(st.sampled_from(RESIDUES))
+        row = Row(0, residue=residue, record=record, altloc=altloc, occupancy=draw(occupancies))
+        rows.append(row._replace(**draw(places)))
+    return rows
+
+
+@st.composite
+def entries(draw: st.DrawFn) -> Entry:
+    """Chains and a stranger in each, in any order, and perhaps a second model of some of the atoms."""
+    groups = []
+    for chain in draw(st.lists(st.sampled_from("A7z"), min_size=1, max_size=2, unique=True)):
+        named = draw(st.lists(identities, min_size=4, max_size=6, unique=True))
+        groups.append((draw(st.sampled_from(STRANGERS)), [], chain, named[0]))
+        for name in named[1:]:
+            other = draw(st.sampled_from([Row(0, name="N", element="N"), Row(0, name="CB")]))
+            groups.append((other, draw(positions()), chain, name))
+
+    rows, kept = [], {}
+    for other, calphas, chain, (number, icode) in draw(st.permutations(groups)):
+        of_residue = {"chain": chain, "number": number, "icode": icode}
+        other, *calphas = (row._replace(**of_residue) for row in (other, *calphas))
+        rows += [other._replace(**draw(places)), *calphas]
+        if calphas:
+            kept.setdefault(chain, []).append(max(calphas, key=lambda row: row.occupancy))
+    again = [row._replace(x=row.z, z=row.x, model=2) for row in rows[: draw(st.integers(0, len(rows)))]]
+    return Entry(rows + again, kept)
+
+
 # Embedded structures
 
 
@@ -164,12 +227,43 @@ def test_stride_keeps_every_nth_from_the_first(stride: int) -> None:
 # Superposition
 
 
-def test_superpose_undoes_a_rigid_motion() -> None:
-    generator = torch.Generator().manual_seed(0)
-    target = load_structure("adk_open").coordinates + 5.0
-    for _ in range(5):
-        moved = target @ random_rotation(generator).T + torch.tensor([30.0, -4.0, 1.0], dtype=torch.float64)
-        torch.testing.assert_close(superpose(moved, target), target, rtol=0, atol=1e-10)
+def clouds(n: int) -> st.SearchStrategy[Tensor]:
+    """Points anywhere, also on a line, in a plane, or all at one place."""
+    number = st.floats(-50.0, 50.0)
+    points = st.lists(st.tuples(number, number, number), min_size=n, max_size=n)
+    return points.map(lambda drawn: torch.tensor(drawn, dtype=torch.float64))
+
+
+def motion(seed: int) -> Callable[[Tensor], Tensor]:
+    """A random turn and a random shift."""
+    generator = torch.Generator().manual_seed(seed)
+    turn = random_rotation(generator)
+    shift = 30 * torch.randn(3, generator=generator, dtype=torch.float64)
+    return lambda points: points @ turn.T + shift
+
+
+sizes, seeds = st.integers(1, 8), st.integers(0, 2**32 - 1)
+
+
+@given(sizes.flatmap(clouds), seeds)
+def test_superpose_undoes_a_rigid_motion(target: Tensor, seed: int) -> None:
+    torch.testing.assert_close(superpose(motion(seed)(target), target), target, rtol=0, atol=1e-9)
+
+
+@given(sizes.flatmap(lambda n: st.tuples(clouds(n), clouds(n))), seeds)
+def test_superpose_moves_rigidly_to_the_least_rmsd(pair: tuple[Tensor, Tensor], seed: int) -> None:
+    """By Horn: the least sum of squares is Σ a² + b² less twice the largest eigenvalue of a 4 × 4 matrix."""
+    mobile, target = pair
+    placed = superpose(mobile, target)
+    torch.testing.assert_close(torch.cdist(placed, placed), torch.cdist(mobile, mobile), rtol=0, atol=1e-9)
+    a, b = mobile - mobile.mean(0), target - target.mean(0)
+    m = a.T @ b
+    column = torch.stack([m[1, 2] - m[2, 1], m[2, 0] - m[0, 2], m[0, 1] - m[1, 0]])
+    block = m + m.T - m.trace() * torch.eye(3, dtype=torch.float64)
+    horn = torch.cat([torch.cat([m.trace()[None], column])[None], torch.cat([column[:, None], block], 1)])
+    squares = a.square().sum() + b.square().sum() - 2 * torch.linalg.eigvalsh(horn)[-1]
+    for least in (rmsd(placed, target), rmsd(superpose(target, motion(seed)(mobile)), motion(seed)(mobile))):
+        assert least**2 * len(target) == pytest.approx(squares.item(), rel=1e-9, abs=1e-9)
 
 
 def test_superpose_never_reflects() -> None:
@@ -253,16 +347,25 @@ def test_the_position_of_highest_occupancy_is_kept(write: Writer) -> None:
     )
 
 
-def test_insertion_codes_and_negative_numbers(write: Writer) -> None:
-    rows = [Row(-1, 0.0), Row(52, 4.0), Row(52, 8.0, icode="A"), Row(52, 12.0, icode="B"), Row(53, 16.0)]
-    assert load_structure(write(rows), stride=1).residue_numbers == (-1, 52, 52, 52, 53)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("structures")
 
 
-def test_the_first_of_several_models_is_read(write: Writer) -> None:
-    rows = [*chain_of(4), *(row._replace(x=-row.x, model=2) for row in chain_of(5))]
-    structure = load_structure(write(rows), stride=1)
-    assert len(structure) == 4
-    assert structure.coordinates[1, 0] > structure.coordinates[0, 0]
+@given(entries(), st.permutations(CIF_COLUMNS[1:]))
+def test_any_entry_is_read_alike_from_either_format(folder: Path, entry: Entry, columns: list[str]) -> None:
+    """Chain by chain, in the file's order: one Cα for each number and insertion code of the first model."""
+    first = next(row.chain for row in entry.rows if row.chain in entry.kept)
+    contents = {"entry.pdb": as_pdb(entry.rows), "entry.cif": as_cif(entry.rows, [CIF_COLUMNS[0], *columns])}
+    for name, content in contents.items():
+        path = folder / name
+        path.write_text(content)
+        assert load_structure(path, stride=1).chain == first
+        for chain, kept in entry.kept.items():
+            structure = load_structure(path, chain=chain, stride=1)
+            expected = torch.tensor([(row.x, row.y, row.z) for row in kept], dtype=torch.float64)
+            assert structure.residue_numbers == tuple(row.number for row in kept)
+            torch.testing.assert_close(structure.coordinates, expected - expected.mean(0), rtol=0, atol=1e-9)
 
 
 def test_chains_go_by_the_authors_identifiers(write: Writer) -> None:
