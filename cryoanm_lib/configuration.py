@@ -34,7 +34,7 @@ from cryoanm_lib.sections import (
 from cryoanm_lib.settings import Count, LatentName, Section
 from cryoanm_lib.structure import Structure, load_structure, structure_file
 from cryoanm_lib.training import Stage
-from cryoanm_lib.weights import weights_hash, weights_made, weights_path
+from cryoanm_lib.weights import weights_hash, weights_made
 
 #: The protein of the book, embedded in the library; the expected ranges of metrics are for it.
 DEFAULT_STRUCTURE = "adk_open"
@@ -236,7 +236,7 @@ class Profile(Section):
         section, atoms = self.experiment(experiment), self.load_structure().coordinates
         given = {"atoms": hashlib.sha256(atoms.numpy().tobytes()).hexdigest()}
         if section.weights is not None:
-            given["weights"] = hashlib.sha256(weights_path(section.weights).read_bytes()).hexdigest()
+            given["weights"] = weights_hash(section.weights)
         return given
 
     def _structure_digest(self) -> str:
@@ -298,7 +298,7 @@ class Profile(Section):
         content["seed"] = self.seed_of(experiment)
         content["structure"] = self._structure_digest()
         if (weights := self.experiment(experiment).weights) is not None:
-            content["weights"] = weights_hash(weights)
+            content["weights"] = weights_hash(weights)[:8]
         return _digest(content)
 
     def artifact_path(self, experiment: str) -> Path:

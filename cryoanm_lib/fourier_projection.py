@@ -51,8 +51,8 @@ def fourier_coefficients(
     resolution : int
         K, from 1 to N: frequencies |k| < K/2 are returned, in the order of `half_plane_frequencies`.
     accuracy : float, optional
-        Half the largest error that an atom may add to a coefficient, as a share of what it adds to the mean;
-        default the rounding of the type.
+        A quarter of the largest error that an atom may add to a coefficient, as a share of the most that it
+        may add to the mean; default the rounding of the type.
 
     Examples
     --------

@@ -29,9 +29,9 @@ def weights_made(name: str) -> dict[str, str]:
 
 
 def weights_hash(name: str) -> str:
-    """Eight hexadecimal digits that change with the weights; none if there are none under this name."""
+    """SHA-256 of the file of weights; nothing if there is none under this name."""
     path = weights_path(name)
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:8] if path.is_file() else ""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def load_weights(program: CryoProgram, name: str, images: str | None = None) -> dict[str, str]:

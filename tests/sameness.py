@@ -1,4 +1,7 @@
-"""Whether two runs of the workflow say the same: every tensor, number, text and figure, times aside."""
+"""Whether two runs of the workflow say the same: every tensor, number, text and figure, times aside.
+
+A cell of a notebook that shows other things in another run says so by a tag.
+"""
 
 import json
 import re
@@ -12,8 +15,9 @@ from cryoanm_lib.storage import load_tensors
 #: What no two runs share: how long they took, and when.
 TIMES = {"train_seconds", "images_per_second", "seconds", "started", "finished"}
 
-#: Tag of a notebook's cell that measures time and shows it.
-TIMED = "timed"
+#: Tags of cells that show how long something took, or rounding itself: the last bits of a sum depend on
+#: where in memory its terms happen to lie.
+OWN_TO_A_RUN = {"timed", "rounding"}
 
 # When matplotlib has drawn a figure.
 _DATE = re.compile(r"<dc:date>[^<]*</dc:date>")
@@ -57,12 +61,12 @@ def _tensors(path: Path) -> dict:
 
 
 def _shown(path: Path) -> dict:
-    """Everything that a notebook shows, cell by cell, but for what it measures of time."""
+    """Everything that a notebook shows, cell by cell, but for what is its own."""
     cells = nbformat.read(path, as_version=4).cells
     return {
         f"cell {number}": _DATE.sub("", json.dumps([_content(output) for output in cell.get("outputs", [])]))
         for number, cell in enumerate(cells)
-        if TIMED not in cell.metadata.get("tags", [])
+        if not OWN_TO_A_RUN & set(cell.metadata.get("tags", []))
     }
 
 

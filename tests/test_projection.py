@@ -79,7 +79,8 @@ class Scene(NamedTuple):
 
     def tolerance(self, name: str) -> float:
         """What a coefficient may be wrong by: rounding, and what the projector leaves out."""
-        left_out = {"sparse": SPARSE_ERROR, "gridded": 5 * ACCURACY * self.most}
+        row_cut_off = SPARSE_ERROR * self.most**0.5 / self.box_size  # one on each side of the atom
+        left_out = {"sparse": 5 * row_cut_off, "gridded": 5 * ACCURACY * self.most}
         return len(self.positions) * (1e-13 * self.most + left_out.get(name, 0.0))
 
 
