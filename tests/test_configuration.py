@@ -386,7 +386,7 @@ NUMBERS: dict[Way, tuple[Values, str | None]] = {
     (*ONE, "guide", "references"): (COUNT, "fit assessment"),
     (*ONE, "guide", "channels", 0): (COUNT, "fit assessment"),
     (*STAGE, "resolution"): (EVEN, "fit assessment"),
-    (*STAGE, "steps"): (COUNT, "fit assessment"),
+    (*STAGE, "steps"): (COUNT._replace(taken=st.integers(1, 2**53)), "fit assessment"),  # times a length
     (*STAGE, "learning_rate"): (POSITIVE, "fit assessment"),
     (*STAGE, "final_learning_rate"): (POSITIVE, "fit assessment"),
     (*STAGE, "clip_norm"): (POSITIVE, "fit assessment"),

@@ -247,7 +247,8 @@ sizes, seeds = st.integers(1, 8), st.integers(0, 2**32 - 1)
 
 @given(sizes.flatmap(clouds), seeds)
 def test_superpose_undoes_a_rigid_motion(target: Tensor, seed: int) -> None:
-    torch.testing.assert_close(superpose(motion(seed)(target), target), target, rtol=0, atol=1e-9)
+    """To √eps of its size, by which points that are all but on a line may be turned about it."""
+    torch.testing.assert_close(superpose(motion(seed)(target), target), target, rtol=0, atol=1e-5)
 
 
 @given(sizes.flatmap(lambda n: st.tuples(clouds(n), clouds(n))), seeds)
