@@ -9,6 +9,7 @@ import gzip
 import http.client
 import io
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from torch import Tensor
 from cryoanm_lib.errors import StructureError
 
 PDB_HOST = "files.rcsb.org"
+DECIMAL = re.compile(r"-?[0-9]+")
 PEPTIDE_BOND = 2.0  # Å: between the 1.3 Å of a C-N bond and the 2.4 Å from N to C of one residue
 
 
@@ -184,6 +186,10 @@ def _parse_text(text: str) -> _Atoms:
         atoms = prody.parsePDBStream(io.StringIO(text, newline=None), altloc="all", model=1)
     if atoms is None:
         raise ValueError("no atoms")
+    if not is_mmcif:
+        numbers, codes = zip(*_pdb_residues(text), strict=True)
+        atoms.setResnums(numbers)
+        atoms.setIcodes(codes)
     chains, segments, names = atoms.getChids(), atoms.getSegnames(), atoms.getResnames()
     # A standard residue in a HETATM record is a free ligand, such as the glutamate of a receptor.
     free = atoms.getFlags("hetatm") & np.isin(names, prody.flagDefinition("stdaa"))
@@ -204,6 +210,25 @@ def _parse_text(text: str) -> _Atoms:
 def _is_mmcif(text: str) -> bool:
     lines = (line for line in io.StringIO(text) if line.strip() and not line.startswith("#"))
     return next(lines, "").startswith("data_")
+
+
+def _pdb_residues(text: str) -> list[tuple[int, str]]:
+    """Number and insertion code of each atom of the first model; ProDy guesses those beyond 9999."""
+    residues: list[tuple[int, str]] = []
+    for place, line in enumerate(io.StringIO(text, newline=None), start=1):
+        record, number, code = line[:6].strip(), line[22:26].strip(), line[26:27].strip()
+        if record.startswith("END") and residues:
+            break
+        if record in ("ATOM", "HETATM"):
+            # Some programs count on in letters and digits, some use the column of the insertion code.
+            is_hexadecimal = number == "2710" and residues[-1:] and residues[-1][0] == 9999
+            if not DECIMAL.fullmatch(number) or code.isdigit() or is_hexadecimal:
+                raise ValueError(
+                    f"line {place} counts residues by {line[22:27].strip()!r}, which is no decimal number of "
+                    "four digits: mmCIF has room for longer ones"
+                )
+            residues.append((int(number), code))
+    return residues
 
 
 def _first_model(text: str) -> str:

@@ -143,11 +143,11 @@ STRANGERS = [
     Row(0, residue="G", name="P", element="P"),
 ]
 
-# What the columns of both formats hold; but ProDy takes numbers that follow 9999 for hexadecimal ones.
+# What the columns of both formats hold.
 lengths = st.integers(-999_999, 9_999_999).map(lambda n: n / 1000)
 places = st.fixed_dictionaries({"x": lengths, "y": lengths, "z": lengths})
 occupancies = st.integers(0, 100).map(lambda n: n / 100)
-numbers = st.integers(-2, 2) | st.integers(-999, 9998)  # few of them, so that many differ by a code alone
+numbers = st.integers(-2, 2) | st.integers(-999, 9999)  # few of them, so that many differ by a code alone
 identities = st.tuples(numbers, st.sampled_from(["", "A", "Z"]))
 
 
@@ -386,6 +386,24 @@ def test_a_file_gives_its_name_and_provenance(write: Writer) -> None:
     assert structure.name == "synthetic"
     assert structure.provenance == f"File {path.name}, chain A: 3 of 5 Cα, stride 2."
     assert load_structure(str(path)).residue_numbers == (1, 3, 5)
+
+
+LAST = [row._replace(number=9996 + row.number) for row in chain_of(3)]  # of the numbers that fit
+
+
+def test_residue_numbers_may_start_again_after_the_last_that_fits(tmp_path: Path) -> None:
+    path = tmp_path / "solvated.pdb"
+    path.write_text(as_pdb([*LAST, *chain_of(16)]))
+    assert load_structure(path, stride=1).residue_numbers == (9997, 9998, 9999, *range(1, 17))
+
+
+@pytest.mark.parametrize("field", ["2710 ", "A000 ", "270g ", "10000", "   11", "  -  ", "     "])
+def test_residues_counted_in_another_way_are_refused(tmp_path: Path, field: str) -> None:
+    *before, line, end = as_pdb([*LAST, Row(1)]).splitlines(keepends=True)[:-1]
+    path = tmp_path / "counted.pdb"
+    path.write_text("".join([*before, line[:22] + field + line[27:], end]))
+    with pytest.raises(StructureError, match=r"line 5 counts residues by .*mmCIF"):
+        load_structure(path)
 
 
 def test_blank_chains_are_told_apart_by_segment(tmp_path: Path) -> None:
