@@ -24,7 +24,7 @@ BOOK_READY  := .venv/.ready-book
 TEST_READY  := .venv/.ready-test
 BENCH_READY := .venv/.ready-bench
 
-.PHONY: help book pdf test test-slow test-book test-launch bench lint format lock clean distclean
+.PHONY: help book pdf test test-types test-slow test-book test-launch bench lint format lock clean distclean
 
 help: ## Show this list
 	@echo "make <target> [PROFILE=smoke|laptop|full|paper] [STRUCTURE=adk_open|<PDB ID>|<file>] [CORES=4] [PYTHON=python3.11]"
@@ -41,6 +41,9 @@ pdf: $(BOOK_READY) ## Print the book to results/book.pdf; needs a Chromium
 test: lint ## Run ruff, the test suite and the notebooks
 	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
 	OMP_NUM_THREADS=2 pytest -p no:cacheprovider --nbval-lax --nbval-current-env notebooks
+
+test-types: $(TEST_READY) ## Run the library's tests, each call checked against its annotations
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -p tests.typechecked tests/test_*.py
 
 test-slow: $(TEST_READY) ## Run the long tests, which count what they try for the book
 	OMP_NUM_THREADS=2 pytest -m slow --keep-counts

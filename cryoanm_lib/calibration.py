@@ -6,7 +6,7 @@ uniformly (simulation-based calibration, SBC).
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from cryoanm_lib.rotation import mean_quaternion, step_between, unit_vector_to_a
 LEVELS = (0.5, 0.8, 0.95)
 
 
+@runtime_checkable
 class Posterior(Protocol):
     """What can be calibrated: `ExactPosterior`, `RefinedPosterior`, `GuidePosterior`."""
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cryoanm_lib.fourier import crop_coefficients
@@ -81,23 +81,21 @@ class Cells:
         chosen = Unknowns.of(self.program).latents(self.centre[which].to(like))
         return {name: value[image] for name, value in self.particles.latents.items()} | chosen
 
-    def _evaluated(self) -> "Cells":
-        """With log p(image, latents) worked out at each cell."""
+    def _evaluated(self, marked: Bool[Tensor, "cells"]) -> "Cells":
+        """With log p(image, latents) worked out at the cells that are marked."""
         program, model = self.program, self.program.forward_model
         observed = crop_coefficients(self.particles.coefficients, self.resolution)
-        group = same_projection(program, self.index, self.image)
+        cells = torch.nonzero(marked)[:, 0]
+        group = same_projection(program, self.index[cells], self.image[cells])
         order = group.argsort()  # cells that share a projection stand together, whatever the chunk
-        log_joint = torch.empty(len(order), dtype=torch.float64)
-        latents = self._latents()
+        log_joint, latents = self.log_joint.clone(), self._latents(cells)
         for part in order.split(_CHUNK):
             here = {name: value[part] for name, value in latents.items()}
             same = torch.unique(group[part], return_inverse=True)[1]
             predicted = coefficients_reusing(program, here, same, self.resolution)
-            noise = program.noise_of(here)
-            likelihood = log_likelihood(
-                observed[self.image[part]], predicted, noise, self.resolution, model.box_size
-            )
-            log_joint[part] = likelihood.double() + program.log_prior(here)
+            image, noise = self.image[cells[part]], program.noise_of(here)
+            likelihood = log_likelihood(observed[image], predicted, noise, self.resolution, model.box_size)
+            log_joint[cells[part]] = likelihood.double() + program.log_prior(here)
         return replace(self, log_joint=log_joint)
 
     def fisher(self) -> Float[Tensor, "images columns columns"]:
@@ -136,17 +134,11 @@ class Cells:
             step[:, column] = 1
             doubled = torch.where(cut[:, None], index + step * index, index)
             image, index = torch.cat([image, image[cut]]), torch.cat([doubled, (doubled + step)[cut]])
-        finer = replace(self, image=image, index=index, level=self.level + wide.long())
         # Images that are settled keep their cells, which stand in front, and what is known of them.
-        changed = wide.any(1)[image]
-        log_joint = torch.zeros(len(image), dtype=torch.float64)
-        log_joint[: len(self.log_joint)] = self.log_joint
-        log_joint[changed] = finer._only(changed)._evaluated().log_joint
-        return replace(finer, log_joint=log_joint)
-
-    def _only(self, which: Tensor) -> "Cells":
-        """Some of the cells, their densities left out."""
-        return replace(self, image=self.image[which], index=self.index[which], log_joint=torch.empty(0))
+        unknown = torch.full((len(image) - len(self.log_joint),), torch.nan, dtype=torch.float64)
+        log_joint, level = torch.cat([self.log_joint, unknown]), self.level + wide.long()
+        finer = replace(self, image=image, index=index, level=level, log_joint=log_joint)
+        return finer._evaluated(wide.any(1)[image])
 
     def in_order(self) -> "Cells":
         """The cells of each image together, in the order of the images."""

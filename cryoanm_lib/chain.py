@@ -6,7 +6,6 @@ from collections.abc import Mapping
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
-from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 
@@ -43,7 +42,7 @@ class GaussianChain:
     ) -> None:
         self.mean, self.scale, self.shapes = mean, scale, shapes
 
-    def conditional(self, name: str, drawn: Mapping[str, Tensor]) -> TorchDistribution:
+    def conditional(self, name: str, drawn: Mapping[str, Tensor]) -> dist.Distribution:
         """The distribution of a latent, given those that come before it."""
         standard, start = self.mean[..., :0], 0
         for before, shape in self.shapes.items():

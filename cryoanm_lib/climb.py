@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -102,6 +102,7 @@ class Starts:
         return Starts(torch.cat([self.image, others.image]), torch.cat([self.values, others.values]))
 
 
+@runtime_checkable
 class Search(Protocol):
     """What looks for further points to climb from."""
 

@@ -37,7 +37,7 @@ RESIDUAL_KEYS = {
 
 def residuals(
     sampled: Mapping[str, Tensor], truth: Mapping[str, Tensor]
-) -> dict[str, Float[Tensor, "images"]]:
+) -> dict[str, Float[Tensor, "*batch images"]]:
     """Distance of a posterior sample from the truth, image by image, for each latent in `sampled`.
 
     "pose" in degrees along the circle, or of the turn in space; "shift" the mean over x and y in pixels;

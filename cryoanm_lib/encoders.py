@@ -1,7 +1,7 @@
 """The networks that read an image pixel by pixel: the paper's CNN–MLP (Fig. A1)."""
 
 import itertools
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ CHANNELS = (16, 32, 64)
 HIDDEN = 512
 
 
+@runtime_checkable
 class Representation(Protocol):
     """How the guide looks at an image, and the networks that read what it sees."""
 

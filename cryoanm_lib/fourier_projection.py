@@ -124,7 +124,7 @@ def _slopes(
     return half_plane(products)
 
 
-def half_plane(products: Float[Tensor, "*batch 2k 2k"]) -> Complex[Tensor, "*batch kept"]:
+def half_plane(products: Float[Tensor, "*batch rows rows"]) -> Complex[Tensor, "*batch kept"]:
     """All coefficients from products of the real and imaginary parts at k >= 0."""
     half = products.shape[-1] // 2
     (real_real, real_imag), (imag_real, imag_imag) = (
@@ -184,7 +184,7 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, slope: Float[Tensor, "images 2k 2k"]) -> tuple[Tensor, None]:
+    def backward(ctx, slope: Float[Tensor, "images rows rows"]) -> tuple[Tensor, None]:
         (positions,), axis = ctx.saved_tensors, ctx.axis
         found = torch.empty_like(positions)
         for rows in _few_at_a_time(positions, axis, copies=6):
@@ -268,7 +268,7 @@ class _Axis:
 
     def transforms(
         self, x: Float[Tensor, "images atoms"], orders: int
-    ) -> list[Float[Tensor, "images 2k atoms"]]:
+    ) -> list[Float[Tensor, "images rows atoms"]]:
         """X(k) and, with two orders, its derivative by x; real above imaginary parts."""
         cos, sin = self._powers(x)
         phase = (-2 * math.pi) * x[:, None]

@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
-from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
 from cryoanm_lib.chain import GaussianChain
@@ -16,7 +15,7 @@ from cryoanm_lib.particles import pose_to_rotation
 from cryoanm_lib.prior import POSE_WIDTH, Prior
 
 #: Returns the distribution of a latent by its name, given the values of those drawn before it.
-Others = Callable[[str, Mapping[str, Tensor]], TorchDistribution]
+Others = Callable[[str, Mapping[str, Tensor]], dist.Distribution]
 
 #: Returns mean and Cholesky factor of the others, side by side, at a pose: what the model says of them.
 Computed = Callable[
@@ -45,6 +44,7 @@ class Seen:
         return self._said[network]
 
 
+@runtime_checkable
 class Family(Protocol):
     """A family of distributions q(latents | image), and the networks that choose among them."""
 
@@ -120,7 +120,7 @@ class SeparateNetworks(nn.Module):
         """Logits and vectors of the components of the pose's mixture."""
         return seen.read_by(self.encoders["pose"])
 
-    def others(self, seen: Seen, pose: Float[Tensor, "*batch 2"], computed: Computed) -> Others:
+    def others(self, seen: Seen, pose: Float[Tensor, "*batch dim"], computed: Computed) -> Others:
         """Independent normals, which start as the prior."""
         turning = self.upright and any(name not in ("pose", "shift") for name in self.inferred)
         # A pose in space, which can only be given, is more than a turn of the image.
@@ -128,7 +128,7 @@ class SeparateNetworks(nn.Module):
         # Bend and focus are easier to see once the image is upright.
         turned = Seen(self.representation.turn_back(seen.features, pose.detach())) if turning else seen
 
-        def normal(name: str, drawn: Mapping[str, Tensor]) -> TorchDistribution:
+        def normal(name: str, drawn: Mapping[str, Tensor]) -> dist.Distribution:
             looked_at = seen if name == "shift" else turned
             middle, log_scale = looked_at.read_by(self.encoders[name]).chunk(2, dim=-1)
             mean, scale = self.prior.moments(name, self.n_modes, middle)

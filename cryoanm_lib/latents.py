@@ -16,23 +16,23 @@ class Latents:
 
     Attributes
     ----------
-    amplitudes : Float[Tensor, "*batch modes"]
+    amplitudes : Float[Tensor, "*#batch modes"]
         α of each mode; it moves the structure by an RMSD of α/√n Å.
-    rotations : Float[Tensor, "*batch 3 3"]
+    rotations : Float[Tensor, "*#batch 3 3"]
         Active rotation matrices.
-    defocus : Float[Tensor, "*batch"]
+    defocus : Float[Tensor, "*#batch"]
         z in natural units, px².
-    shifts : Float[Tensor, "*batch 2"]
+    shifts : Float[Tensor, "*#batch 2"]
         Displacement (x, y) of the projection in pixels.
-    contrast : Float[Tensor, "*batch"], optional
+    contrast : Float[Tensor, "*#batch"], optional
         Factor on the image; none is 1.
     """
 
-    amplitudes: Float[Tensor, "*batch modes"]
-    rotations: Float[Tensor, "*batch 3 3"]
-    defocus: Float[Tensor, "*batch"]
-    shifts: Float[Tensor, "*batch 2"]
-    contrast: Float[Tensor, "*batch"] | None = None
+    amplitudes: Float[Tensor, "*#batch modes"]
+    rotations: Float[Tensor, "*#batch 3 3"]
+    defocus: Float[Tensor, "*#batch"]
+    shifts: Float[Tensor, "*#batch 2"]
+    contrast: Float[Tensor, "*#batch"] | None = None
 
     def __post_init__(self) -> None:
         """Fill in the contrast; refuse batch shapes of which none holds the others: (B,) and (B, 1)."""
@@ -58,10 +58,10 @@ class Latents:
     @classmethod
     def in_plane(
         cls,
-        pose: Float[Tensor, "*batch"],
-        amplitude: Float[Tensor, "*batch modes"],
-        defocus: Float[Tensor, "*batch"],
-        shift: Float[Tensor, "*batch 2"] | None = None,
+        pose: Float[Tensor, "*#batch"],
+        amplitude: Float[Tensor, "*#batch modes"],
+        defocus: Float[Tensor, "*#batch"],
+        shift: Float[Tensor, "*#batch 2"] | None = None,
     ) -> "Latents":
         """The paper's case: turned about the viewing direction by a pose in radians, and centred."""
         if shift is None:

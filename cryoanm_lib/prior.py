@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 import pyro.distributions as dist
 from jaxtyping import Float
 from pydantic import Field, model_validator
-from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from cryoanm_lib.antipodal import AntipodalProjectedNormal
@@ -58,7 +57,7 @@ class Prior(Section):
         absent = {"shift": not self.shift_scale, "contrast": not self.contrast_scale}
         return tuple(name for name in LATENTS if not absent.get(name, False))
 
-    def distribution(self, name: str, n_modes: int, like: Float[Tensor, "..."]) -> TorchDistribution:
+    def distribution(self, name: str, n_modes: int, like: Float[Tensor, "..."]) -> dist.Distribution:
         """The prior of one latent.
 
         Parameters

@@ -12,7 +12,7 @@ is pixel (N//2, N//2).
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Complex, Float
 from torch import Tensor
@@ -29,6 +29,7 @@ _NS_A_FACTOR, _NS_A_PRODUCT = 0.67, 0.023
 _NS_AN_ATOM, _NS_A_PATCH_VALUE, _NS_A_POINT = 57.0, 0.17, 0.27
 
 
+@runtime_checkable
 class Projector(Protocol):
     """Fourier coefficients of the crop Π_K of the projection of atoms."""
 

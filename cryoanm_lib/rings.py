@@ -52,7 +52,7 @@ class Rings(nn.Module):
         return torch.view_as_complex((images.flatten(-2) @ self.basis).unflatten(-1, (-1, 2)))
 
     def turn_back(
-        self, seen: Complex[Tensor, "images kept"], pose: Float[Tensor, "*batch images 2"]
+        self, seen: Complex[Tensor, "images kept"], pose: Float[Tensor, "*batch #images 2"]
     ) -> Complex[Tensor, "*batch images kept"]:
         """Harmonics at pose zero, c_m exp(imθ)."""
         angle = torch.atan2(pose[..., 1], pose[..., 0])

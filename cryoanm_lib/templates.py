@@ -144,12 +144,12 @@ class Templates:
         return (scores.double() + alone) / sigma**2 - constant + self._log_prior
 
     def _scored(
-        self, observed: Float[Tensor, "images dof"], made: Iterable[Float[Tensor, "chunk dof"]]
+        self, observed: Float[Tensor, "images dof"], made: Iterable[Float[Tensor, "_ dof"]]
     ) -> Float[Tensor, "images cells"]:
         """y·μ - |μ|²/2."""
         return torch.cat([observed @ part.T - 0.5 * part.square().sum(-1) for part in made], dim=1)
 
-    def _common(self, given: Mapping[str, Tensor]) -> Iterable[Float[Tensor, "chunk dof"]]:
+    def _common(self, given: Mapping[str, Tensor]) -> Iterable[Float[Tensor, "_ dof"]]:
         """The templates for given latents, those of the last call if they fit."""
         if self._kept is not None and all(value.equal(self._kept[0][k]) for k, value in given.items()):
             return self._kept[1]
@@ -159,7 +159,7 @@ class Templates:
         self._kept = (dict(given), list(self._made(given)))
         return self._kept[1]
 
-    def _made(self, given: Mapping[str, Tensor]) -> Iterator[Float[Tensor, "chunk dof"]]:
+    def _made(self, given: Mapping[str, Tensor]) -> Iterator[Float[Tensor, "_ dof"]]:
         """Templates, some at a time."""
         for part in torch.arange(len(self.lattice)).split(_CHUNK):
             rows = {**given, **Unknowns.of(self.program).latents(self._values[part])}

@@ -179,6 +179,7 @@ def test_parameters_must_be_positive(parameter: str, value: float) -> None:
         hessian(cluster(), **{parameter: value})
 
 
+@pytest.mark.mistyped
 def test_coordinates_must_be_usable() -> None:
     broken, doubled = cluster(), cluster()
     broken[3, 1] = math.nan
@@ -227,6 +228,7 @@ def test_collectivity_agrees_with_prody() -> None:
     np.testing.assert_allclose(ours, prody.calcCollectivity(theirs), rtol=1e-8)
 
 
+@pytest.mark.mistyped
 def test_overlap_of_parallel_and_orthogonal_motions() -> None:
     first, second = normal_modes(cluster(), 2, cutoff=50.0).vectors
     assert overlap(first, -3.0 * first) == pytest.approx(1.0)

@@ -330,6 +330,7 @@ def test_the_recommended_box_and_pixel_size_work(needed: int) -> None:
         ForwardModel(reference, modes, box_size=needed - 2)
 
 
+@pytest.mark.mistyped
 def test_modes_of_another_structure() -> None:
     model = adk()
     message = r"modes of shape \(3, 107, 3\) do not belong .* \(106, 3\): expected \(modes, 106, 3\)"
@@ -337,6 +338,7 @@ def test_modes_of_another_structure() -> None:
         ForwardModel(model.reference[1:], model.modes, pixel_size=1.5)
 
 
+@pytest.mark.mistyped
 @pytest.mark.parametrize("shape", [(2,), (4, 4), ()])
 def test_a_wrong_number_of_amplitudes(shape: tuple[int, ...]) -> None:
     with pytest.raises(ForwardModelError, match="for a model of 3 modes: the last dimension must be 3"):
@@ -357,6 +359,7 @@ def test_noise_that_is_no_standard_deviation(noise: float) -> None:
         add_noise(torch.zeros(5, dtype=torch.complex64), noise, 64)
 
 
+@pytest.mark.mistyped
 def test_batch_shapes_that_would_make_a_larger_one_are_refused() -> None:
     pose, amplitude = torch.zeros(4), torch.zeros(4, 1)
     with pytest.raises(ForwardModelError, match=r"batch shapes do not agree: .*defocus \(4, 1\)"):
@@ -367,6 +370,7 @@ def test_batch_shapes_that_would_make_a_larger_one_are_refused() -> None:
     assert stacked.rotations.shape == (2, 4, 3, 3)
 
 
+@pytest.mark.mistyped
 @pytest.mark.parametrize(("box_size", "message"), [(64.5, "whole number of pixels"), (0, "greater than 0")])
 def test_an_impossible_box_is_refused(box_size, message) -> None:
     with pytest.raises(ForwardModelError, match=message):

@@ -305,6 +305,7 @@ def test_a_usable_resolution_passes(resolution: int, box_size: int) -> None:
     check_resolution(resolution, box_size)
 
 
+@pytest.mark.mistyped
 def test_images_that_are_not_square_are_refused() -> None:
     with pytest.raises(ForwardModelError, match=r"\(2, 20, 16\) are not square"):
         image_to_coefficients(torch.zeros(2, 20, 16), 8)

@@ -64,7 +64,7 @@ def test_the_pose_turns_with_the_image(rings, n) -> None:
     torch.manual_seed(0)
     encoder, pose = rings.pose_encoder(3).eval(), turned_by(n, rings)
     upright = rings(torch.randn(6, 16, 16))
-    turned = rings.turn_back(upright, pose * torch.tensor([1.0, -1.0]))
+    turned = rings.turn_back(upright, pose[None] * torch.tensor([1.0, -1.0]))
     logits, vectors = encoder(upright)
     logits_turned, vectors_turned = encoder(turned)
     torch.testing.assert_close(logits_turned, logits, atol=1e-6, rtol=1e-5)
@@ -80,7 +80,7 @@ def test_a_learned_reference_finds_itself(rings) -> None:
     with torch.no_grad():
         encoder.references[0] = torch.view_as_real(upright[0].conj().resolve_conj())
     for n in (0, 7, 40):
-        image = rings.turn_back(upright, turned_by(n, rings) * torch.tensor([1.0, -1.0]))
+        image = rings.turn_back(upright, turned_by(n, rings)[None] * torch.tensor([1.0, -1.0]))
         assert encoder.correlations(image)[0, 0].argmax() == n
 
 

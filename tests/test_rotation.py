@@ -321,7 +321,7 @@ def test_the_mean_of_rotations_does_not_know_signs() -> None:
     found = mean_quaternion(signs * turned_by(middle, steps))
     assert quaternion_distance(found, middle).max() < 5 * 0.05 * 3**0.5 / 20
     weighed = mean_quaternion(
-        torch.stack([middle, random_quaternions(4, seed=5)]), torch.tensor([[1.0], [0.0]])
+        torch.stack([middle, random_quaternions(4, seed=5)]), torch.tensor([[1.0], [0.0]]).expand(2, 4)
     )
     assert quaternion_distance(weighed, middle).max() < 1e-7
 

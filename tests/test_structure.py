@@ -293,6 +293,7 @@ def test_rmsd_of_a_translation_is_its_length() -> None:
     assert rmsd(opened, opened + torch.tensor([3.0, 4.0, 0.0])) == pytest.approx(5.0)
 
 
+@pytest.mark.mistyped
 def test_superposition_needs_pairs() -> None:
     opened = load_structure("adk_open").coordinates
     with pytest.raises(StructureError, match=r"\(106, 3\) and \(107, 3\)"):

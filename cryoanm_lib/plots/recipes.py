@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -121,7 +122,9 @@ def plot_ablation(histories: Mapping[str, Sequence[Mapping]], limits: Mapping[st
     return figure
 
 
-def _number_ends(axes: Axes, ends: Sequence[tuple[float, float]], shades: Sequence) -> None:
+def _number_ends(
+    axes: Axes, ends: Sequence[tuple[float, float]], shades: Float[np.ndarray, "curves 4"]
+) -> None:
     """Write each curve's number beside its end, moved up where it would cover the one below."""
     axes.set_ylim(top=2.0 * axes.get_ylim()[1])
     low, high = np.log(axes.get_ylim())
