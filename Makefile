@@ -89,8 +89,8 @@ LISTED := $(BIN)/python -m pip install --quiet --require-hashes --no-deps --no-b
 
 $(BOOK_READY): pyproject.toml $(addprefix requirements/,build.txt torch_cpu.txt torch.txt book.txt) | $(BIN)/python
 	$(LISTED) requirements/build.txt
-	$(LISTED) requirements/torch_cpu.txt 2> /dev/null \
-	    || { echo "No CPU build of torch is listed and found; taking the package index's"; $(LISTED) requirements/torch.txt; }
+	$(LISTED) requirements/torch_cpu.txt 2> .venv/torch_cpu.log \
+	    || { grep '^ERROR' .venv/torch_cpu.log || true; echo "The CPU build of torch was not to be had; taking the package index's"; $(LISTED) requirements/torch.txt; }
 	$(LISTED) requirements/book.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m pip check

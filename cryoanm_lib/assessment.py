@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -32,7 +31,7 @@ from cryoanm_lib.orientation_search import OrientationSearch
 from cryoanm_lib.particles import Particles
 from cryoanm_lib.predictive import predictive_p_value
 from cryoanm_lib.program import CryoProgram
-from cryoanm_lib.provenance import circumstances, now, provenance
+from cryoanm_lib.provenance import beginning, circumstances, provenance
 from cryoanm_lib.refine import SUSPICIOUS, RefinedPosterior, refine
 from cryoanm_lib.search import SEARCH_RESOLUTION, WideSearch
 from cryoanm_lib.storage import load_json, load_tensors, save_json, save_tensors, sweep
@@ -115,7 +114,7 @@ def assess(settings: Profile, name: str, results: Path) -> None:
 
 
 def _assess(settings: Profile, name: str, results: Path) -> None:
-    section, checks, started = settings.assessment(name), settings.checks, now()
+    section, checks, begun = settings.assessment(name), settings.checks, beginning()
     program = load_fit(settings, section.of, results).program
     images = draw_test_images(settings, section.of, section.noise)[: section.images]
     resolution = section.resolution
@@ -146,7 +145,7 @@ def _assess(settings: Profile, name: str, results: Path) -> None:
         metrics |= _gaps(tested)
     elif refined.mixture.unknowns.in_space:
         metrics |= _gap_to_refined(posteriors["guide"], refined, generator)
-    _save(settings, name, results, metrics, images, limit, tested, started)
+    _save(settings, name, results, metrics, images, limit, tested, begun)
 
 
 def load_assessment(settings: Profile, name: str, results: Path) -> Assessment:
@@ -338,9 +337,9 @@ def _save(
     images: Particles,
     limit: Mapping[str, Tensor],
     tested: Mapping[str, Mapping[str, Tensor]],
-    started: datetime,
+    begun: Mapping[str, str],
 ) -> None:
-    """Write the artifact, the metrics last: where they stand, it is whole."""
+    """Write the artifact; the metrics go first and come last: where they stand, it is whole."""
     section, digest = settings.assessment(name), settings.assessment_hash(name)
     folder, program = results / settings.assessment_path(name), settings.program(section.of)
     tensors = {f"truth.{latent}": value for latent, value in images.latents.items()}
@@ -358,8 +357,9 @@ def _save(
         "test_images": len(images),
     }
     sweep(folder)
+    (folder / "metrics.json").unlink(missing_ok=True)
     save_tensors(folder / "posteriors.safetensors", tensors, config_hash=digest)
     of = {"assessment": name, "config_hash": digest, "data": settings.data_hashes(section.of), "seed": seed}
     of["fit"] = settings.artifact_path(section.of).name
-    save_json(folder / "provenance.json", provenance(cpu, started, **of))
-    save_json(folder / "metrics.json", about | metrics | circumstances(cpu))
+    save_json(folder / "provenance.json", provenance(begun, cpu, **of))
+    save_json(folder / "metrics.json", about | metrics | circumstances(cpu) | {"commit": begun["commit"]})

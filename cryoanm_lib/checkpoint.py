@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from cryoanm_lib.errors import ArtifactError
-from cryoanm_lib.storage import load_tensors, save_tensors, unusable
+from cryoanm_lib.provenance import library_hash
+from cryoanm_lib.storage import load_tensors, read_header, save_tensors, unusable
 from cryoanm_lib.training import Progress, Trainer
 
 
@@ -37,6 +38,7 @@ def save_checkpoint(path: Path, trainer: Trainer, config_hash: str) -> None:
         written,
         tensors,
         config_hash=config_hash,
+        library=library_hash(),
         progress=json.dumps(asdict(replace(trainer.progress, snapshots=[]))),
         optimizers=json.dumps(optimizers),
     )
@@ -60,14 +62,19 @@ def remove_checkpoints(path: Path) -> None:
 def resume(path: Path, trainer: Trainer, config_hash: str) -> bool:
     """Bring a fresh `trainer` to the last checkpoint that is whole, if there is one; say whether there was.
 
-    A damaged checkpoint is passed over with a warning.
+    A damaged checkpoint is passed over with a warning; one that other code has made is deleted with one.
 
     Raises
     ------
     ArtifactError
         If none is whole, or it belongs to another configuration.
     """
+    library = library_hash()  # now: the files may be others by the time that a checkpoint is written
     found = [each for each in (path, previous(path)) if each.is_file()]
+    for each in [each for each in found if _library_of(each) not in (library, None)]:
+        warnings.warn(f"{each} was made by other code than this: starting without it", stacklevel=2)
+        each.unlink()
+        found.remove(each)
     for each in found:
         try:
             load_checkpoint(each, trainer, config_hash)
@@ -77,6 +84,14 @@ def resume(path: Path, trainer: Trainer, config_hash: str) -> bool:
                 raise
             warnings.warn(f"{error}; going on from the checkpoint before it", stacklevel=2)
     return False
+
+
+def _library_of(path: Path) -> str | None:
+    """The hash of the library that wrote a checkpoint; none if it cannot be read."""
+    try:
+        return read_header(path).get("library")
+    except ArtifactError:
+        return None
 
 
 def load_checkpoint(path: Path, trainer: Trainer, config_hash: str) -> None:

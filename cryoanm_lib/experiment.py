@@ -1,6 +1,7 @@
 """One experiment from configuration to artifact: fitted once, then loaded."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from cryoanm_lib.errors import ArtifactError
 from cryoanm_lib.information import information_limit
 from cryoanm_lib.lock import alone
 from cryoanm_lib.program import CryoProgram
-from cryoanm_lib.provenance import circumstances, now, provenance
+from cryoanm_lib.provenance import beginning, circumstances, provenance
 from cryoanm_lib.storage import load_json, load_tensors, save_json, save_tensors, sweep, unusable
 from cryoanm_lib.training import Trainer
 from cryoanm_lib.weights import load_weights, weights_path, write_weights
@@ -111,12 +112,12 @@ def fit(settings: Profile, name: str, results: Path, show_progress: bool = True)
 
 
 def _fit(settings: Profile, name: str, results: Path, show_progress: bool) -> None:
-    folder, started = results / settings.artifact_path(name), now()
+    begun, folder = beginning(), results / settings.artifact_path(name)
     checkpoint, digest = folder / "checkpoint.safetensors", settings.config_hash(name)
     trainer = make_trainer(settings, name, show_progress)
     sweep(folder)
     _require_writable(folder)
-    resume(checkpoint, trainer, digest)
+    resumed = resume(checkpoint, trainer, digest)
     with deterministic(settings.deterministic):
         trainer.run(after_window=_checkpointer(checkpoint, digest))
         headline = _headline(settings, name, trainer)
@@ -131,8 +132,11 @@ def _fit(settings: Profile, name: str, results: Path, show_progress: bool) -> No
         "train_seconds": trainer.progress.seconds,
         "steps": trainer.progress.total_steps,
         **circumstances(device),
+        "commit": begun["commit"],
     }
     truth = {f"truth.{k}": v for k, v in trainer.truth.items()}
+    # The metrics go first and come last: where they stand, the artifact is whole.
+    (folder / "metrics.json").unlink(missing_ok=True)
     save_tensors(folder / "weights.safetensors", trainer.program.encoders.state_dict(), config_hash=digest)
     save_tensors(
         folder / "predictions.safetensors",
@@ -142,8 +146,7 @@ def _fit(settings: Profile, name: str, results: Path, show_progress: bool) -> No
     save_json(folder / "config.json", settings.model_dump(mode="json"))
     save_json(folder / "history.json", trainer.progress.history)
     of = {"fit": name, "config_hash": digest, "data": settings.data_hashes(name), "seed": seed}
-    save_json(folder / "provenance.json", provenance(device, started, **of))
-    # The metrics come last: where they stand, the artifact is whole.
+    save_json(folder / "provenance.json", provenance(begun, device, **of, resumed=resumed))
     save_json(folder / "metrics.json", metrics)
     remove_checkpoints(checkpoint)
 
@@ -217,8 +220,9 @@ def make_trainer(settings: Profile, name: str, show_progress: bool = False) -> T
 
 def _require_writable(folder: Path) -> None:
     """Find out before training, not after, that results cannot be written."""
-    save_json(folder / ".probe", {})
-    (folder / ".probe").unlink()
+    probe = folder / f".probe.{os.getpid()}"  # swept away by the next one if this process is killed here
+    save_json(probe, {})
+    probe.unlink()
 
 
 def _checkpointer(path: Path, digest: str) -> Callable[[Trainer], None]:

@@ -1,8 +1,11 @@
 """What a result says of where it comes from: the state of the code, and the machine."""
 
+import functools
+import hashlib
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -15,16 +18,25 @@ if TYPE_CHECKING:  # what runs a notebook asks for code and packages alone, and 
 def commit() -> str:
     """The git commit of the library with "-dirty" if files have changed, or "unknown" outside a clone."""
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        _git("ls-files", "--error-unmatch", Path(__file__).name)  # not just installed into another project
+        return _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return found.stdout.strip()
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    options = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "check": True}
+    return subprocess.run(command, **options).stdout.strip()
+
+
+@functools.cache
+def library_hash() -> str:
+    """SHA-256 of the library's modules and tables, as they are when a process first asks."""
+    digest, folder = hashlib.sha256(), Path(__file__).parent
+    for path in sorted([*folder.glob("*.py"), *folder.glob("data/*.csv")]):
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def processor() -> str:
@@ -43,7 +55,6 @@ def circumstances(device: "torch.device") -> dict:
 
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
-        "commit": commit(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
@@ -54,36 +65,31 @@ def now() -> datetime:
     return datetime.now(timezone.utc)
 
 
-def provenance(device: "torch.device", started: datetime, **of: object) -> dict:
-    """All that made an artifact: what it is of, code, packages, machine, and times in UTC.
-
-    Parameters
-    ----------
-    device : torch.device
-        Where it was computed.
-    started : datetime
-        When this process began with it; it ends now.
-    **of
-        What it is of: configuration, data and seed.
-    """
-    return {
-        **of,
-        **circumstances(device),
-        **code(loaded_packages()),
-        "started": started.isoformat(timespec="seconds"),
-        "finished": now().isoformat(timespec="seconds"),
-    }
-
-
-def code(packages: dict[str, str]) -> dict:
-    """The library, its commit, Python, and these packages."""
+def beginning() -> dict[str, str]:
+    """With what code and when a process begins with something; later the files may be others."""
     return {
         "version": version(),
         "commit": commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": packages,
+        "started": now().isoformat(timespec="seconds"),
     }
+
+
+def provenance(begun: Mapping[str, str], device: "torch.device", **of: object) -> dict:
+    """All that made an artifact: what it is of, code, packages, machine, and times in UTC.
+
+    Parameters
+    ----------
+    begun : mapping of str
+        What `beginning` said when this process began with it; it ends now.
+    device : torch.device
+        Where it was computed.
+    **of
+        What it is of: configuration, data and seed.
+    """
+    finished = now().isoformat(timespec="seconds")
+    return {**of, **circumstances(device), **begun, "finished": finished, "packages": loaded_packages()}
 
 
 def version() -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cryoanm_lib.errors import ArtifactError
+
+#: What a file is called while it is written.
+HALF_WRITTEN = re.compile(r"\..+\.[0-9]+")
 
 # Key of the checksum among the texts of a file.
 _CHECKSUM = "checksum"
@@ -26,7 +30,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     ArtifactError
         If the folder cannot be written to, or the disk is full; what stood at `path` is still there.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{os.getpid()}")  # see HALF_WRITTEN
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(beside)
@@ -44,9 +48,19 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what processes that were killed left half-written; for nobody but the one who writes here."""
-    for left in folder.glob(".*"):
-        left.unlink(missing_ok=True)
+    """Remove what processes that were killed left half-written; for nobody but the one who writes here.
+
+    Raises
+    ------
+    ArtifactError
+        If the folder cannot be written to.
+    """
+    try:
+        for left in folder.glob(".*"):
+            if HALF_WRITTEN.fullmatch(left.name):
+                left.unlink(missing_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"{folder} cannot be written ({error}): choose another results folder") from error
 
 
 def _flush_folder(folder: Path) -> None:

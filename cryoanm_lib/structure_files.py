@@ -47,6 +47,7 @@ class _Atoms(NamedTuple):
     is_named_residue: np.ndarray
     occupancy: np.ndarray
     coordinates: np.ndarray
+    complaint: np.ndarray
 
     def rows(self, selected: np.ndarray | list[int]) -> "_Atoms":
         return _Atoms(*(column[selected] for column in self))
@@ -186,8 +187,9 @@ def _parse_text(text: str) -> _Atoms:
         atoms = prody.parsePDBStream(io.StringIO(text, newline=None), altloc="all", model=1)
     if atoms is None:
         raise ValueError("no atoms")
+    complaints = ("",) * len(atoms)
     if not is_mmcif:
-        numbers, codes = zip(*_pdb_residues(text), strict=True)
+        numbers, codes, complaints = zip(*_pdb_residues(text), strict=True)
         atoms.setResnums(numbers)
         atoms.setIcodes(codes)
     chains, segments, names = atoms.getChids(), atoms.getSegnames(), atoms.getResnames()
@@ -204,6 +206,7 @@ def _parse_text(text: str) -> _Atoms:
         is_named_residue=np.isin(names, [*prody.flagDefinition("aminoacid"), "UNK"]) & ~free,
         occupancy=atoms.getOccupancies(),
         coordinates=atoms.getCoords(),
+        complaint=np.array(complaints),
     )
 
 
@@ -212,22 +215,28 @@ def _is_mmcif(text: str) -> bool:
     return next(lines, "").startswith("data_")
 
 
-def _pdb_residues(text: str) -> list[tuple[int, str]]:
-    """Number and insertion code of each atom of the first model; ProDy guesses those beyond 9999."""
-    residues: list[tuple[int, str]] = []
+def _pdb_residues(text: str) -> list[tuple[int, str, str]]:
+    """Number, insertion code and what is wrong with them, for each atom of the first model.
+
+    ProDy guesses numbers beyond 9999. Programs write them in many ways: from 0 again, in hexadecimal, with
+    letters, or over the column of the insertion code.
+    """
+    residues: list[tuple[int, str, str]] = []
+    is_hexadecimal = False
     for place, line in enumerate(io.StringIO(text, newline=None), start=1):
         record, number, code = line[:6].strip(), line[22:26].strip(), line[26:27].strip()
         if record.startswith("END") and residues:
             break
         if record in ("ATOM", "HETATM"):
-            # Some programs count on in letters and digits, some use the column of the insertion code.
-            is_hexadecimal = number == "2710" and residues[-1:] and residues[-1][0] == 9999
-            if not DECIMAL.fullmatch(number) or code.isdigit() or is_hexadecimal:
-                raise ValueError(
-                    f"line {place} counts residues by {line[22:27].strip()!r}, which is no decimal number of "
-                    "four digits: mmCIF has room for longer ones"
-                )
-            residues.append((int(number), code))
+            is_decimal = bool(DECIMAL.fullmatch(number)) and not code.isdigit()
+            if is_decimal:
+                begins = number == f"{10_000:x}" and residues[-1:] and residues[-1][0] == 9999
+                is_hexadecimal = bool(begins) or (is_hexadecimal and int(number, 16) >= 10_000)
+            if is_decimal and not is_hexadecimal:
+                residues.append((int(number), code, ""))
+            else:
+                shown = line[22:27].strip()
+                residues.append((0, shown, f"line {place} counts residues by {shown!r}"))
     return residues
 
 
@@ -267,6 +276,9 @@ def _select_chain(atoms: _Atoms, chain: str | None, label: str) -> Trace:
 def _alpha_carbons(atoms: _Atoms) -> _Atoms:
     """The Cα of a chain, one per residue: the position of highest occupancy, the first of equals."""
     calphas = atoms.rows((atoms.name == "CA") & (atoms.is_named_residue | _is_peptide_linked(atoms)))
+    for complaint in filter(None, calphas.complaint):
+        where = f"in chain {str(calphas.chain[0])!r}"
+        raise StructureError(f"{complaint} {where}, and PDB files have decimal numbers to 9999: give mmCIF")
     positions = list(zip(calphas.residue, calphas.altloc, strict=True))
     if len(set(positions)) < len(positions):
         repeated = max(positions, key=positions.count)[0]

@@ -34,6 +34,7 @@ def main() -> None:
         pins = [pin for pin in everything if file_of(name_of(pin), book) == file]
         entries = [" \\\n    ".join([pin, *everything[pin]]) for pin in pins]
         write(FOLDER / f"{file}.txt", purpose, entries)
+    remind_of_the_cpu_build(next(pin for pin in everything if name_of(pin) == "torch"))
     # An environment has its own setuptools and wheel, and a torch that needs CUDA says which.
     own = {name for name in map(name_of, everything) if CUDA.match(name)} | {"setuptools", "wheel"}
     shared = [pin for pin in everything if name_of(pin) not in own]
@@ -65,6 +66,13 @@ def file_of(name: str, book: set[str]) -> str:
     if name == "torch" or CUDA.match(name):
         return "torch"
     return "book" if name in book else "test"
+
+
+def remind_of_the_cpu_build(torch: str) -> None:
+    """The one list that is kept by hand, as no public index has what it lists."""
+    path = FOLDER / "torch_cpu.txt"
+    if f"{torch.split(' ')[0]}+cpu" not in path.read_text():
+        print(f"{path} does not list {torch}: put it there, with the hashes that PyTorch's index shows")
 
 
 def write(path: Path, purpose: str, entries: list[str]) -> None:

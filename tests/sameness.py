@@ -12,8 +12,8 @@ import torch
 
 from cryoanm_lib.storage import load_tensors
 
-#: What no two runs share: how long they took, and when.
-TIMES = {"train_seconds", "images_per_second", "seconds", "started", "finished"}
+#: What no two runs share: how long they took, when, and in how many pieces.
+TIMES = {"train_seconds", "images_per_second", "seconds", "started", "finished", "resumed"}
 
 #: Tags of cells that show how long something took, or rounding itself: the last bits of a sum depend on
 #: where in memory its terms happen to lie.

@@ -19,7 +19,7 @@ from cryoanm_lib.experiment import (
     make_trainer,
 )
 from cryoanm_lib.metrics import check_metrics
-from cryoanm_lib.storage import load_tensors, save_tensors
+from cryoanm_lib.storage import load_tensors, save_tensors, sweep
 
 TINY = """
 test_images: 20
@@ -167,6 +167,32 @@ def test_an_artifact_of_another_configuration_is_refused(profile, tmp_path) -> N
     path.write_text(json.dumps(json.loads(path.read_text()) | {"config_hash": "00000000"}))
     with pytest.raises(ArtifactError, match="holds configuration 00000000, not"):
         load_fit(settings, "fixed", tmp_path)
+
+
+def test_a_fit_made_again_and_killed_is_no_fit(profile, tmp_path, monkeypatch) -> None:
+    """What it had written of the new one stands beside what is left of the old one."""
+    fit_or_load("both", profile, results=tmp_path)
+    settings = load_profile(profile)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "provenance", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fit(settings, "both", tmp_path, show_progress=False)
+    with pytest.raises(ArtifactError, match=r"metrics\.json is missing"):
+        load_fit(settings, "both", tmp_path)
+    monkeypatch.undo()
+    assert fit_or_load("both", profile, results=tmp_path).metrics["steps"] == 16
+
+
+def test_what_killed_processes_left_half_written_is_swept_away(tmp_path) -> None:
+    """And nothing else: editors and notebooks have hidden files and folders of their own."""
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    for name in (".weights.safetensors.123", ".probe.7", ".notes", "metrics.json"):
+        (tmp_path / name).touch()
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".ipynb_checkpoints", ".notes", "metrics.json"}
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "predictions.safetensors"])

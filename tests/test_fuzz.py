@@ -236,7 +236,7 @@ def changed_keys(folder: Path, ways: list[tuple]) -> None:
                 settings = load_profile(path)
             except CryoANMError as error:
                 named = [str(step) for step in way if isinstance(step, str)]
-                assert named[-1] in str(error) or named[0] in str(error), f"{way} = {value!r}: {error}"
+                assert all(step in str(error) for step in named), f"{way} = {value!r}: {error}"
             else:
                 if isinstance(value, dict):  # a section that may be left to its defaults
                     continue

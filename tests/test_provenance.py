@@ -11,7 +11,14 @@ import torch
 
 from cryoanm_lib.configuration import load_profile
 from cryoanm_lib.experiment import fit
-from cryoanm_lib.provenance import installed_packages, loaded_packages, now, provenance
+from cryoanm_lib.provenance import (
+    beginning,
+    commit,
+    installed_packages,
+    library_hash,
+    loaded_packages,
+    provenance,
+)
 from cryoanm_lib.storage import load_json
 
 TINY = """
@@ -29,8 +36,7 @@ experiments:
 
 
 def test_a_record_says_what_made_it() -> None:
-    started = now()
-    record = provenance(torch.device("cpu"), started, fit="pose", config_hash="abc")
+    record = provenance(beginning(), torch.device("cpu"), fit="pose", config_hash="abc")
     assert (record["fit"], record["config_hash"]) == ("pose", "abc")
     assert record["packages"]["torch"] == record["torch"] == torch.__version__
     assert record["packages"]["numpy"] == np.__version__
@@ -40,6 +46,25 @@ def test_a_record_says_what_made_it() -> None:
     assert times == sorted(times) and times[0].utcoffset().total_seconds() == 0
 
 
+def test_a_library_installed_into_another_project_is_not_of_its_commit(tmp_path, monkeypatch) -> None:
+    (tmp_path / "provenance.py").touch()
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "another project"]):
+        author = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        subprocess.run(["git", *author, *command], cwd=tmp_path, check=True)
+    monkeypatch.setattr("cryoanm_lib.provenance.__file__", str(tmp_path / "provenance.py"))
+    assert commit() == "unknown"
+    subprocess.run(["git", "add", "."], cwd=tmp_path, check=True)
+    assert commit().endswith("-dirty")
+
+
+def test_an_edit_of_the_library_is_another_library(tmp_path, monkeypatch) -> None:
+    (tmp_path / "provenance.py").write_text("one")
+    monkeypatch.setattr("cryoanm_lib.provenance.__file__", str(tmp_path / "provenance.py"))
+    before = library_hash.__wrapped__()
+    (tmp_path / "provenance.py").write_text("two")
+    assert before != library_hash.__wrapped__() != library_hash()
+
+
 def test_packages_that_were_imported_are_among_those_installed() -> None:
     everything = installed_packages()
     assert loaded_packages().items() <= everything.items()
@@ -47,9 +72,7 @@ def test_packages_that_were_imported_are_among_those_installed() -> None:
 
 
 def test_code_and_packages_are_known_without_torch() -> None:
-    asked = (
-        "import sys; from cryoanm_lib.provenance import code, installed_packages; code(installed_packages())"
-    )
+    asked = "import sys; from cryoanm_lib.provenance import *; beginning(), installed_packages()"
     subprocess.run([sys.executable, "-c", f"{asked}; assert 'torch' not in sys.modules"], check=True)
 
 

@@ -400,11 +400,23 @@ def test_residue_numbers_may_start_again_after_the_last_that_fits(tmp_path: Path
 
 @pytest.mark.parametrize("field", ["2710 ", "A000 ", "270g ", "10000", "   11", "  -  ", "     "])
 def test_residues_counted_in_another_way_are_refused(tmp_path: Path, field: str) -> None:
-    *before, line, end = as_pdb([*LAST, Row(1)]).splitlines(keepends=True)[:-1]
+    *before, line = as_pdb([*chain_of(3), *LAST, Row(1)]).splitlines(keepends=True)[:-2]
     path = tmp_path / "counted.pdb"
-    path.write_text("".join([*before, line[:22] + field + line[27:], end]))
-    with pytest.raises(StructureError, match=r"line 5 counts residues by .*mmCIF"):
+    path.write_text("".join([*before, line[:22] + field + line[27:]]))
+    with pytest.raises(StructureError, match=rf"line 8 counts residues by '{field.strip()}' .*mmCIF"):
         load_structure(path)
+
+
+@pytest.mark.parametrize("fields", [["2710 ", "2711 "], ["A000 ", "A001 "], ["10000", "10001"]])
+def test_how_waters_are_counted_does_not_matter(tmp_path: Path, fields: list[str]) -> None:
+    """Nor does it matter to the protein that is counted after them."""
+    waters = [row._replace(residue="HOH", name="O", element="O", record="HETATM") for row in LAST]
+    *lines, end, _ = as_pdb([*waters, *waters[-1:] * 2, *chain_of(5)]).splitlines(keepends=True)
+    for line, field in enumerate(fields, start=4):
+        lines[line] = lines[line][:22] + field + lines[line][27:]
+    path = tmp_path / "solvated.pdb"
+    path.write_text("".join([*lines, end]))
+    assert load_structure(path, stride=1).residue_numbers == (1, 2, 3, 4, 5)
 
 
 def test_blank_chains_are_told_apart_by_segment(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from cryoanm_lib import checkpoint
 from cryoanm_lib.checkpoint import load_checkpoint, previous, resume, save_checkpoint
 from cryoanm_lib.errors import ArtifactError, TrainingError
 from cryoanm_lib.fourier import crop_coefficients
@@ -295,6 +296,16 @@ def test_the_last_checkpoint_that_is_whole_is_used(tiny_program, tmp_path, lost)
     with pytest.warns(UserWarning, match="before it") if lost == "last" else contextlib.nullcontext():
         assert resume(path, fresh, "abc")
     assert fresh.progress.total_steps == steps[path if lost == "nothing" else previous(path)]
+
+
+def test_a_checkpoint_that_other_code_has_made_is_not_used(tiny_program, tmp_path, monkeypatch) -> None:
+    path, trainer = tmp_path / "c.safetensors", make_trainer(tiny_program, [Stage(resolution=12, steps=8)])
+    trainer.run(after_window=lambda trainer: save_checkpoint(path, trainer, "abc"))
+    monkeypatch.setattr(checkpoint, "library_hash", lambda: "edited")
+    fresh = make_trainer(tiny_program, [Stage(resolution=12, steps=8)])
+    with pytest.warns(UserWarning, match="other code"):
+        assert not resume(path, fresh, "abc")
+    assert fresh.progress.total_steps == 0 and list(tmp_path.iterdir()) == []
 
 
 def test_without_a_checkpoint_there_is_nothing_to_resume(tiny_program, tmp_path) -> None:

@@ -228,7 +228,9 @@ def test_a_job_that_outlives_its_snakemake_is_not_joined_by_another(slow, checko
     said, _ = second.communicate(timeout=60)
     assert second.returncode != 0 and "cannot be locked" in said
     (checkout / "go").touch()
+    patience = time.monotonic() + 60
     while not (checkout / "slow.txt").is_file():
+        assert time.monotonic() < patience, "the job has died with its Snakemake"
         time.sleep(0.05)
     time.sleep(0.5)
     third = slow()

@@ -15,7 +15,6 @@ rule fit:
         profile=PROFILE,
         structure=STRUCTURE,
         memory=KEEP_MEMORY,
-        saved="results/fits/{experiment}-{digest}/checkpoint",
     threads: 2
     resources:
         mem_mb=3100,
@@ -23,10 +22,7 @@ rule fit:
     conda:
         "../../environment.yml"
     shell:
-        # A saved state that predates an edit of what made it is of no use; from any other the fit resumes.
-        "for source in {input:q}; do"
-        " if [ \"$source\" -nt {params.saved:q}.safetensors ]; then rm -f {params.saved:q}.*; fi; done;"
-        " OMP_NUM_THREADS={resources.torch} MKL_NUM_THREADS={resources.torch} {params.memory}"
+        "OMP_NUM_THREADS={resources.torch} MKL_NUM_THREADS={resources.torch} {params.memory}"
         " {params.python:q} -m cryoanm_lib fit"
         " --profile {params.profile:q} --structure {params.structure:q} --results results"
         " {wildcards.experiment} > {log:q} 2>&1"

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import nbformat
 import papermill
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the library of this very checkout
-from cryoanm_lib.provenance import code, installed_packages
+from cryoanm_lib.provenance import beginning, installed_packages, processor
 
 KERNEL = "python3"  # by name: the notebook's own metadata may name a kernel that only its author has
 
@@ -28,6 +29,8 @@ def main() -> int:
     args.partial.parent.mkdir(parents=True, exist_ok=True)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.unlink(missing_ok=True)
+    made_by = {"source": hashlib.sha256(args.source.read_bytes()).hexdigest(), **beginning()}
+    made_by |= {"processor": processor(), "threads": os.environ.get("OMP_NUM_THREADS", "")}
     try:
         executed = papermill.execute_notebook(
             args.source,
@@ -46,8 +49,7 @@ def main() -> int:
         )
         return 1
     # papermill has written profile, structure and times; this is what else made it.
-    source = hashlib.sha256(args.source.read_bytes()).hexdigest()
-    executed.metadata["provenance"] = {"source": source, **code(installed_packages())}
+    executed.metadata["provenance"] = {**made_by, "packages": installed_packages()}
     nbformat.write(executed, args.partial)
     shutil.move(args.partial, args.output)
     return 0
