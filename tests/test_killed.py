@@ -131,7 +131,7 @@ def steps_at(saved: Path) -> int:
     """Steps of training in the last saved state; 0 where there is none, or it is just stepping back."""
     try:
         return json.loads(read_header(saved)["progress"])["total_steps"]
-    except ArtifactError:
+    except (ArtifactError, RuntimeError):  # of safetensors, where it steps back between two looks
         return 0
 
 
@@ -181,7 +181,7 @@ def test_a_killed_fit_ends_as_one_that_was_not(start, profile, tmp_path) -> None
 
 @pytest.mark.slow
 def test_a_fit_killed_a_hundred_times_ends_as_one_that_was_not(start, profile, tmp_path, count) -> None:
-    kill(start, profile(2500), tmp_path, MANY)
+    kill(start, profile(600), tmp_path, MANY)
     count("kills of one fit, at random moments, by three signals, each followed by going on", MANY)
 
 
