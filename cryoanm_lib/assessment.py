@@ -362,4 +362,4 @@ def _save(
     of = {"assessment": name, "config_hash": digest, "data": settings.data_hashes(section.of), "seed": seed}
     of["fit"] = settings.artifact_path(section.of).name
     save_json(folder / "provenance.json", provenance(begun, cpu, **of))
-    save_json(folder / "metrics.json", about | metrics | circumstances(cpu) | {"commit": begun["commit"]})
+    save_json(folder / "metrics.json", about | metrics | circumstances(begun, cpu))

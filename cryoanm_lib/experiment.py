@@ -131,8 +131,7 @@ def _fit(settings: Profile, name: str, results: Path, show_progress: bool) -> No
         "test_images": len(trainer.test),
         "train_seconds": trainer.progress.seconds,
         "steps": trainer.progress.total_steps,
-        **circumstances(device),
-        "commit": begun["commit"],
+        **circumstances(begun, device),
     }
     truth = {f"truth.{k}": v for k, v in trainer.truth.items()}
     # The metrics go first and come last: where they stand, the artifact is whole.

@@ -49,12 +49,13 @@ def processor() -> str:
     return models[0] if models else platform.machine()
 
 
-def circumstances(device: "torch.device") -> dict:
-    """Where numbers were made, and by what."""
+def circumstances(begun: Mapping[str, str], device: "torch.device") -> dict:
+    """Where numbers were made, and by what: the part of `provenance` that stands beside them."""
     import torch
 
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "commit": begun["commit"],
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
@@ -89,7 +90,8 @@ def provenance(begun: Mapping[str, str], device: "torch.device", **of: object) -
         What it is of: configuration, data and seed.
     """
     finished = now().isoformat(timespec="seconds")
-    return {**of, **circumstances(device), **begun, "finished": finished, "packages": loaded_packages()}
+    made_by = circumstances(begun, device) | dict(begun)
+    return {**of, **made_by, "finished": finished, "packages": loaded_packages()}
 
 
 def version() -> str:

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cryoanm_lib.configuration import Profile, load_profile
+from cryoanm_lib.configuration import load_profile
 from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.structure import Structure, load_structure
 
+from .test_configuration import held
 from .test_structure import Row, as_cif, as_pdb
 
 #: How many files the quick suite tries, and the long one.
@@ -198,18 +199,6 @@ def with_change(content: dict, way: tuple, value: object) -> dict:
     return copy
 
 
-def held(settings: Profile, way: tuple) -> object:
-    """What the settings hold where a file says something."""
-    at = settings.model_dump(mode="python")
-    for step in way:
-        at = at[step]
-    return at
-
-
-def plain(value: object) -> object:
-    return [plain(each) for each in value] if isinstance(value, (tuple, list)) else value
-
-
 @pytest.mark.slow
 def test_any_key_changed_is_taken_or_refused_by_name(tmp_path, count) -> None:
     """Each key of a profile that has them all, to each of many values: never a traceback, never ignored."""
@@ -240,7 +229,7 @@ def changed_keys(folder: Path, ways: list[tuple]) -> None:
             else:
                 if isinstance(value, dict):  # a section that may be left to its defaults
                     continue
-                taken = plain(held(settings, way))
+                taken = held(settings, way)
                 same = taken == value or (isinstance(taken, float) and taken == float(value))
                 assert same or value is None, f"{way} = {value!r} is ignored"
 
