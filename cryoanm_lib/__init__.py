@@ -10,7 +10,7 @@ Data flow from top to bottom, and a module imports from those above it alone:
     antipodal -> distributions -> prior, particles
     encoders -> rings, chain, linearised -> guides -> program -> objectives
     unknowns, ragged -> information, templates -> cells -> exact
-    predictive, mixture, climb -> search, orientation_grid -> orientation_search -> refine
+    predictive, streams -> mixture, climb -> search, orientation_grid -> orientation_search -> refine
     amortised -> calibration, referee
     diagnostics, divergence -> training -> lock, storage, provenance -> checkpoint, weights
     profile_files, complaints, sections -> configuration -> device, datasets -> experiment
@@ -27,7 +27,8 @@ ORDER = (
     *("antipodal", "distributions", "prior", "particles"),
     *("encoders", "rings", "chain", "linearised", "guides", "program", "objectives"),
     *("unknowns", "ragged", "information", "templates", "cells", "exact"),
-    *("predictive", "mixture", "climb", "search", "orientation_grid", "orientation_search", "refine"),
+    *("predictive", "streams", "mixture", "climb", "search", "orientation_grid", "orientation_search"),
+    "refine",
     *("amortised", "calibration", "referee"),
     *("diagnostics", "divergence", "training", "lock", "storage", "provenance", "checkpoint", "weights"),
     *("profile_files", "complaints", "sections", "configuration", "device", "datasets", "experiment"),

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cryoanm_lib.streams import Streams
 from cryoanm_lib.unknowns import Unknowns
 
 
@@ -68,20 +69,14 @@ class GaussianMixture:
         scale = torch.cat([self.scale, factor * self.scale], dim=1)
         return GaussianMixture(self.unknowns, log_weight, self.centre.repeat(1, 2, 1), scale)
 
-    def sample(
-        self, count: int, generator: torch.Generator | None = None
-    ) -> Float[Tensor, "draws images width"]:
-        """Draws."""
+    def sample(self, count: int, streams: Streams) -> Float[Tensor, "draws images width"]:
+        """Draws for each image, from its own stream."""
         reached = self.log_weight.exp().cumsum(-1)
-        uniform = (
-            torch.rand(count, len(reached), 1, generator=generator, dtype=reached.dtype) * reached[:, -1:]
-        )
+        uniform = streams.uniform(count).T[..., None] * reached[:, -1:]
         component = (reached < uniform).sum(-1)
         image = torch.arange(len(reached)).expand_as(component)
-        normal = torch.randn(
-            *component.shape, self.scale.shape[-1], 1, generator=generator, dtype=reached.dtype
-        )
-        away = (self.scale[image, component] @ normal)[..., 0]
+        normal = streams.normal(count, self.scale.shape[-1]).transpose(0, 1)
+        away = (self.scale[image, component] @ normal[..., None])[..., 0]
         return self.unknowns.moved(self.centre[image, component], away)
 
     def component_log_density(

@@ -14,6 +14,7 @@ from cryoanm_lib.particles import Particles, require_images
 from cryoanm_lib.predictive import explained_p_value
 from cryoanm_lib.program import CryoProgram
 from cryoanm_lib.rotation import mean_quaternion
+from cryoanm_lib.streams import Streams
 from cryoanm_lib.unknowns import Unknowns
 
 #: Draws that check the shape of a posterior, and the effective share of them that passes.
@@ -92,26 +93,27 @@ class RefinedPosterior:
         self, count: int, generator: torch.Generator | None = None
     ) -> dict[str, Float[Tensor, "draws images ..."]]:
         """Draws for each image."""
-        values = self.mixture.sample(count, generator)
+        streams = Streams.of(len(self), generator)
+        values = self.mixture.sample(count, streams)
         if self.weighed.any():
-            values[:, self.weighed] = self[self.weighed]._picked(count, generator)
+            values[:, self.weighed] = self[self.weighed]._picked(count, streams[self.weighed])
         latents = self.mixture.unknowns.latents(values)
         return {name: value.to(self.program.forward_model.reference) for name, value in latents.items()}
 
-    def _picked(self, count: int, generator: torch.Generator | None) -> Float[Tensor, "draws images width"]:
+    def _picked(self, count: int, streams: Streams) -> Float[Tensor, "draws images width"]:
         """Of several candidates for each draw, one by its importance weight."""
-        values, log_weight = self._weighed_draws(max(_CANDIDATES * count, ROUND_DRAWS), generator)
+        values, log_weight = self._weighed_draws(max(_CANDIDATES * count, ROUND_DRAWS), streams)
         reached = log_weight.softmax(0).cumsum(0).T.contiguous()
-        uniform = torch.rand(len(reached), count, generator=generator, dtype=reached.dtype) * reached[:, -1:]
+        uniform = streams.uniform(count) * reached[:, -1:]
         picked = torch.searchsorted(reached, uniform).clamp(max=len(values) - 1).T
         return values.gather(0, picked[..., None].expand(-1, -1, values.shape[-1]))
 
     def _weighed_draws(
-        self, count: int, generator: torch.Generator | None
+        self, count: int, streams: Streams
     ) -> tuple[Float[Tensor, "draws images width"], Float[Tensor, "draws images"]]:
         """Draws from a somewhat wider mixture, with the logarithms of their importance weights."""
         proposal = self.mixture.widened(_WIDENED, _WIDENED_SHARE)
-        values = proposal.sample(count, generator)
+        values = proposal.sample(count, streams)
         return values, self._log_joint(values) - proposal.log_density(values)
 
     def _judged_by(self, log_weight: Float[Tensor, "draws images"]) -> "RefinedPosterior":
@@ -212,10 +214,11 @@ def refine(
     posterior = RefinedPosterior(
         *(program, particles, resolution, mixture, nothing, nothing, nothing.bool(), surprise)
     )
-    values = mixture.sample(CHECK_DRAWS, generator)
+    streams = Streams.of(len(particles), generator)
+    values = mixture.sample(CHECK_DRAWS, streams)
     posterior = posterior._judged_by(posterior._log_joint(values) - mixture.log_density(values))
     poor = posterior.effective_share < GOOD_SHARE
-    return posterior.with_images(poor, _adapted(posterior[poor], generator)) if poor.any() else posterior
+    return posterior.with_images(poor, _adapted(posterior[poor], streams[poor])) if poor.any() else posterior
 
 
 def _mixture_of(peaks: Peaks, unknowns: Unknowns, n_images: int) -> GaussianMixture:
@@ -235,7 +238,7 @@ def _mixture_of(peaks: Peaks, unknowns: Unknowns, n_images: int) -> GaussianMixt
     return GaussianMixture(unknowns, log_share.log_softmax(1), centre, scale)
 
 
-def _adapted(posterior: RefinedPosterior, generator: torch.Generator | None) -> RefinedPosterior:
+def _adapted(posterior: RefinedPosterior, streams: Streams) -> RefinedPosterior:
     """Each mixture at the moments of its weighted draws, the round of which most draws counted."""
     best = replace(
         posterior,
@@ -244,7 +247,7 @@ def _adapted(posterior: RefinedPosterior, generator: torch.Generator | None) -> 
     )
     pending, trial = torch.arange(len(best)), best
     for _ in range(ROUNDS):
-        values, log_weight = trial._weighed_draws(ROUND_DRAWS, generator)
+        values, log_weight = trial._weighed_draws(ROUND_DRAWS, streams[pending])
         trial = trial._judged_by(log_weight)
         better = trial.effective_share > best.effective_share[pending]
         best = best.with_images(pending[better], trial[better])
@@ -254,7 +257,7 @@ def _adapted(posterior: RefinedPosterior, generator: torch.Generator | None) -> 
         pending, trial = pending[poor], trial[poor]
         trial = replace(trial, mixture=trial.mixture.refitted(values[:, poor], log_weight[:, poor]))
     # The draws that chose a mixture flatter it: others say what it is worth.
-    return best._judged_by(best._weighed_draws(ROUND_DRAWS, generator)[1])
+    return best._judged_by(best._weighed_draws(ROUND_DRAWS, streams)[1])
 
 
 def effective_share(log_weight: Float[Tensor, "draws images"]) -> Float[Tensor, "images"]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cryoanm_lib.mixture import GaussianMixture
+from cryoanm_lib.streams import Streams
 from cryoanm_lib.unknowns import Unknowns
 
 
@@ -14,6 +15,10 @@ def mixture_of(weights, centres, deviations, names=("pose", "amplitude")) -> Gau
     scale = torch.diag_embed(torch.tensor(deviations, dtype=torch.float64))[None]
     log_weight = torch.tensor(weights, dtype=torch.float64).log()[None]
     return GaussianMixture(Unknowns(names, 1), log_weight, centre, scale)
+
+
+def one_stream() -> Streams:
+    return Streams.of(1, torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("deviation", [0.05, 1.0, math.pi / 3**0.5])
@@ -30,7 +35,7 @@ def test_density_adds_up_to_one_round_the_circle(deviation) -> None:
 def test_draws_follow_the_density() -> None:
     """The mean of 1/q over draws from q within a box is the box's area: 50 000 draws, 5 standard errors."""
     mixture = mixture_of([0.6, 0.4], [[3.1, 0.0], [1.0, 1.0]], [[0.4, 0.5], [0.6, 0.8]])
-    draws = mixture.sample(50_000, torch.Generator().manual_seed(0))
+    draws = mixture.sample(50_000, one_stream())
     assert draws[..., 0].abs().max() <= math.pi + 1e-9
     inside = ((draws - torch.tensor([2.5, 0.3])).abs() < 0.6).all(-1)
     terms = torch.where(inside, (-mixture.log_density(draws)).exp(), 0.0)
@@ -41,7 +46,7 @@ def test_moments_of_weighted_draws_are_found() -> None:
     """From a wide first guess to the target's mean and covariance; 20 000 draws, within 5 %."""
     guess = mixture_of([1.0], [[3.0, 0.5]], [[0.6, 1.5]])
     target = mixture_of([1.0], [[-3.1, 0.0]], [[0.2, 0.6]])
-    draws = guess.sample(20_000, torch.Generator().manual_seed(0))
+    draws = guess.sample(20_000, one_stream())
     fitted = guess.refitted(draws, target.log_density(draws) - guess.log_density(draws))
     away = fitted.unknowns.offset(fitted.centre, target.centre)
     assert (away / torch.tensor([0.2, 0.6])).abs().max() < 0.05
@@ -50,7 +55,7 @@ def test_moments_of_weighted_draws_are_found() -> None:
 
 def test_a_component_without_weight_stays_out() -> None:
     mixture = mixture_of([1.0, 0.0], [[0.0, 0.0], [2.0, 0.0]], [[0.1, 0.1], [0.1, 0.1]])
-    draws = mixture.sample(1000, torch.Generator().manual_seed(0))
+    draws = mixture.sample(1000, one_stream())
     assert (draws[..., 0].abs() < 1.0).all()
     fitted = mixture.refitted(draws, torch.zeros(1000, 1, dtype=torch.float64))
     assert fitted.log_weight[0, 1] == -math.inf and fitted.centre.isfinite().all()

@@ -103,6 +103,24 @@ def test_where_a_gaussian_does_not_do_draws_are_weighed(tiny_program) -> None:
     assert (means[0] - means[1]).abs().mean() < 0.5  # against a prior of 3; the standard error is 0.2
 
 
+def test_what_one_image_needs_changes_no_draw_of_another(tiny_program) -> None:
+    """The first of the images is one that has to be adapted and weighed, and then one that has not."""
+    program, particles = setting(tiny_program, 0.2, 40)
+    starts = WideSearch(program, 32).starts(particles)
+    posterior = refine(program, particles, 32, starts, generator=torch.Generator().manual_seed(1_000))
+    hard, *rest, easy = posterior.effective_share.argsort().tolist()
+    assert posterior.weighed[rest].any() and not posterior.weighed[rest].all()
+    found = []
+    for first in (hard, easy):
+        images, generator = particles[torch.tensor([first, *rest])], torch.Generator().manual_seed(1_000)
+        posterior = refine(program, images, 32, WideSearch(program, 32).starts(images), generator=generator)
+        draws = posterior.sample(20, generator)
+        assert posterior.weighed[0] == (first == hard)
+        found.append({"next": torch.rand(3, generator=generator), "evidence": posterior.log_evidence[1:]})
+        found[-1] |= {name: value[:, 1:] for name, value in draws.items()}
+    torch.testing.assert_close(*found)
+
+
 def test_moments_are_those_of_the_draws(tiny_program) -> None:
     program, particles = setting(tiny_program, 0.05, 5)
     posterior = refine(program, particles, 32, WideSearch(program, 32).starts(particles))

@@ -1,0 +1,52 @@
+"""Random numbers of each image's own: how many of them one image needs changes no other's draws."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Streams:
+    """A stream of random numbers an image.
+
+    Whether an image needs another round of draws can hang on the last bit of a sum. With one stream for all,
+    that bit would give every later image other draws.
+
+    Parameters
+    ----------
+    generators : sequence of torch.Generator
+        One an image; each goes on from where it was left.
+
+    Examples
+    --------
+    >>> streams = Streams.of(3, torch.Generator().manual_seed(0))
+    >>> streams[torch.tensor([True, False, True])].normal(4).shape
+    torch.Size([2, 4])
+    """
+
+    def __init__(self, generators: Sequence[torch.Generator]):
+        self._generators = tuple(generators)
+
+    @classmethod
+    def of(cls, n_images: int, generator: torch.Generator | None = None) -> "Streams":
+        """Seeded from one generator, which the use that is made of them leaves where it is."""
+        # A generator of torch's for the CPU knows 32 bits of its seed.
+        seeds = torch.randint(2**32, (n_images,), generator=generator)
+        return cls([torch.Generator().manual_seed(seed) for seed in seeds.tolist()])
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._generators)
+
+    def __getitem__(self, which: Tensor) -> "Streams":
+        """The same streams, not copies, of some images."""
+        return Streams([self._generators[image] for image in torch.arange(len(self))[which].tolist()])
+
+    def uniform(self, *shape: int) -> Float[Tensor, "images ..."]:
+        """Numbers from [0, 1), of this shape for each image."""
+        return torch.stack([torch.rand(shape, generator=g, dtype=torch.float64) for g in self._generators])
+
+    def normal(self, *shape: int) -> Float[Tensor, "images ..."]:
+        """Standard normal numbers, of this shape for each image."""
+        return torch.stack([torch.randn(shape, generator=g, dtype=torch.float64) for g in self._generators])
