@@ -5,10 +5,12 @@ import hashlib
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
 import papermill
+from traitlets.config import Config
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the library of this very checkout
 from cryoanm_lib.provenance import beginning, installed_packages, processor
@@ -32,15 +34,17 @@ def main() -> int:
     made_by = {"source": hashlib.sha256(args.source.read_bytes()).hexdigest(), **beginning()}
     made_by |= {"processor": processor(), "threads": os.environ.get("OMP_NUM_THREADS", "")}
     try:
-        executed = papermill.execute_notebook(
-            args.source,
-            args.partial,
-            parameters={"profile": args.profile, "structure": args.structure, "results": args.results},
-            kernel_name=KERNEL,
-            progress_bar=False,
-            log_output=True,
-            request_save_on_cell_execute=True,
-        )
+        with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
+            executed = papermill.execute_notebook(
+                args.source,
+                args.partial,
+                parameters={"profile": args.profile, "structure": args.structure, "results": args.results},
+                kernel_name=KERNEL,
+                progress_bar=False,
+                log_output=True,
+                request_save_on_cell_execute=True,
+                config=own_sockets(Path(folder)),
+            )
     except papermill.exceptions.PapermillExecutionError as error:
         print(
             f"{error}\n{args.source} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
@@ -53,6 +57,11 @@ def main() -> int:
     nbformat.write(executed, args.partial)
     shutil.move(args.partial, args.output)
     return 0
+
+
+def own_sockets(folder: Path) -> Config:
+    """Talk to the kernel through files of its own: two that start at once may be told the same TCP port."""
+    return Config({"KernelManager": {"transport": "ipc", "connection_file": str(folder / "connection.json")}})
 
 
 if __name__ == "__main__":
