@@ -45,8 +45,14 @@ class Streams:
 
     def uniform(self, *shape: int) -> Float[Tensor, "images ..."]:
         """Numbers from [0, 1), of this shape for each image."""
-        return torch.stack([torch.rand(shape, generator=g, dtype=torch.float64) for g in self._generators])
+        numbers = torch.empty(len(self), *shape, dtype=torch.float64)
+        for own, generator in zip(numbers, self._generators, strict=True):
+            own.uniform_(generator=generator)
+        return numbers
 
     def normal(self, *shape: int) -> Float[Tensor, "images ..."]:
         """Standard normal numbers, of this shape for each image."""
-        return torch.stack([torch.randn(shape, generator=g, dtype=torch.float64) for g in self._generators])
+        numbers = torch.empty(len(self), *shape, dtype=torch.float64)
+        for own, generator in zip(numbers, self._generators, strict=True):
+            own.normal_(generator=generator)
+        return numbers
