@@ -216,6 +216,8 @@ def _summary(
     for latent, value in away.items():
         own = limit[latent][:n_images]
         found[RESIDUAL_KEYS[latent]] = value.mean().item()
+        if n_images > 1:  # its standard error, from how images differ
+            found[f"{RESIDUAL_KEYS[latent]}_error"] = value.mean(0).std().item() / n_images**0.5
         found[f"{RESIDUAL_KEYS[latent]}_limit"] = own.mean().item()
         if right.any():
             ratio = value[:, right].double().mean() / own[right].mean()

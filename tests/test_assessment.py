@@ -44,6 +44,7 @@ def test_assess_then_load(profile, tmp_path) -> None:
     assert 0.1 < metrics["snr"] < 2.0
     assert metrics["outlier_fraction"] == 0.0
     assert 0.3 < metrics["pose_residual_over_limit"] < 3 < metrics["guide_pose_residual_over_limit"]
+    assert 0 < metrics["pose_residual_mean_deg_error"] < metrics["pose_residual_mean_deg"]
     assert metrics["elbo_gap_median"] > 10
     assert metrics["evidence_error_median"] < 0.2
     assert set(first.tested) == set(METHODS)

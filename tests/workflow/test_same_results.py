@@ -3,7 +3,6 @@
 import contextlib
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from cryoanm_lib.diagnostics import RESIDUAL_KEYS
 from cryoanm_lib.storage import load_json
 from tests.sameness import OWN_TO_A_RUN, differences
 
@@ -23,8 +23,10 @@ pytestmark = pytest.mark.slow
 #: How often the workflow is killed, and within how many seconds of its start.
 KILLS, SOON = 20, 30.0
 
-# How much a refined mean error may change, relatively, with the number of threads. Measured: 0.0004.
-SAME_BUT_FOR_ROUNDING = 0.002
+# How much a refined mean error may change with the number of threads, in its standard errors: an error of
+# its own of this size would make the error bar 3 % longer. At the lowest signal, where some posteriors have
+# two peaks half a turn apart, one draw of 39 that rounding sends to the other peak is a sixth of one.
+SAME_BUT_FOR_ROUNDING = 0.25
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
@@ -147,14 +149,17 @@ def test_more_threads_change_refined_answers_by_rounding_alone(undisturbed, tmp_
     threads = [{run[name]["threads"] for name in refined} for run in (one, two)]
     assert threads == [{1}, {2}]
     changes = [
-        abs(two[name][key] / value - 1)
+        (abs(two[name][key] - mean), mean, one[name][f"{key}_error"])
         for name in refined
-        for key, value in one[name].items()
-        if re.fullmatch(r"(pose|shift|amplitude|defocus)_residual_mean(_deg|_px)?", key)
+        for key, mean in one[name].items()
+        if key in RESIDUAL_KEYS.values()
     ]
     assert len(changes) >= 2 * len(refined)
-    assert max(changes) < SAME_BUT_FOR_ROUNDING
-    count("largest relative change of a refined mean error with two threads for one", max(changes))
+    in_errors = max(change / error for change, _, error in changes)
+    assert in_errors < SAME_BUT_FOR_ROUNDING
+    relative = max(change / mean for change, mean, _ in changes)
+    count("largest relative change of a refined mean error with two threads for one", relative)
+    count("largest such change in standard errors of that mean error", in_errors)
 
 
 def test_a_report_is_made(undisturbed) -> None:
