@@ -30,7 +30,7 @@ class Streams:
 
     @classmethod
     def of(cls, n_images: int, generator: torch.Generator | None = None) -> "Streams":
-        """Seeded from one generator, which the use that is made of them leaves where it is."""
+        """Seeded from one generator, which gives one number an image, whatever the streams are used for."""
         # A generator of torch's for the CPU knows 32 bits of its seed.
         seeds = torch.randint(2**32, (n_images,), generator=generator)
         return cls([torch.Generator().manual_seed(seed) for seed in seeds.tolist()])
