@@ -1,6 +1,6 @@
 """Random numbers of each image's own: how many of them one image needs changes no other's draws."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -45,14 +45,14 @@ class Streams:
 
     def uniform(self, *shape: int) -> Float[Tensor, "images ..."]:
         """Numbers from [0, 1), of this shape for each image."""
-        numbers = torch.empty(len(self), *shape, dtype=torch.float64)
-        for own, generator in zip(numbers, self._generators, strict=True):
-            own.uniform_(generator=generator)
-        return numbers
+        return self._filled(shape, Tensor.uniform_)
 
     def normal(self, *shape: int) -> Float[Tensor, "images ..."]:
         """Standard normal numbers, of this shape for each image."""
+        return self._filled(shape, Tensor.normal_)
+
+    def _filled(self, shape: tuple[int, ...], fill: Callable[..., Tensor]) -> Float[Tensor, "images ..."]:
         numbers = torch.empty(len(self), *shape, dtype=torch.float64)
         for own, generator in zip(numbers, self._generators, strict=True):
-            own.normal_(generator=generator)
+            fill(own, generator=generator)
         return numbers

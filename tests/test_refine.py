@@ -106,14 +106,16 @@ def test_where_a_gaussian_does_not_do_draws_are_weighed(tiny_program) -> None:
 def test_what_one_image_needs_changes_no_draw_of_another(tiny_program) -> None:
     """The first of the images is one that has to be adapted and weighed, and then one that has not."""
     program, particles = setting(tiny_program, 0.2, 40)
-    starts = WideSearch(program, 32).starts(particles)
-    posterior = refine(program, particles, 32, starts, generator=torch.Generator().manual_seed(1_000))
+    search = WideSearch(program, 32)
+    posterior = refine(
+        program, particles, 32, search.starts(particles), generator=torch.Generator().manual_seed(1_000)
+    )
     hard, *rest, easy = posterior.effective_share.argsort().tolist()
     assert posterior.weighed[rest].any() and not posterior.weighed[rest].all()
     found = []
     for first in (hard, easy):
         images, generator = particles[torch.tensor([first, *rest])], torch.Generator().manual_seed(1_000)
-        posterior = refine(program, images, 32, WideSearch(program, 32).starts(images), generator=generator)
+        posterior = refine(program, images, 32, search.starts(images), generator=generator)
         draws = posterior.sample(20, generator)
         assert posterior.weighed[0] == (first == hard)
         found.append({"next": torch.rand(3, generator=generator), "evidence": posterior.log_evidence[1:]})

@@ -25,7 +25,7 @@ KILLS, SOON = 20, 30.0
 
 # How much a refined mean error may change with the number of threads, in its standard errors: an error of
 # its own of this size would make the error bar 3 % longer. At the lowest signal, where some posteriors have
-# two peaks half a turn apart, one draw of 39 that rounding sends to the other peak is a sixth of one.
+# two peaks half a turn apart, one draw of 39 that rounding sends to the other peak is a seventh of one.
 SAME_BUT_FOR_ROUNDING = 0.25
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
@@ -101,8 +101,8 @@ def kill(running: subprocess.Popen, how: signal.Signals) -> None:
     except subprocess.TimeoutExpired:
         end(running)
         running.wait(JOB)
-        # Snakemake answers SIGTERM by waiting for a lock, which for ever is its own if it held it just then.
-        # Who asked it to end kills it after a while, as batch systems do.
+        # Snakemake's handler of SIGTERM takes a lock; if the signal comes while that very thread holds it,
+        # it waits for ever. Batch systems kill what does not end.
         if how != signal.SIGTERM:
             raise
 
