@@ -43,7 +43,7 @@ test: lint ## Run ruff, the test suite and the notebooks
 	OMP_NUM_THREADS=2 pytest -p no:cacheprovider --nbval-lax --nbval-current-env notebooks
 
 test-types: $(TEST_READY) ## Run the library's tests, each call checked against its annotations
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -p tests.typechecked tests/test_*.py
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -p tests.typechecked tests/library
 
 test-slow: $(TEST_READY) ## Run the long tests, which count what they try for the book
 	OMP_NUM_THREADS=2 pytest -m slow --keep-counts

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from benchmarks import inference, projection
-from cryoanm_lib.provenance import commit, processor
-from cryoanm_lib.reference import reference_path
-from cryoanm_lib.storage import save_json
+from cryoanm_lib.experiments.reference import reference_path
+from cryoanm_lib.io.provenance import commit, processor
+from cryoanm_lib.io.storage import save_json
 
 _COMPARED = ("torch", "jax", "jaxlib", "cryojax", "numpy", "pyro-ppl")
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.rows import Row
-from cryoanm_lib.assessment import timed_refinement
-from cryoanm_lib.configuration import Profile, load_profile
-from cryoanm_lib.datasets import draw_test_images
-from cryoanm_lib.experiment import fit, load_fit, make_trainer
-from cryoanm_lib.training import Trainer
+from cryoanm_lib.experiments.assess import timed_refinement
+from cryoanm_lib.experiments.datasets import draw_test_images
+from cryoanm_lib.experiments.fit import fit, load_fit, make_trainer
+from cryoanm_lib.experiments.profile import Profile, load_profile
+from cryoanm_lib.inference.training import Trainer
 
 # Pose, uniform in the plane, and amplitude of the first mode.
 _TASK = "pose_amplitude"

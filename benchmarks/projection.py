@@ -8,14 +8,14 @@ from torch import Tensor
 
 from benchmarks.rows import Row
 from benchmarks.side_by_side import in_turns, ratios
-from cryoanm_lib.anm import normal_modes
-from cryoanm_lib.forward import ForwardModel
-from cryoanm_lib.fourier import half_plane_frequencies
-from cryoanm_lib.fourier_projection import fourier_coefficients
-from cryoanm_lib.latents import Latents
-from cryoanm_lib.likelihood import log_likelihood
-from cryoanm_lib.projection import PROJECTORS
-from cryoanm_lib.structure import load_structure
+from cryoanm_lib.imaging.forward_model import ForwardModel
+from cryoanm_lib.imaging.fourier_projection import fourier_coefficients
+from cryoanm_lib.imaging.latents import Latents
+from cryoanm_lib.imaging.likelihood import log_likelihood
+from cryoanm_lib.imaging.projection import PROJECTORS
+from cryoanm_lib.molecule.anm import normal_modes
+from cryoanm_lib.molecule.structure import load_structure
+from cryoanm_lib.numerics.fourier import half_plane_frequencies
 
 #: Largest difference of two answers that count as equal, as a share of the largest value.
 TOLERANCE = 1e-4

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from cryoanm_lib.timing import calls_that_fill, seconds_each
+from cryoanm_lib.numerics.timing import calls_that_fill, seconds_each
 
 #: Rounds before the clock is read, in which compilers compile and caches fill.
 WARM_UP = 3

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cryoanm_lib.forward import ForwardModel
-from cryoanm_lib.fourier import half_plane_frequencies
+from cryoanm_lib.imaging.forward_model import ForwardModel
+from cryoanm_lib.numerics.fourier import half_plane_frequencies
 
 
 class WithCryoJAX:

@@ -11,13 +11,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from cryoanm_lib.anm import normal_modes
-from cryoanm_lib.encoders import Pixels, SharedEncoder
-from cryoanm_lib.forward import ForwardModel
-from cryoanm_lib.program import CryoProgram
-from cryoanm_lib.provenance import commit, now, processor
-from cryoanm_lib.rings import Rings
-from cryoanm_lib.storage import load_json, save_json
+from cryoanm_lib.imaging.forward_model import ForwardModel
+from cryoanm_lib.io.provenance import commit, now, processor
+from cryoanm_lib.io.storage import load_json, save_json
+from cryoanm_lib.molecule.anm import normal_modes
+from cryoanm_lib.program.encoders import Pixels, SharedEncoder
+from cryoanm_lib.program.program import CryoProgram
+from cryoanm_lib.program.rings import Rings
 
 #: What the long tests have counted, which the book shows.
 COUNTS = Path(__file__).with_name("counts.json")

@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import torch
 
-from cryoanm_lib.storage import load_tensors
+from cryoanm_lib.io.storage import load_tensors
 
 #: What no two runs share: how long they took, when, and in how many pieces.
 TIMES = {"train_seconds", "images_per_second", "seconds", "started", "finished", "resumed"}

@@ -13,7 +13,7 @@ from jaxtyping import install_import_hook
 LIBRARY = Path(__file__).parents[1] / "cryoanm_lib"
 
 # Numba compiles these from their source.
-COMPILED = {"cryoanm_lib.fourier_loops", "cryoanm_lib.gridded_loops"}
+COMPILED = {"cryoanm_lib.imaging._fourier_loops", "cryoanm_lib.imaging._gridded_loops"}
 
 # An integer will do where a number is asked for.
 CHECK = beartype(conf=BeartypeConf(is_pep484_tower=True))
@@ -26,7 +26,7 @@ def checked(annotated: Callable) -> Callable:
         return CHECK(annotated)
 
 
-modules = {module.name for module in pkgutil.iter_modules([str(LIBRARY)], "cryoanm_lib.")}
+modules = {module.name for module in pkgutil.walk_packages([str(LIBRARY)], "cryoanm_lib.")}
 install_import_hook(sorted(modules - COMPILED), f"{__name__}.checked")
 
 

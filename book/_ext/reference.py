@@ -1,15 +1,17 @@
 """Pages made from the library: the keys of a profile from their schema, the API from docstrings.
 
-A page says where by a comment: `<!-- configuration keys -->`, or `<!-- api: anm structure -->`, or
+A page says where by a comment: `<!-- configuration keys -->`, or `<!-- api: molecule -->`, or
 `<!-- counted -->` for what the long tests have counted. And `<!-- launch: notebooks/01_anm -->` becomes
 buttons: the repository's address is known to _config.yml alone.
 """
 
+import importlib
 import json
+import pkgutil
 import re
 from pathlib import Path
 
-from cryoanm_lib.configuration import Profile
+from cryoanm_lib.experiments.profile import Profile
 
 _COUNTS = Path(__file__).parents[2] / "tests" / "counts.json"
 _KINDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
@@ -27,7 +29,7 @@ def _fill_in(app, page, source):
     text = text.replace("<!-- configuration keys -->", configuration_keys())
     text = text.replace("<!-- counted -->", counted())
     text = re.sub(r"<!-- launch: (\S+) -->", lambda found: launch_buttons(app.config, found[1]), text)
-    source[0] = re.sub(r"<!-- api: ([\w. ]+) -->", lambda found: api(found[1].split()), text)
+    source[0] = re.sub(r"<!-- api: (\w+) -->", lambda found: api(found[1]), text)
 
 
 def counted():
@@ -60,10 +62,12 @@ def launch_buttons(config, page):
     )
 
 
-def api(modules):
-    """Sections of modules of the library, each filled by autodoc."""
+def api(package):
+    """Sections of the public modules of a package, each filled by autodoc."""
+    folder = importlib.import_module(f"cryoanm_lib.{package}").__path__
+    modules = [module.name for module in pkgutil.iter_modules(folder) if not module.name.startswith("_")]
     return "\n\n".join(
-        f"### `{name}`\n\n```{{eval-rst}}\n.. automodule:: cryoanm_lib.{name}\n   :members:\n```"
+        f"### `{name}`\n\n```{{eval-rst}}\n.. automodule:: cryoanm_lib.{package}.{name}\n   :members:\n```"
         for name in modules
     )
 

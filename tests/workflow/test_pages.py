@@ -28,10 +28,10 @@ def executed():
         v4.new_code_cell('profile = "smoke"', metadata={"tags": ["parameters"]}),
         v4.new_code_cell('profile = "laptop"', metadata={"tags": ["injected-parameters"]}),
         v4.new_code_cell(
-            "plots.plot_modes(reference, modes)", outputs=[figure], metadata={"papermill": {"duration": 1}}
+            "figures.plot_modes(reference, modes)", outputs=[figure], metadata={"papermill": {"duration": 1}}
         ),
-        v4.new_code_cell("Breathing(still=plots.plot_swings(x))", outputs=[moving]),
-        v4.new_code_cell("plots.set_style()\nMarkdown(table)", outputs=[table]),
+        v4.new_code_cell("Breathing(still=figures.plot_swings(x))", outputs=[moving]),
+        v4.new_code_cell("figures.set_style()\nMarkdown(table)", outputs=[table]),
     ]
     parameters = {"profile": "laptop", "structure": "adk_open"}
     return v4.new_notebook(cells=cells, metadata={"papermill": {"parameters": parameters}})
@@ -44,8 +44,11 @@ def test_each_figure_says_how_it_was_made(executed):
     first, second = (cell.source for cell in page.cells if cell.cell_type == "markdown")
     assert "https://example.org/blob/main/notebooks/01_anm.ipynb" in first
     assert "https://example.org/blob/main/config/laptop.yaml" in first and "adk_open" in first
-    assert "<cryoanm_lib.plots.plot_modes>" in first
-    assert "<cryoanm_lib.widgets.Breathing>" in second and "<cryoanm_lib.plots.plot_swings>" in second
+    assert "<cryoanm_lib.book.figures.plot_modes>" in first
+    assert (
+        "<cryoanm_lib.book.widgets.Breathing>" in second
+        and "<cryoanm_lib.book.figures.plot_swings>" in second
+    )
 
 
 def test_a_page_keeps_the_values_used_and_drops_papermill_s_record(executed):

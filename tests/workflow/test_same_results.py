@@ -12,8 +12,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from cryoanm_lib.diagnostics import RESIDUAL_KEYS
-from cryoanm_lib.storage import load_json
+from cryoanm_lib.checks.residuals import RESIDUAL_KEYS
+from cryoanm_lib.io.storage import load_json
 from tests.sameness import OWN_TO_A_RUN, differences
 
 from .conftest import ROOT, copy_checkout

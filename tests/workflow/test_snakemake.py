@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from cryoanm_lib.experiment import load_profile
+from cryoanm_lib.experiments.fit import load_profile
 
 PROFILES = ("smoke", "laptop", "full", "paper")
 RECORDS = {"metrics.json", "provenance.json"}

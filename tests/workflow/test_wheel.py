@@ -1,4 +1,4 @@
-"""The built wheel stands alone: it carries its data, and needs nothing that only plots, book or tests do."""
+"""The built wheel stands alone: it carries its data, and needs nothing that only the book or the tests do."""
 
 import shutil
 import subprocess
@@ -7,8 +7,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
-from cryoanm_lib import ORDER
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,8 +17,6 @@ EXTRAS = (
     *("axe_playwright_python", "beartype", "hypothesis", "nbval", "playwright", "pytest", "ruff", "xdist"),
 )
 
-#: The packages that draw.
-DRAWN = {"plots", "widgets"}
 
 WITHOUT_EXTRAS = f"""
 import sys
@@ -39,11 +35,11 @@ from pathlib import Path
 
 import torch
 import cryoanm_lib
-from cryoanm_lib import datasets, experiment, reference, weights
-from cryoanm_lib.anm import normal_modes
-from cryoanm_lib.configuration import load_profile
-from cryoanm_lib.profile_files import PROFILES, config_folder
-from cryoanm_lib.structure import load_structure
+from cryoanm_lib.experiments import reference, weights
+from cryoanm_lib.molecule.anm import normal_modes
+from cryoanm_lib.experiments.profile import load_profile
+from cryoanm_lib.experiments.profile_files import PROFILES, config_folder
+from cryoanm_lib.molecule.structure import load_structure
 
 home = Path(cryoanm_lib.__file__).parent
 assert home == Path(HERE) / "cryoanm_lib", home
@@ -62,7 +58,7 @@ assert reference.load_reference("full").metrics
 assert reference.load_benchmarks()["rows"]
 
 from matplotlib.figure import Figure
-from cryoanm_lib.widgets import Breathing
+from cryoanm_lib.book.widgets import Breathing
 
 reach = torch.ones(len(modes.vectors))
 page = Breathing(load_structure("adk_open").coordinates, modes.vectors, reach, Figure(), "it swings")
@@ -71,7 +67,7 @@ assert "<script" in page._repr_html_() and "<style" in page._repr_html_()
 
 COUNTS_SECONDS = """
 import time
-import cryoanm_lib.experiment
+import cryoanm_lib.experiments.fit
 print(time.process_time())
 """
 
@@ -139,8 +135,9 @@ def test_installed_library_finds_its_data(from_wheel):
 
 
 def test_library_needs_no_extra(from_wheel):
-    modules = [name for name in ORDER if name not in DRAWN]
-    imports = "\n".join(f"import cryoanm_lib.{name}" for name in modules)
+    paths = [path.with_suffix("") for path in tracked("cryoanm_lib") if path.suffix == ".py"]
+    modules = [".".join(path.parts) for path in paths if not {"book", "data", "__main__"} & set(path.parts)]
+    imports = "\n".join(f"import {name.removesuffix('.__init__')}" for name in modules)
     from_wheel(f"{WITHOUT_EXTRAS}\n{imports}\nfor name in {EXTRAS}: assert name not in sys.modules, name")
 
 

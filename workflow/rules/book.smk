@@ -5,7 +5,7 @@ rule book:
         ["_config.yml", "book/_toc.yml", "book/references.bib", "pyproject.toml", "tests/counts.json"],
         sorted(str(p) for p in Path("book").glob("*.md")),
         [str(p) for p in sorted(Path("book").glob("_*/*.*")) if p.parent.name in ("_static", "_ext")],
-        sources("plots/", "tables", "windows"),
+        sources("book/figures/", "book/tables", "book/windows"),
         metrics=METRICS,
         pages=expand("results/notebooks/{notebook}.ipynb", notebook=NOTEBOOKS),
     output:

@@ -55,12 +55,14 @@ NOTEBOOKS = {
 }
 
 # An edit of the library retrains. What tests a finished fit does not, nor what only draws and tabulates.
-LIBRARY = sorted(str(p) for kind in ("*.py", "plots/*.py", "widgets/*.*", "data/*.csv", "data/*.safetensors") for p in Path("cryoanm_lib").glob(kind))
+LIBRARY = sorted(str(p) for kind in ("py", "html", "css", "js", "csv", "safetensors") for p in Path("cryoanm_lib").rglob(f"*.{kind}"))
 ASSESSING = (
-    *("ragged", "templates", "cells", "exact", "predictive", "mixture", "climb", "search", "orientation_"),
-    *("refine", "amortised", "calibration", "assessment"),
+    *("numerics/segment_ops", "numerics/per_image_rng", "checks/predictive", "checks/calibration"),
+    *("inference/templates", "inference/adaptive_lattice", "inference/exact_posterior", "inference/gaussian_mixture"),
+    *("inference/peak_finding", "inference/lattice_search", "inference/so3_", "inference/refinement"),
+    *("inference/amortised", "experiments/assess"),
 )
-SHOWING = ("plots/", "widgets/", "tables", "landscapes", "windows", "metrics", "reference", "referee", "transition", "views", "costs", "timing")
+SHOWING = ("book/", "checks/referees", "experiments/metrics", "experiments/reference", "numerics/timing")
 
 
 def sources(*parts):
@@ -136,7 +138,7 @@ def artifact_folders():
     if handed_down.get("of") == [PROFILE, STRUCTURE]:
         return handed_down
     sys.path.insert(0, os.getcwd())  # `snakemake` is a console script, which leaves this folder out
-    from cryoanm_lib.configuration import load_profile
+    from cryoanm_lib.experiments.profile import load_profile
     from cryoanm_lib.errors import CryoANMError
 
     try:

@@ -5,12 +5,12 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from cryoanm_lib import plots
-from cryoanm_lib.configuration import Profile, load_profile
-from cryoanm_lib.datasets import draw_test_images
+from cryoanm_lib.book import figures
+from cryoanm_lib.book.tables import markdown_table, reach_table
 from cryoanm_lib.errors import CryoANMError
-from cryoanm_lib.storage import load_json
-from cryoanm_lib.tables import markdown_table, reach_table
+from cryoanm_lib.experiments.datasets import draw_test_images
+from cryoanm_lib.experiments.profile import Profile, load_profile
+from cryoanm_lib.io.storage import load_json
 
 _SHOWN = ("pose_then_amplitude", "pose_amplitude", "joint", "so3_all_latents")
 _EXPERIMENT = "pose_amplitude"  # whose images and unknowns are in the picture
@@ -35,11 +35,11 @@ def main() -> None:
 def write(folder: Path, settings: Profile, metrics: Mapping[str, Mapping]) -> None:
     """Write `pipeline.svg` and `headline.md`."""
     folder.mkdir(parents=True, exist_ok=True)
-    plots.set_style()
+    figures.set_style()
     images = draw_test_images(settings, _EXPERIMENT)[:_CANDIDATES]
     most = images.latents["amplitude"][:, 0].abs().argmax()  # bent so far that one sees it
     program = settings.program(_EXPERIMENT)
-    figure = plots.plot_pipeline(program, images[most[None]], 16, settings.model.box_size // 2 * 2)
+    figure = figures.plot_pipeline(program, images[most[None]], 16, settings.model.box_size // 2 * 2)
     figure.savefig(folder / "pipeline.svg")
     made = next(iter(metrics.values()))
     caption = (

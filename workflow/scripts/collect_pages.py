@@ -7,8 +7,8 @@ from pathlib import Path
 import nbformat
 import yaml
 
-# What makes a figure: a function of `plots`, or one of the figures that move.
-_MAKERS = re.compile(r"\b(?:plots\.(plot_\w+)|(Breathing|Explorer|Sharpening))\(")
+# What makes a figure: a function of `figures`, or one of the figures that move.
+_MAKERS = re.compile(r"\b(?:figures\.(plot_\w+)|(Breathing|Explorer|Sharpening))\(")
 
 
 def as_page(notebook: nbformat.NotebookNode, name: str, address: str) -> nbformat.NotebookNode:
@@ -48,7 +48,9 @@ def _makers(cell: nbformat.NotebookNode) -> list[str]:
     if not any(kind.startswith("image/") or "cryoanm-moving" in "".join(data) for kind, data in shown):
         return []
     found = _MAKERS.findall(cell.source)
-    named = [f"plots.{function}" if function else f"widgets.{widget}" for function, widget in found]
+    named = [
+        f"book.figures.{function}" if function else f"book.widgets.{widget}" for function, widget in found
+    ]
     return list(dict.fromkeys(named))
 
 

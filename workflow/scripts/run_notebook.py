@@ -13,7 +13,7 @@ import papermill
 from traitlets.config import Config
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the library of this very checkout
-from cryoanm_lib.provenance import beginning, installed_packages, processor
+from cryoanm_lib.io.provenance import beginning, installed_packages, processor
 
 KERNEL = "python3"  # by name: the notebook's own metadata may name a kernel that only its author has
 

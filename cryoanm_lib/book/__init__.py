@@ -1,0 +1,1 @@
+"""What the notebooks show: figures, tables, widgets, and what is worked out for them alone."""

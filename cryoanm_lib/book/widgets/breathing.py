@@ -1,0 +1,58 @@
+"""A molecule that swings along its modes, and that a reader can turn."""
+
+from dataclasses import dataclass
+
+import matplotlib as mpl
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from cryoanm_lib.book.widgets.frame import Slider, moving_figure, rounded
+
+# Colours along the chain, told apart by every eye, and light enough at one end only.
+_COLOURS = 32
+
+# Height of the picture over that of the molecule.
+_ROOM = 1.1
+
+
+@dataclass(frozen=True, eq=False)
+class Breathing:
+    """The chain of a molecule, bent by an amplitude that swings; the reference stands beside it in grey.
+
+    Parameters
+    ----------
+    reference : Float[Tensor, "atoms 3"]
+        Coordinates in Å, centred.
+    modes : Float[Tensor, "modes atoms 3"]
+        Of unit norm over all coordinates.
+    furthest : Float[Tensor, "modes"]
+        Amplitude of each mode in Å at the end of a swing.
+    still : Figure
+        What stands in its place where no script runs.
+    alt : str
+        What the still shows, in words.
+    name : str
+        Of the figure on its page.
+    """
+
+    reference: Float[Tensor, "atoms 3"]
+    modes: Float[Tensor, "modes atoms 3"]
+    furthest: Float[Tensor, "modes"]
+    still: Figure
+    alt: str
+    name: str = "breathing"
+
+    def _repr_html_(self) -> str:
+        chain = mpl.colormaps["viridis"].resampled(_COLOURS)
+        model = {
+            "reference": rounded(self.reference),
+            "modes": rounded(self.modes),
+            "furthest": rounded(self.furthest),
+            # Half the height of the picture: the reference with room to swing, however it is turned.
+            "reach": round(_ROOM * self.reference.norm(dim=-1).max().item(), 3),
+            "colours": [[round(255 * part) for part in chain(i)[:3]] for i in range(_COLOURS)],
+        }
+        end = self.furthest[0].item()
+        slider = Slider("amplitude", "amplitude α", "Å", -end, end, end / 100, 0.7 * end)
+        return moving_figure("breathing", self.name, self.still, self.alt, [slider], model, turns=True)

@@ -1,0 +1,63 @@
+"""Sliders for amplitude, pose, defocus, noise and resolution, and what an image makes of them."""
+
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from cryoanm_lib.book.widgets.frame import Slider, moving_figure, rounded
+from cryoanm_lib.imaging.forward_model import ForwardModel
+from cryoanm_lib.program.prior import Prior
+
+
+@dataclass(frozen=True, eq=False)
+class Explorer:
+    """An image and its spectrum, drawn again whenever a slider moves.
+
+    The browser computes both from coordinates and the first mode, by the sums of `fourier_projection`.
+
+    Parameters
+    ----------
+    model : ForwardModel
+        What is drawn.
+    prior : Prior
+        How far the sliders reach: four deviations.
+    noise : float
+        σ_n at which the slider starts.
+    still : Figure
+        What stands in its place where no script runs.
+    alt : str
+        What the still shows, in words.
+    name : str
+        Of the figure on its page.
+    """
+
+    model: ForwardModel
+    prior: Prior
+    noise: float
+    still: Figure
+    alt: str
+    name: str = "explorer"
+
+    def sliders(self) -> list[Slider]:
+        """Those of the figure, from top to bottom."""
+        scale = self.prior.amplitude_scale
+        bend = 4 * (scale[0] if isinstance(scale, tuple) else scale)
+        focus = 4 * self.prior.defocus_scale
+        middle, finest = self.prior.defocus_mean, self.model.box_size // 2 * 2
+        return [
+            Slider("amplitude", "amplitude α", "Å", -bend, bend, bend / 40, 0.0),
+            Slider("pose", "pose θ", "°", -180, 180, 1, 35),
+            Slider("defocus", "defocus z", "px²", middle - focus, middle + focus, focus / 24, middle),
+            Slider("noise", "noise σₙ", "", 0.0, 10 * self.noise, self.noise / 2, self.noise),
+            Slider("resolution", "resolution K", "px", 8, finest, 2, finest),
+        ]
+
+    def _repr_html_(self) -> str:
+        model = {
+            "reference": rounded(self.model.reference[:, :2]),
+            "mode": rounded(self.model.modes[0, :, :2]),
+            "boxSize": self.model.box_size,
+            "pixelSize": self.model.pixel_size,
+            "atomWidth": self.model.atom_width,
+        }
+        return moving_figure("explorer", self.name, self.still, self.alt, self.sliders(), model)

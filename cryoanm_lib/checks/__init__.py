@@ -1,0 +1,1 @@
+"""How good an answer is: residuals, the predictive check, calibration, referees."""

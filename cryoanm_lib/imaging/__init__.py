@@ -1,0 +1,1 @@
+"""How an image comes about: latents, projection, contrast transfer, noise, and the likelihood."""

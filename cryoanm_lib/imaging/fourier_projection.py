@@ -1,0 +1,316 @@
+"""Fourier coefficients of a projection straight from the coordinates: a cost of K² and not N², and no FFT.
+
+An atom contributes X(k_x) Y(k_y), where X is the transform of a Gaussian sampled on the pixel grid,
+
+    X(k) = √(2π) σ_a/N Σ_a exp(-2π² σ_a² (k/N + a)²) exp(-2πi (k/N + a) x),
+
+and the sum over aliases a makes the answer equal to sampling in space. X(-k) is the conjugate of X(k), so the
+real and imaginary parts at k >= 0 give all four quadrants by one real matrix product. All lengths are in
+pixels, and the origin is pixel (N//2, N//2).
+
+What limits the speed is not the product but the sines, cosines and passes through memory on the way to it:
+one sine and cosine an atom and axis is computed, all higher ones are powers of it, and images are worked on
+so few at a time that their factors stay near the processor. On a CPU `fourier_loops` does it image by image.
+"""
+
+import functools
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from cryoanm_lib.imaging import _fourier_loops as fourier_loops
+from cryoanm_lib.numerics import compiled
+from cryoanm_lib.numerics.fourier import highest_frequency
+from cryoanm_lib.numerics.pieces import pieces
+
+
+def fourier_coefficients(
+    positions: Float[Tensor, "*batch atoms 2"],
+    box_size: int,
+    atom_width: float,
+    resolution: int,
+    accuracy: float | None = None,
+) -> Complex[Tensor, "*batch kept"]:
+    """Coefficients of the crop Π_K of the projection of atoms.
+
+    Where a Gaussian reaches over the edge of the box it comes in again on the other side; in space it is cut
+    off. Memory beyond that of the answer does not grow with the number of images, also in the derivative, of
+    which there is the first alone.
+
+    Parameters
+    ----------
+    positions : Float[Tensor, "*batch atoms 2"]
+        (x, y) of each atom in pixels from the origin.
+    box_size : int
+        N, pixels along an edge, odd or even.
+    atom_width : float
+        σ_a in pixels.
+    resolution : int
+        K, from 1 to N: frequencies |k| < K/2 are returned, in the order of `half_plane_frequencies`.
+    accuracy : float, optional
+        A quarter of the largest error that an atom may add to a coefficient, as a share of the most that it
+        may add to the mean; default the rounding of the type.
+
+    Examples
+    --------
+    >>> from cryoanm_lib.numerics.fourier import image_to_coefficients
+    >>> from cryoanm_lib.imaging.spatial_projection import separable_image
+    >>> positions = torch.tensor([[0.3, -1.2], [2.0, 1.0]])
+    >>> straight = fourier_coefficients(positions, box_size=32, atom_width=0.8, resolution=16)
+    >>> through_space = image_to_coefficients(separable_image(positions, 32, 0.8), 16)
+    >>> torch.allclose(straight, through_space, atol=1e-7)
+    True
+    """
+    axis = _axis(positions, box_size, atom_width, resolution, accuracy)
+    flat = positions[None].flatten(end_dim=-3)
+    found = _Compiled.apply(flat, axis) if axis.compiled else half_plane(_Products.apply(flat, axis))
+    return found.view(*positions.shape[:-2], found.shape[-1])
+
+
+@torch.no_grad()
+def fourier_slopes(
+    positions: Float[Tensor, "*batch atoms 2"],
+    velocities: Float[Tensor, "*batch directions atoms 2"],
+    box_size: int,
+    atom_width: float,
+    resolution: int,
+    accuracy: float | None = None,
+) -> tuple[Complex[Tensor, "*batch kept"], Complex[Tensor, "*batch directions kept"]]:
+    """The coefficients of `fourier_coefficients`, and how fast they change as the atoms move.
+
+    With X' = dX/dx an atom that moves by (v_x, v_y) changes its product by v_x X' Y + v_y X Y', so that a
+    direction costs one product twice as long as that of the coefficients, and no sine or cosine. No gradient
+    passes through the answer.
+
+    Parameters
+    ----------
+    velocities : Float[Tensor, "*batch directions atoms 2"]
+        Pixels that each atom moves for one unit of each direction.
+    positions, box_size, atom_width, resolution, accuracy
+        As for `fourier_coefficients`.
+
+    Examples
+    --------
+    >>> positions = torch.tensor([[0.3, -1.2], [2.0, 1.0]])
+    >>> to_the_right = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+    >>> image, slope = fourier_slopes(positions, to_the_right, 32, 0.8, resolution=16)
+    >>> step = fourier_coefficients(positions + 1e-2 * to_the_right[0], 32, 0.8, 16) - image
+    >>> torch.allclose(step, 1e-2 * slope[0], atol=1e-6)
+    True
+    """
+    axis = _axis(positions, box_size, atom_width, resolution, accuracy)
+    flat, moving = positions[None].flatten(end_dim=-3), velocities[None].flatten(end_dim=-4)
+    both = _slopes_compiled(flat, moving, axis) if axis.compiled else _slopes(flat, moving, axis)
+    both = both.view(*positions.shape[:-2], *both.shape[1:])
+    return both[..., 0, :], both[..., 1:, :]
+
+
+def _slopes(
+    flat: Float[Tensor, "images atoms 2"], moving: Float[Tensor, "images directions atoms 2"], axis: "_Axis"
+) -> Complex[Tensor, "images both kept"]:
+    """Coefficients, and behind them their derivatives."""
+    products = flat.new_empty(len(flat), 1 + moving.shape[1], axis.width, axis.width)
+    for rows in _few_at_a_time(flat, axis, copies=2 + 2 * moving.shape[1]):
+        along_x, slope_x = axis.transforms(flat[rows, :, 0], orders=2)
+        along_y, slope_y = axis.transforms(flat[rows, :, 1], orders=2)
+        products[rows, 0] = along_x @ along_y.transpose(-2, -1)
+        velocity_x, velocity_y = moving[rows, :, None].unbind(-1)
+        left = torch.cat([slope_x[:, None] * velocity_x, along_x[:, None] * velocity_y], dim=-1)
+        right = torch.cat([along_y, slope_y], dim=-1)
+        products[rows, 1:] = (left.flatten(1, 2) @ right.transpose(-2, -1)).unflatten(1, (-1, axis.width))
+    return half_plane(products)
+
+
+def half_plane(products: Float[Tensor, "*batch rows rows"]) -> Complex[Tensor, "*batch kept"]:
+    """All coefficients from products of the real and imaginary parts at k >= 0."""
+    half = products.shape[-1] // 2
+    (real_real, real_imag), (imag_real, imag_imag) = (
+        part.split(half, dim=-1) for part in products.split(half, dim=-2)
+    )
+    upper = torch.complex(real_real - imag_imag, imag_real + real_imag)
+    lower = torch.complex(real_real + imag_imag, imag_real - real_imag)
+    first_column = upper[..., 0, :]
+    others = torch.cat([lower[..., 1:, 1:].flip(-1), upper[..., 1:, :]], dim=-1)
+    return torch.cat([first_column, others.flatten(-2)], dim=-1)
+
+
+class _Compiled(torch.autograd.Function):
+    """Coefficients by the compiled loops."""
+
+    @staticmethod
+    def forward(ctx, positions: Float[Tensor, "images atoms 2"], axis: "_Axis") -> Tensor:
+        ctx.save_for_backward(positions)
+        ctx.axis = axis
+        found = axis.empty(len(positions))
+        compiled.run(fourier_loops.project, axis.numbers, positions, found)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope: Complex[Tensor, "images kept"]) -> tuple[Tensor, None]:
+        (positions,), axis = ctx.saved_tensors, ctx.axis
+        found = torch.empty_like(positions, memory_format=torch.contiguous_format)
+        compiled.run(fourier_loops.project_back, axis.numbers, positions, slope, found)
+        return found, None
+
+
+def _slopes_compiled(
+    flat: Float[Tensor, "images atoms 2"], moving: Float[Tensor, "images directions atoms 2"], axis: "_Axis"
+) -> Complex[Tensor, "images both kept"]:
+    """The same by the compiled loops."""
+    found = axis.empty(len(flat), 1 + moving.shape[1])
+    compiled.run(fourier_loops.project_slopes, axis.numbers, flat, moving, found)
+    return found
+
+
+class _Products(torch.autograd.Function):
+    """Σ_p X_p Y_pᵀ of images, and its derivative by the positions, which computes X and Y again.
+
+    With G the derivative by the products, that by x_p is Σ X'_p ∘ (G Y_p), and that by y_p Σ Y'_p ∘ (Gᵀ X_p).
+    """
+
+    @staticmethod
+    def forward(ctx, positions: Float[Tensor, "images atoms 2"], axis: "_Axis") -> Tensor:
+        ctx.save_for_backward(positions)
+        ctx.axis = axis
+        products = positions.new_empty(len(positions), axis.width, axis.width)
+        for rows in _few_at_a_time(positions, axis, copies=2):
+            (along_x,), (along_y,) = (axis.transforms(positions[rows, :, i], orders=1) for i in (0, 1))
+            torch.bmm(along_x, along_y.transpose(1, 2), out=products[rows])
+        return products
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope: Float[Tensor, "images rows rows"]) -> tuple[Tensor, None]:
+        (positions,), axis = ctx.saved_tensors, ctx.axis
+        found = torch.empty_like(positions)
+        for rows in _few_at_a_time(positions, axis, copies=6):
+            along_x, slope_x = axis.transforms(positions[rows, :, 0], orders=2)
+            along_y, slope_y = axis.transforms(positions[rows, :, 1], orders=2)
+            torch.sum((slope[rows] @ along_y).mul_(slope_x), 1, out=found[rows, :, 0])
+            torch.sum((slope[rows].transpose(1, 2) @ along_x).mul_(slope_y), 1, out=found[rows, :, 1])
+        return found, None
+
+
+def _few_at_a_time(positions: Float[Tensor, "images atoms 2"], axis: "_Axis", copies: int) -> list[slice]:
+    """Images whose factors are in work together."""
+    bytes_each = copies * axis.width * positions.shape[1] * positions.element_size()
+    return pieces(len(positions), bytes_each, positions.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _axis_of(
+    box_size: int,
+    atom_width: float,
+    resolution: int,
+    accuracy: float,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> "_Axis":
+    return _Axis(box_size, atom_width, highest_frequency(resolution), accuracy, dtype, device)
+
+
+def _axis(like: Tensor, box_size: int, atom_width: float, resolution: int, accuracy: float | None) -> "_Axis":
+    accuracy = torch.finfo(like.dtype).eps if accuracy is None else accuracy
+    return _axis_of(box_size, atom_width, resolution, accuracy, like.dtype, like.device)
+
+
+class _Axis:
+    """The transforms X(k) along one axis, for k = 0 … m.
+
+    With u = exp(-2πi x/N) and v = exp(-2πi x) they are uᵏ (e_0 + Σ_{a>0} (e_a vᵃ + e_-a v⁻ᵃ)): a power, times
+    a few terms for the aliases whose sums and differences are those of the cosines and sines.
+    """
+
+    def __init__(
+        self,
+        box_size: int,
+        atom_width: float,
+        highest: int,
+        accuracy: float,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.box_size, self.highest, self.width, self.dtype = box_size, highest, 2 * (highest + 1), dtype
+        # exp(-2 (π σ_a f)²) falls below the accuracy at this frequency f, in cycles per pixel.
+        cutoff = math.sqrt(-0.5 * math.log(accuracy)) / (math.pi * atom_width)
+        self.n_aliases = math.floor(cutoff + highest / box_size)
+        k = torch.arange(highest + 1, dtype=torch.float64)[:, None] / box_size
+        aliases = torch.arange(-self.n_aliases, self.n_aliases + 1, dtype=torch.float64)
+        angular = 2 * math.pi * (k + aliases)
+        scale = math.sqrt(2 * math.pi) * atom_width / box_size
+        envelope = scale * (-0.5 * (atom_width * angular).square()).exp()
+        self._orders = [
+            [part.to(device, dtype) for part in self._even_and_odd(weights)]
+            for weights in (envelope, angular * envelope)  # d/dx exp(-iωx) = -iω exp(-iωx)
+        ]
+
+        self.compiled = compiled.compiled_for(self._orders[0][0])
+        if self.compiled:
+            orders = np.stack(
+                [np.concatenate([p.numpy().reshape(-1, highest + 1) for p in o]) for o in self._orders]
+            )
+            numbers = fourier_loops.constants(orders.dtype, box_size)
+            self.numbers = numbers, np.ascontiguousarray(orders)
+
+    def empty(self, *shape: int) -> Complex[Tensor, "*shape kept"]:
+        """Room for coefficients on the CPU."""
+        kept = 2 * self.highest * (self.highest + 1) + 1
+        return torch.empty(*shape, kept, dtype=self.dtype.to_complex())
+
+    def _even_and_odd(self, weights: Float[Tensor, "k aliases"]) -> tuple[Tensor, Tensor, Tensor]:
+        below, middle, above = weights.tensor_split([self.n_aliases, self.n_aliases + 1], dim=1)
+        below = below.flip(1)
+        return middle, (above + below).T[..., None], (above - below).T[..., None]
+
+    def transforms(
+        self, x: Float[Tensor, "images atoms"], orders: int
+    ) -> list[Float[Tensor, "images rows atoms"]]:
+        """X(k) and, with two orders, its derivative by x; real above imaginary parts."""
+        cos, sin = self._powers(x)
+        phase = (-2 * math.pi) * x[:, None]
+        waves = [((a * phase).cos(), (a * phase).sin()) for a in range(1, self.n_aliases + 1)]
+        found = []
+        for middle, even, odd in self._orders[:orders]:
+            transform = x.new_empty(len(x), 2, self.highest + 1, x.shape[1])
+            real, imag = transform.unbind(1)
+            if waves:
+                outer_real = torch.addcmul(middle, even[0], waves[0][0])
+                outer_imag = odd[0] * waves[0][1]
+                for a in range(1, self.n_aliases):
+                    outer_real.addcmul_(even[a], waves[a][0])
+                    outer_imag.addcmul_(odd[a], waves[a][1])
+                _multiply(cos, sin, outer_real, outer_imag, real, imag)
+            else:
+                torch.mul(cos, middle, out=real)
+                torch.mul(sin, middle, out=imag)
+            if found:  # the derivative: -i (a + ib) = b - ia
+                transform = torch.stack([imag, -real], dim=1)
+            found.append(transform.flatten(1, 2))
+        return found
+
+    def _powers(self, x: Float[Tensor, "images atoms"]) -> Float[Tensor, "2 images k atoms"]:
+        """Cosines and sines of -2πkx/N: those up to k give those up to 2k, by one product of each with uᵏ."""
+        powers = x.new_empty(2, len(x), self.highest + 1, x.shape[1])
+        cos, sin = powers
+        cos[:, 0], sin[:, 0] = 1.0, 0.0
+        if self.highest:
+            angle = (-2 * math.pi / self.box_size) * x
+            cos[:, 1], sin[:, 1] = angle.cos(), angle.sin()
+        have = 1  # the highest power so far
+        while have < self.highest:
+            more = min(have, self.highest - have)
+            low, high, new = slice(1, 1 + more), slice(have, have + 1), slice(have + 1, have + 1 + more)
+            _multiply(cos[:, low], sin[:, low], cos[:, high], sin[:, high], cos[:, new], sin[:, new])
+            have += more
+        return powers
+
+
+def _multiply(a: Tensor, b: Tensor, c: Tensor, d: Tensor, real: Tensor, imag: Tensor) -> None:
+    """Write (a + ib)(c + id) to `real` and `imag`."""
+    torch.mul(a, c, out=real).addcmul_(b, d, value=-1)
+    torch.mul(a, d, out=imag).addcmul_(b, c)

@@ -1,0 +1,115 @@
+"""Projection of pseudo-atoms to an image (Eq. 11): one signature, four ways, and which of them is fastest.
+
+A pseudo-atom is an isotropic Gaussian of width σ_a. Its integral along the viewing direction is again a
+Gaussian, so no integral is computed: the image is
+
+    I(r) = Σ_p exp(-|r - x_p|² / (2 σ_a²)),
+
+sampled at the pixel centres r. The peak of an atom is 1: with this scale, and no other common one, the
+paper's noise of 0.1 gives its signal-to-noise ratio of 2.6. All lengths here are in pixels, and the origin
+is pixel (N//2, N//2).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from cryoanm_lib.imaging.fourier_projection import fourier_coefficients
+from cryoanm_lib.imaging.gridded_projection import ACCURACY, Spreading, gridded_coefficients
+from cryoanm_lib.imaging.spatial_projection import separable_image, sparse_image
+from cryoanm_lib.numerics.fourier import highest_frequency, image_to_coefficients
+
+# Nanoseconds of one thread of a CPU for a value of the factors, a product of two of them, the Gaussians of
+# an atom, a value of its patch, and a point of a grid times the logarithm of their number. `make bench` shows
+# how good the choice is.
+_NS_A_FACTOR, _NS_A_PRODUCT = 0.67, 0.023
+_NS_AN_ATOM, _NS_A_PATCH_VALUE, _NS_A_POINT = 57.0, 0.17, 0.27
+
+
+@runtime_checkable
+class Projector(Protocol):
+    """Fourier coefficients of the crop Π_K of the projection of atoms."""
+
+    def __call__(
+        self,
+        positions: Float[Tensor, "*batch atoms 2"],
+        box_size: int,
+        atom_width: float,
+        resolution: int,
+        accuracy: float | None = None,
+    ) -> Complex[Tensor, "*batch kept"]:
+        """See `fourier_coefficients`."""
+
+
+def fastest(n_atoms: int, box_size: int, atom_width: float, resolution: int, accuracy: float) -> str:
+    """Which projector takes least time for an image, by the operations that each asks for.
+
+    Parameters
+    ----------
+    n_atoms : int
+        P.
+    box_size : int
+        N, pixels along an edge.
+    atom_width : float
+        σ_a in pixels.
+    resolution : int
+        K.
+    accuracy : float
+        Of the gridded projector; the other has that of rounding.
+
+    Examples
+    --------
+    >>> fastest(107, box_size=64, atom_width=0.8, resolution=32, accuracy=1e-6)
+    'fourier'
+    >>> fastest(100_000, box_size=512, atom_width=3.0, resolution=512, accuracy=1e-6)
+    'gridded'
+    """
+    rows = 2 * highest_frequency(resolution) + 2
+    grid = Spreading.chosen(box_size, atom_width, resolution, accuracy)
+    patch, points = (2 * grid.radius + 1) ** 2, grid.points**2
+    nanoseconds = {
+        "fourier": n_atoms * rows * (_NS_A_FACTOR + _NS_A_PRODUCT * rows),
+        "gridded": n_atoms * (_NS_AN_ATOM + patch * _NS_A_PATCH_VALUE)
+        + points * math.log2(points) * _NS_A_POINT,
+    }
+    return min(nanoseconds, key=nanoseconds.get)
+
+
+def project(
+    positions: Float[Tensor, "*batch atoms 2"],
+    box_size: int,
+    atom_width: float,
+    resolution: int,
+    accuracy: float | None = None,
+) -> Complex[Tensor, "*batch kept"]:
+    """Coefficients by whichever projector is `fastest`."""
+    sizes = (positions.shape[-2], box_size, atom_width, resolution)
+    name = fastest(*sizes, ACCURACY if accuracy is None else accuracy)
+    return PROJECTORS[name](positions, box_size, atom_width, resolution, accuracy)
+
+
+def _through_image(image: Callable[..., Float[Tensor, "*batch box box"]]) -> Projector:
+    """A projector from a function that makes images, as accurately as it can."""
+
+    def coefficients(
+        positions: Float[Tensor, "*batch atoms 2"],
+        box_size: int,
+        atom_width: float,
+        resolution: int,
+        accuracy: float | None = None,
+    ) -> Complex[Tensor, "*batch kept"]:
+        return image_to_coefficients(image(positions, box_size, atom_width), resolution)
+
+    return coefficients
+
+
+PROJECTORS: dict[str, Projector] = {
+    "auto": project,
+    "fourier": fourier_coefficients,
+    "gridded": gridded_coefficients,
+    "separable": _through_image(separable_image),
+    "sparse": _through_image(sparse_image),
+}

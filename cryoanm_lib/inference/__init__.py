@@ -1,0 +1,1 @@
+"""From images to posteriors: training, Fisher information, searches, peaks, exact lattices, refinement."""

@@ -1,0 +1,271 @@
+"""From a guide's guess to the posterior of each image: peaks climbed and weighed, and their shape checked."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from cryoanm_lib.checks.predictive import explained_p_value
+from cryoanm_lib.inference.gaussian_mixture import GaussianMixture
+from cryoanm_lib.inference.peak_finding import Peaks, Search, Starts, distinct, march
+from cryoanm_lib.numerics.per_image_rng import PerImageRNG
+from cryoanm_lib.numerics.rotation import mean_quaternion
+from cryoanm_lib.particles.particles import Particles, require_images
+from cryoanm_lib.program.program import CryoProgram
+from cryoanm_lib.program.unknowns import Unknowns
+
+#: Draws that check the shape of a posterior, and the effective share of them that passes.
+CHECK_DRAWS, GOOD_SHARE = 12, 0.97
+
+#: Draws an adaptive round, rounds at most, and the effective share that ends them.
+ROUND_DRAWS, ROUNDS, ENOUGH_SHARE = 256, 5, 0.6
+
+#: An image whose best peak leaves a residual as improbable as this has not been explained.
+SUSPICIOUS = 1e-4
+
+# Adaptive rounds propose some draws from further out, so that a tail that is too thin shows.
+_WIDENED, _WIDENED_SHARE = 2.5, 0.15
+
+# Candidates for each draw from a posterior that is weighed.
+_CANDIDATES = 4
+
+
+@dataclass(frozen=True, eq=False)
+class RefinedPosterior:
+    """Posterior of a batch of images: a mixture of Gaussians each, and weights where that is not enough.
+
+    Draws follow the weights where an image is weighed; density, mean and covariance are the mixture's.
+
+    Attributes
+    ----------
+    program, particles, resolution : CryoProgram, Particles, int
+        Whose posterior it is.
+    mixture : GaussianMixture
+        One component a peak.
+    log_evidence : Float[Tensor, "images"]
+        log p(image), the latents integrated out, by the importance weights of the draws that check.
+    ess_fraction : Float[Tensor, "images"]
+        Effective sample size of draws from the mixture, as a share of their number: 1 where it is exact.
+    weighed : Bool[Tensor, "images"]
+        Where draws are picked by their importance weights, because the Gaussians did not pass the check.
+    surprise : Float[Tensor, "images"]
+        How probable a residual as large as that of the best peak would be if the model were right.
+    """
+
+    program: CryoProgram
+    particles: Particles
+    resolution: int
+    mixture: GaussianMixture
+    log_evidence: Float[Tensor, "images"]
+    ess_fraction: Float[Tensor, "images"]
+    weighed: Bool[Tensor, "images"]
+    surprise: Float[Tensor, "images"]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.log_evidence)
+
+    @property
+    def explained(self) -> Bool[Tensor, "images"]:
+        """Where the best peak leaves no more than noise; elsewhere the answer must not be trusted."""
+        return self.surprise >= SUSPICIOUS
+
+    def __getitem__(self, which: Tensor) -> "RefinedPosterior":
+        parts = (self.log_evidence, self.ess_fraction, self.weighed, self.surprise)
+        return RefinedPosterior(
+            *(self.program, self.particles[which], self.resolution, self.mixture[which]),
+            *(part[which] for part in parts),
+        )
+
+    def with_images(self, which: Tensor, others: "RefinedPosterior") -> "RefinedPosterior":
+        """The same, some images' posteriors replaced."""
+        changed = {"mixture": self.mixture.with_images(which, others.mixture)}
+        for name in ("log_evidence", "ess_fraction", "weighed", "surprise"):
+            changed[name] = getattr(self, name).clone()
+            changed[name][which] = getattr(others, name)
+        return replace(self, **changed)
+
+    @torch.no_grad()
+    def sample(
+        self, count: int, generator: torch.Generator | None = None
+    ) -> dict[str, Float[Tensor, "draws images ..."]]:
+        """Draws for each image."""
+        streams = PerImageRNG.of(len(self), generator)
+        values = self.mixture.sample(count, streams)
+        if self.weighed.any():
+            values[:, self.weighed] = self[self.weighed]._picked(count, streams[self.weighed])
+        latents = self.mixture.unknowns.latents(values)
+        return {name: value.to(self.program.forward_model.reference) for name, value in latents.items()}
+
+    def _picked(self, count: int, streams: PerImageRNG) -> Float[Tensor, "draws images width"]:
+        """Of several candidates for each draw, one by its importance weight."""
+        values, log_weight = self._weighed_draws(max(_CANDIDATES * count, ROUND_DRAWS), streams)
+        reached = log_weight.softmax(0).cumsum(0).T.contiguous()
+        uniform = streams.uniform(count) * reached[:, -1:]
+        picked = torch.searchsorted(reached, uniform).clamp(max=len(values) - 1).T
+        return values.gather(0, picked[..., None].expand(-1, -1, values.shape[-1]))
+
+    def _weighed_draws(
+        self, count: int, streams: PerImageRNG
+    ) -> tuple[Float[Tensor, "draws images width"], Float[Tensor, "draws images"]]:
+        """Draws from a somewhat wider mixture, with the logarithms of their importance weights."""
+        proposal = self.mixture.widened(_WIDENED, _WIDENED_SHARE)
+        values = proposal.sample(count, streams)
+        return values, self._log_joint(values) - proposal.log_density(values)
+
+    def _judged_by(self, log_weight: Float[Tensor, "draws images"]) -> "RefinedPosterior":
+        """With the evidence and the effective share that importance weights give."""
+        evidence = log_weight.logsumexp(0) - math.log(len(log_weight))
+        return replace(self, log_evidence=evidence, ess_fraction=ess_fraction(log_weight))
+
+    def _log_joint(self, values: Float[Tensor, "draws images width"]) -> Float[Tensor, "draws images"]:
+        """log p(image, latents) at points."""
+        latents = self.mixture.unknowns.latents(values.to(self.program.forward_model.reference))
+        return self.program.log_joint(self.particles, latents, self.resolution)
+
+    def log_density(self, latents: Mapping[str, Tensor]) -> Float[Tensor, "draws images"]:
+        """Log-density of the mixture, by which coverage is judged: where a peak was missed there is none."""
+        values = self.mixture.unknowns.values({n: latents[n] for n in self.mixture.unknowns.names}).double()
+        return self.mixture.log_density(values)
+
+    def mean(self) -> dict[str, Float[Tensor, "images ..."]]:
+        """Mean of each latent under the mixture; of the pose the mean direction or rotation."""
+        weight = self.mixture.log_weight.exp()
+        middles = self.mixture.unknowns.latents(self.mixture.centre)
+        means = {name: torch.einsum("ic,ic...->i...", weight, value) for name, value in middles.items()}
+        if "pose" in means and self.mixture.unknowns.in_space:
+            means["pose"] = mean_quaternion(middles["pose"].transpose(0, 1), weight.T)
+        elif "pose" in means:
+            means["pose"] = torch.nn.functional.normalize(means["pose"], dim=-1)
+        return means
+
+    def covariance(self) -> Float[Tensor, "images columns columns"]:
+        """Covariance of the mixture in steps from the heaviest component of each image."""
+        mixture, weight = self.mixture, self.mixture.log_weight.exp()
+        leading = mixture.centre[torch.arange(len(self)), weight.argmax(1)]
+        away = mixture.unknowns.offset(mixture.centre, leading[:, None])
+        mean = torch.einsum("ic,ica->ia", weight, away)
+        within = torch.einsum("ic,icab->iab", weight, mixture.covariance)
+        between = torch.einsum("ic,ica,icb->iab", weight, away, away)
+        return within + between - mean[:, :, None] * mean[:, None, :]
+
+    def standardised(self, truth: Mapping[str, Tensor]) -> Float[Tensor, "images columns"]:
+        """How far the truth is from the mean along every column, in the posterior's deviations."""
+        unknowns = self.mixture.unknowns
+        mean, true = (
+            unknowns.values({n: found[n] for n in unknowns.names}).double() for found in (self.mean(), truth)
+        )
+        return unknowns.offset(true, mean) / self.covariance().diagonal(dim1=1, dim2=2).sqrt()
+
+
+@torch.no_grad()
+def refine(
+    program: CryoProgram,
+    particles: Particles,
+    resolution: int,
+    starts: Starts | None = None,
+    search: Search | None = None,
+    generator: torch.Generator | None = None,
+) -> RefinedPosterior:
+    """The posterior of each image, from where the guide thinks that its peaks are.
+
+    Every start is climbed at rising resolution. If there is a wide search, what it sees beside the peaks that
+    were found is climbed too. Each peak becomes a Gaussian with the curvature at its top, weighed by its
+    evidence. Then draws check the shape: where they are worth less than `GOOD_SHARE` of their number, the
+    mixture is moved to the moments of its weighted draws, round by round, until these are worth
+    `ENOUGH_SHARE`, and what is drawn from it afterwards is picked by weight.
+
+    Parameters
+    ----------
+    program : CryoProgram
+        Model, prior, noise, and by default the guide that proposes.
+    particles : Particles
+        Images, and the latents that are given.
+    resolution : int
+        K.
+    starts : Starts, optional
+        Points to climb from, at least one an image, in place of the guide's.
+    search : LatticeSearch or SO3Search, optional
+        Looks for what the starts have missed. Without it nothing does: then `explained` tells a wrong peak
+        from a right one where there is enough signal, and where there is little, nothing can.
+    generator : torch.Generator, optional
+        Source of the draws that check.
+
+    Raises
+    ------
+    CryoANMError
+        If there is no image, one is not finite, or they are not on the CPU.
+    """
+    require_images(particles)
+    unknowns = Unknowns.of(program)
+    if starts is None:
+        starts = Starts.of_each(unknowns.values(program.propose(particles, resolution)))
+    peaks = march(program, particles, starts, resolution)
+    if search is not None and len((missed := search.starts(particles, peaks)).image):
+        more = march(program, particles, missed, resolution, lowest=search.resolution)
+        peaks = distinct(peaks.joined(more), unknowns, len(particles))
+    mixture = _mixture_of(peaks, unknowns, len(particles))
+    highest = unknowns.latents(mixture.centre[:, 0].to(program.forward_model.reference))
+    surprise = explained_p_value(program, particles, highest, resolution)
+    nothing = torch.zeros_like(surprise)
+    posterior = RefinedPosterior(
+        *(program, particles, resolution, mixture, nothing, nothing, nothing.bool(), surprise)
+    )
+    streams = PerImageRNG.of(len(particles), generator)
+    values = mixture.sample(CHECK_DRAWS, streams)
+    posterior = posterior._judged_by(posterior._log_joint(values) - mixture.log_density(values))
+    poor = posterior.ess_fraction < GOOD_SHARE
+    return posterior.with_images(poor, _adapted(posterior[poor], streams[poor])) if poor.any() else posterior
+
+
+def _mixture_of(peaks: Peaks, unknowns: Unknowns, n_images: int) -> GaussianMixture:
+    """The peaks of each image as a mixture, the highest first, weighed by their evidence."""
+    rank = torch.arange(len(peaks)) - torch.searchsorted(peaks.image, peaks.image)
+    shape, columns = (n_images, int(rank.max()) + 1), peaks.precision.shape[-1]
+    log_share = peaks.log_joint.new_full(shape, -math.inf)
+    log_share[peaks.image, rank] = peaks.log_evidence
+    # Where an image has fewer peaks than the most, its first one stands with no weight.
+    centre = peaks.values[torch.searchsorted(peaks.image, torch.arange(n_images))][:, None].repeat(
+        1, shape[1], 1
+    )
+    centre[peaks.image, rank] = peaks.values
+    scale = torch.eye(columns, dtype=centre.dtype).repeat(*shape, 1, 1)
+    covariance = torch.linalg.inv(peaks.precision)
+    scale[peaks.image, rank] = torch.linalg.cholesky(0.5 * (covariance + covariance.transpose(1, 2)))
+    return GaussianMixture(unknowns, log_share.log_softmax(1), centre, scale)
+
+
+def _adapted(posterior: RefinedPosterior, streams: PerImageRNG) -> RefinedPosterior:
+    """Each mixture at the moments of its weighted draws, the round of which most draws counted."""
+    best = replace(
+        posterior,
+        ess_fraction=torch.zeros_like(posterior.ess_fraction),
+        weighed=torch.ones_like(posterior.weighed),
+    )
+    pending, trial = torch.arange(len(best)), best
+    for _ in range(ROUNDS):
+        values, log_weight = trial._weighed_draws(ROUND_DRAWS, streams[pending])
+        trial = trial._judged_by(log_weight)
+        better = trial.ess_fraction > best.ess_fraction[pending]
+        best = best.with_images(pending[better], trial[better])
+        poor = trial.ess_fraction < ENOUGH_SHARE
+        if not poor.any():
+            break
+        pending, trial = pending[poor], trial[poor]
+        trial = replace(trial, mixture=trial.mixture.refitted(values[:, poor], log_weight[:, poor]))
+    # The draws that chose a mixture flatter it: others say what it is worth.
+    return best._judged_by(best._weighed_draws(ROUND_DRAWS, streams)[1])
+
+
+def ess_fraction(log_weight: Float[Tensor, "draws images"]) -> Float[Tensor, "images"]:
+    """Kish's effective sample size, (Σw)² / Σw², as a share of the number of draws.
+
+    Examples
+    --------
+    >>> ess_fraction(torch.tensor([[0.0, 0.0], [0.0, -torch.inf]])).tolist()
+    [1.0, 0.5]
+    """
+    return (2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)).exp() / len(log_weight)

@@ -1,0 +1,318 @@
+"""Stochastic variational inference, stage by stage in resolution: frequency marching."""
+
+import itertools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import pyro
+import torch
+from pydantic import Field, model_validator
+from pyro import poutine
+from pyro.infer import ELBO, SVI, Trace_ELBO
+from pyro.optim import ClippedAdam
+from torch import Tensor
+from tqdm import tqdm
+
+from cryoanm_lib.checks.residuals import FLIP_DEGREES, TWO_SIDED_WEIGHT, opposite_weight, residuals
+from cryoanm_lib.errors import CryoANMError, TrainingError
+from cryoanm_lib.imaging.noise import cropped_noise
+from cryoanm_lib.inference.divergence import first_not_finite
+from cryoanm_lib.numerics.fourier import highest_frequency
+from cryoanm_lib.numerics.memory import is_out_of_memory
+from cryoanm_lib.particles.particles import Particles
+from cryoanm_lib.program.elbo import ForwardKL, StratifiedELBO
+from cryoanm_lib.program.program import CryoProgram
+from cryoanm_lib.settings import Count, LatentName, Positive, Section
+
+#: Images count as explained when the loss is above the noise floor by less than this many nats for each of
+#: their independent values: a quarter of a nat is a residual with 1.5 times the variance of the noise.
+EXPLAINED = 0.25
+
+
+class Stage(Section):
+    """One stage of the schedule: a step of frequency marching."""
+
+    resolution: Annotated[int, Field(ge=4, multiple_of=2)] = Field(description="K of the likelihood, even")
+    steps: Count = Field(description="gradient steps, at most")
+    learning_rate: Positive = Field(1e-3, description="at the first step")
+    final_learning_rate: Positive | None = Field(None, description="at the last step, reached geometrically")
+    objective: Literal["elbo", "forward_kl"] = Field("elbo", description="what is minimised")
+    clip_norm: Positive | None = Field(
+        None, description="norm to which a longer gradient of all networks together is shortened"
+    )
+    settle: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="end the stage when the images are explained to 1.5 times the variance of the noise, and "
+        "the loss falls by less than this fraction over a window",
+    )
+    train: Annotated[tuple[LatentName, ...], Field(min_length=1)] | None = Field(
+        None, description="latents whose networks learn; default all"
+    )
+
+    @model_validator(mode="after")
+    def _only_the_elbo_settles(self) -> "Stage":
+        if self.settle is not None and self.objective != "elbo":
+            raise ValueError(
+                "settle compares the loss with the noise floor, which only objective = 'elbo' has"
+            )
+        return self
+
+    def lengthened(self, factor: float) -> "Stage":
+        """The same stage with another number of steps, at least one."""
+        return self.model_copy(update={"steps": max(1, round(factor * self.steps))})
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of the given step of this stage."""
+        final = self.learning_rate if self.final_learning_rate is None else self.final_learning_rate
+        return self.learning_rate * (final / self.learning_rate) ** (step / self.steps)
+
+
+@dataclass
+class Progress:
+    """Where training stands: all that a resumed run needs beside weights, optimiser and random state.
+
+    Attributes
+    ----------
+    stage, step : int
+        The stage, and the next step within it.
+    total_steps : int
+        Steps done in all stages.
+    seconds : float
+        Wall time spent training.
+    losses : list of float
+        Mean loss of an image at each step of the present stage, for the rule that ends it; for the ELBO in
+        nats above the noise floor.
+    history : list of dict
+        One record for each window: stage, K, steps, loss, mean residuals on the test images, and for the pose
+        the share that is flipped, the weight of opposite components, and the share of images that have one.
+    snapshots : list of dict of Tensor
+        What the guide says of the test images at the end of each stage.
+    """
+
+    stage: int = 0
+    step: int = 0
+    total_steps: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    history: list[dict] = field(default_factory=list)
+    snapshots: list[dict[str, Tensor]] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains the guide of one program through a schedule of stages; can stop and resume after any window."""
+
+    def __init__(
+        self,
+        program: CryoProgram,
+        stages: list[Stage],
+        draw_batch: Callable[[int, int], Particles],
+        test: Particles,
+        window: int = 100,
+        show_progress: bool = True,
+    ) -> None:
+        """Prepare a run.
+
+        Parameters
+        ----------
+        program : CryoProgram
+            Model and guide.
+        stages : list of Stage
+            The schedule.
+        draw_batch : callable
+            Returns the images of a step, given K and how many steps were done before.
+        test : Particles
+            Images that are never trained on, for the residuals of the history.
+        window : int
+            Steps between two records of the history, and the length over which a stage must settle.
+        show_progress : bool
+            Show a bar with loss, K and residual.
+        """
+        self.program, self.stages, self.draw_batch, self.test = program, stages, draw_batch, test
+        self.window, self.show_progress = window, show_progress
+        self.progress = Progress()
+        self.truth = {name: value.cpu() for name, value in test.latents.items()}
+        self.optimizer = ClippedAdam({"lr": stages[0].learning_rate if stages else 1e-3})
+
+    def _objective(self) -> ELBO:
+        """The loss of this stage: the paper's `Trace_ELBO`, or one of ours."""
+        if self.stage.objective == "forward_kl":
+            return ForwardKL()
+        return StratifiedELBO() if self.program.stratified else Trace_ELBO()
+
+    def _loss_and_grads(self, model: Callable, guide: Callable, *args) -> float:
+        """The loss of this stage, with gradients that are no longer than allowed.
+
+        One image of which the guide is sure, and wrong, has a gradient that is large beyond measure: as a
+        whole, and shortened, it does no harm.
+        """
+        loss = self._objective().loss_and_grads(model, guide, *args)
+        if self.stage.clip_norm is not None:
+            networks = [self.program.encoders[name] for name in self._networks()]
+            parameters = [p for network in networks for p in network.parameters()]
+            torch.nn.utils.clip_grad_norm_(parameters, self.stage.clip_norm)
+        return loss
+
+    @property
+    def stage(self) -> Stage:
+        """The stage in progress."""
+        return self.stages[self.progress.stage]
+
+    def _networks(self) -> tuple[str, ...]:
+        """Those that learn in this stage."""
+        latents = self.program.inferred if self.stage.train is None else self.stage.train
+        return self.program.family.networks_of(latents)
+
+    def _model(self, particles: Particles, resolution: int) -> None:
+        """The model, its log-densities divided by the number of images."""
+        with poutine.scale(scale=1.0 / len(particles)):
+            self.program.model(particles, resolution)
+
+    def _guide(self, particles: Particles, resolution: int) -> None:
+        """The guide, scaled alike, with the networks that learn in this stage made known to the optimiser."""
+        for name in self._networks():
+            pyro.module(name, self.program.encoders[name])
+        # What is not learned needs no gradient, and where the answer is known, no sample.
+        only = self.program.family.learned if self.stage.objective == "forward_kl" else None
+        with poutine.scale(scale=1.0 / len(particles)):
+            self.program.guide(particles, resolution, only)
+
+    def run(self, after_window: Callable[["Trainer"], None] = lambda trainer: None) -> Progress:
+        """Train to the end of the schedule; `after_window` is called where a checkpoint may be written."""
+        # Pyro keeps parameters in a global store; ours are in the networks, so a run starts it empty.
+        pyro.clear_param_store()
+        total = sum(stage.steps for stage in self.stages)
+        with tqdm(total=total, disable=not self.show_progress, unit="step", mininterval=1.0) as bar:
+            bar.update(self.progress.total_steps)
+            while self.progress.stage < len(self.stages):
+                self._run_window(bar)
+                after_window(self)
+        if not self.stages and not self.progress.snapshots:
+            # Trained weights are asked as they are, at full resolution.
+            whole = self.program.forward_model.box_size
+            self.progress.snapshots.append(self.program.sample_guide(self.test, whole))
+        return self.progress
+
+    def _run_window(self, bar: tqdm) -> None:
+        """Steps up to the next record, the record, and the next stage if this one has settled."""
+        progress, stage, started = self.progress, self.stage, time.perf_counter()
+        first = progress.step
+        self.take_steps(min(self.window, stage.steps - first), bar.update)
+        progress.seconds += time.perf_counter() - started
+        # The last step may have spoilt the weights after its own loss was fine: nothing of it must be kept.
+        if not all(weight.isfinite().all() for weight in self.program.encoders.state_dict().values()):
+            raise self._diverged("a step left the networks unusable", self.test[:1])
+        answer = self.program.sample_guide(self.test, stage.resolution)
+        progress.history.append(self._record(progress.losses[first:], answer))
+        shown = ("resolution", "loss", *(f"{name}_residual" for name in self.program.inferred))
+        bar.set_postfix({name: f"{progress.history[-1][name]:.4g}" for name in shown})
+        if progress.step >= stage.steps or self._settled():
+            bar.total -= stage.steps - progress.step
+            progress.snapshots.append(answer)
+            progress.stage, progress.step, progress.losses = progress.stage + 1, 0, []
+
+    def take_steps(self, steps: int, after_step: Callable[[], object] = lambda: None) -> None:
+        """Take so many steps of the present stage, whose end is not looked for."""
+        self._freeze()
+        svi = SVI(self._model, self._guide, self.optimizer, self._objective().loss, self._loss_and_grads)
+        for _ in range(steps):
+            self._set_learning_rate(self.stage.learning_rate_at(self.progress.step))
+            self.progress.losses.append(self._step(svi))
+            self.progress.step += 1
+            self.progress.total_steps += 1
+            after_step()
+
+    def _step(self, svi: SVI) -> float:
+        """One gradient step; the mean loss of an image, for the ELBO in nats above the noise floor."""
+        resolution = self.stage.resolution
+        particles = self.draw_batch(resolution, self.progress.total_steps)
+        try:
+            loss = svi.step(particles, resolution)
+        except CryoANMError:
+            raise
+        except ValueError as error:  # Pyro refuses the parameters of a distribution
+            raise self._diverged(str(error).splitlines()[0], particles) from error
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            size = len(particles)
+            raise TrainingError(
+                f"a step of {size} images at K = {resolution} does not fit into memory: lower the "
+                f"experiment's batch_size to {max(1, size // 2)}, or its guide's channels or image_size"
+            ) from error
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss is {loss}", particles)
+        return loss if self.stage.objective == "forward_kl" else loss - self.noise_floor(resolution)
+
+    def _diverged(self, what: str, particles: Particles) -> TrainingError:
+        bad = first_not_finite(self.program, particles, self.stage.resolution)
+        where = "all tensors are finite" if bad is None else f"the first tensor that is not finite: {bad}"
+        return TrainingError(
+            f"training diverged at step {self.progress.total_steps} (stage {self.progress.stage}, "
+            f"K = {self.stage.resolution}): {what}; {where}: lower the learning rate of this stage, "
+            f"{self.stage.learning_rate:.2g}"
+        )
+
+    def _settled(self) -> bool:
+        """Whether the images are explained, and the loss has stopped falling from one window to the next.
+
+        A network that has found no pose also stops falling: a plateau at a high loss is not the end of a
+        stage but the place where it must go on.
+        """
+        losses, window = self.progress.losses, self.window
+        if self.stage.settle is None or len(losses) < 2 * window:
+            return False
+        before, after = sum(losses[-2 * window : -window]) / window, sum(losses[-window:]) / window
+        explained = after < EXPLAINED * self.degrees_of_freedom(self.stage.resolution)
+        return explained and before - after < self.stage.settle * before
+
+    def degrees_of_freedom(self, resolution: int) -> int:
+        """Number of independent values in an image at resolution K."""
+        return (2 * highest_frequency(resolution) + 1) ** 2
+
+    def noise_floor(self, resolution: int) -> float:
+        """Expected minus log-likelihood of an image given its own latents: what noise costs, in nats."""
+        dof, noise = self.degrees_of_freedom(resolution), self.program.noise
+        if isinstance(noise, tuple):
+            noise = math.sqrt(noise[0] * noise[1])  # its logarithm is uniform, and that is what counts
+        sigma = cropped_noise(noise, resolution, self.program.forward_model.box_size)
+        return 0.5 * dof * (1 + math.log(2 * math.pi * sigma**2))
+
+    def _freeze(self) -> None:
+        """Gradients and batch statistics for the networks that learn in this stage, and for no others."""
+        for name, encoder in self.program.encoders.items():
+            encoder.train(name in self._networks()).requires_grad_(name in self._networks())
+
+    def _set_learning_rate(self, learning_rate: float) -> None:
+        """Pyro makes one optimiser for each parameter when it is first seen, from a loaded state if any."""
+        self.optimizer.pt_optim_args["lr"] = learning_rate
+        loaded = self.optimizer._state_waiting_to_be_consumed.values()
+        groups = [state["param_groups"] for state in loaded]
+        groups += [optimizer.param_groups for optimizer in self.optimizer.optim_objs.values()]
+        for group in itertools.chain.from_iterable(groups):
+            group["lr"] = learning_rate
+
+    def _record(self, losses: list[float], answer: dict[str, Tensor]) -> dict:
+        """A line of the history."""
+        progress, stage = self.progress, self.stage
+        found = residuals(answer, self.truth)
+        sides = {}
+        if "pose" in found:
+            opposite = opposite_weight(answer)
+            sides = {
+                "pose_flipped_fraction": (found["pose"] > FLIP_DEGREES).double().mean().item(),
+                "pose_opposite_weight": opposite.mean().item(),
+                "pose_two_sided_fraction": (opposite >= TWO_SIDED_WEIGHT).double().mean().item(),
+            }
+        return {
+            "stage": progress.stage,
+            "resolution": stage.resolution,
+            "objective": stage.objective,
+            "total_steps": progress.total_steps,
+            "seconds": progress.seconds,
+            "loss": sum(losses) / len(losses),
+            **{f"{name}_residual": values.mean().item() for name, values in found.items()},
+            **sides,
+        }

@@ -1,0 +1,1 @@
+"""From a structure file to pseudo-atoms, and the modes along which they bend."""

@@ -1,0 +1,213 @@
+"""Reference structures: one pseudo-atom per kept Cα, in Å, centred at the centroid.
+
+A structure comes from a table shipped with the library, from a PDB or mmCIF file, or from the PDB by its ID.
+"""
+
+import csv
+import importlib.resources
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from cryoanm_lib.errors import StructureError
+from cryoanm_lib.molecule.structure_files import PDB_HOST, Trace, no_such_chain, read_entry, read_file
+
+EMBEDDED = ("adk_open", "adk_closed")
+EMBEDDED_CHAIN = "A"
+FEWEST_ATOMS = 3
+PDB_ID = re.compile(r"[1-9][A-Za-z0-9]{3}")
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """Pseudo-atoms of one protein chain.
+
+    Attributes
+    ----------
+    name : str
+        The embedded name, the lower-case PDB ID, or the name of the file without its suffixes.
+    coordinates : Float64[Tensor, "atoms 3"]
+        Positions in Å, their centroid at the origin.
+    residue_numbers : tuple of int
+        The author's residue number of each pseudo-atom; a number repeats where insertion codes were used.
+    chain : str
+        The author's chain identifier.
+    stride : int
+        Every `stride`-th Cα of the chain was kept, starting with the first.
+    provenance : str
+        A sentence that says where the coordinates came from.
+    """
+
+    name: str
+    coordinates: Float64[Tensor, "atoms 3"]
+    residue_numbers: tuple[int, ...]
+    chain: str
+    stride: int
+    provenance: str
+
+    def __len__(self) -> int:
+        return len(self.residue_numbers)
+
+
+def structure_file(source: str | Path) -> Path | None:
+    """The file that `load_structure` reads for a source; none for an embedded name or a PDB ID."""
+    if isinstance(source, str) and (source in EMBEDDED or PDB_ID.fullmatch(source)):
+        return None
+    return Path(source)
+
+
+def load_structure(
+    source: str | Path, *, chain: str | None = None, stride: int = 2, cache: Path | None = None
+) -> Structure:
+    """Load a chain and keep every `stride`-th Cα as a pseudo-atom.
+
+    Cα of modified residues count although they stand in HETATM records; calcium ions and ligands do not. Of
+    several positions of a residue the one with the highest occupancy is kept, of several models the first.
+    Chains and residues carry the author's identifiers, those of the publication, in both file formats.
+
+    Parameters
+    ----------
+    source : str or Path
+        An embedded name (`EMBEDDED`), a PDB ID of four characters, or a path to a PDB or mmCIF file, gzipped
+        or not. A string that looks like a PDB ID always is one: write ``./1abc`` for a file of that name.
+    chain : str, optional
+        The author's chain identifier; by default the first chain that has Cα.
+    stride : int
+        Keep every `stride`-th Cα, starting with the first.
+    cache : Path, optional
+        Folder for downloaded entries; by default ``$CRYOANM_CACHE``, else ``~/.cache/cryoanm``.
+
+    Returns
+    -------
+    Structure
+        Positions in Å, centred at the centroid of the kept Cα.
+
+    Raises
+    ------
+    StructureError
+        If the source is not found, not downloadable or not a structure, the chain is not in it or has no Cα,
+        coordinates are not finite, or fewer than three Cα are left.
+
+    Examples
+    --------
+    >>> structure = load_structure("adk_open")
+    >>> len(structure), structure.residue_numbers[:3]
+    (107, (1, 3, 5))
+    """
+    if stride < 1:
+        raise StructureError(f"stride is {stride}; it must be at least 1, which keeps every Cα")
+    if isinstance(source, str) and source in EMBEDDED:
+        name = source
+        trace, origin = _read_embedded(name, chain)
+    elif isinstance(source, str) and PDB_ID.fullmatch(source):
+        name = source.lower()
+        trace, origin = read_entry(name, chain, cache), f"PDB entry {name.upper()} from {PDB_HOST}"
+    elif os.path.exists(source):
+        path = Path(source)
+        name = path.name.split(".")[0]
+        trace, origin = read_file(path, chain), f"File {path.name}"
+    else:
+        raise StructureError(
+            f"{str(source)!r} is neither a file nor a name: give a path to a PDB or mmCIF file, an embedded "
+            f"structure ({', '.join(EMBEDDED)}), or a PDB ID of four characters that starts with a digit"
+        )
+    return _coarse_grain(name, trace, stride, origin)
+
+
+def superpose(mobile: Float[Tensor, "atoms 3"], target: Float[Tensor, "atoms 3"]) -> Float[Tensor, "atoms 3"]:
+    """Move `mobile` rigidly onto `target` with the least RMSD, never through a reflection (Kabsch).
+
+    Parameters
+    ----------
+    mobile, target : Float[Tensor, "atoms 3"]
+        Positions in Å of the same atoms in the same order.
+
+    Returns
+    -------
+    Float[Tensor, "atoms 3"]
+        `mobile` in the frame of `target`, in Å.
+
+    Raises
+    ------
+    StructureError
+        If the two do not have the same number of atoms.
+
+    Examples
+    --------
+    >>> opened, closed = (load_structure(name).coordinates for name in EMBEDDED)
+    >>> print(f"{rmsd(superpose(closed, opened), opened):.3f}")
+    7.122
+    """
+    _require_pairs(mobile, target)
+    centre = target.mean(dim=0)
+    centred = mobile - mobile.mean(dim=0)
+    left, _, right = torch.linalg.svd(centred.T @ (target - centre))
+    handedness = torch.ones_like(centre)
+    handedness[-1] = torch.sign(torch.linalg.det(left @ right))
+    return centred @ (left * handedness) @ right + centre
+
+
+def rmsd(a: Float[Tensor, "atoms 3"], b: Float[Tensor, "atoms 3"]) -> float:
+    """Root-mean-square distance in Å between the atoms of `a` and `b` where they stand.
+
+    Parameters
+    ----------
+    a, b : Float[Tensor, "atoms 3"]
+        Positions in Å of the same atoms in the same order.
+
+    Raises
+    ------
+    StructureError
+        If the two do not have the same number of atoms.
+    """
+    _require_pairs(a, b)
+    return (a - b).square().sum(dim=-1).mean().sqrt().item()
+
+
+def _require_pairs(a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape or a.shape[-1:] != (3,):
+        raise StructureError(
+            f"coordinates have shapes {tuple(a.shape)} and {tuple(b.shape)}; both must be (atoms, 3) with "
+            "the same atoms in the same order"
+        )
+
+
+def _coarse_grain(name: str, trace: Trace, stride: int, origin: str) -> Structure:
+    coordinates, numbers = trace.coordinates[::stride], trace.residue_numbers[::stride]
+    if len(numbers) < FEWEST_ATOMS:
+        raise StructureError(
+            f"stride {stride} leaves {len(numbers)} of the {len(trace.residue_numbers)} Cα of chain "
+            f"{trace.chain!r} of {name!r}; at least {FEWEST_ATOMS} are needed: lower the stride or take a "
+            "longer chain"
+        )
+    if not coordinates.isfinite().all():
+        broken = numbers[int((~coordinates.isfinite()).any(dim=-1).nonzero()[0])]
+        raise StructureError(
+            f"the Cα of residue {broken} in chain {trace.chain!r} of {name!r} has coordinates that are not "
+            "finite numbers: repair or remove that record"
+        )
+    return Structure(
+        name=name,
+        coordinates=coordinates - coordinates.mean(dim=0),
+        residue_numbers=numbers,
+        chain=trace.chain,
+        stride=stride,
+        provenance=f"{origin}, chain {trace.chain}: {len(numbers)} of {len(trace.residue_numbers)} Cα, "
+        f"stride {stride}.",
+    )
+
+
+def _read_embedded(name: str, chain: str | None) -> tuple[Trace, str]:
+    if chain not in (None, EMBEDDED_CHAIN):
+        raise no_such_chain(chain, repr(name), [EMBEDDED_CHAIN])
+    table = importlib.resources.files("cryoanm_lib") / "data" / f"{name}.csv"
+    lines = table.read_text(encoding="utf-8").splitlines()
+    rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
+    coordinates = torch.tensor([[float(row[axis]) for axis in "xyz"] for row in rows], dtype=torch.float64)
+    numbers = tuple(int(row["residue_number"]) for row in rows)
+    return Trace(EMBEDDED_CHAIN, numbers, coordinates), lines[0].removeprefix("#").strip()

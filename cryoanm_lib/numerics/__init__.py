@@ -1,0 +1,1 @@
+"""Mathematics that knows of no molecule: rotations, Fourier grids, batching, random streams."""

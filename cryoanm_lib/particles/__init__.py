@@ -1,0 +1,1 @@
+"""Batches of particle images, and where they come from."""

@@ -1,0 +1,1 @@
+"""The probabilistic program: prior, model, guide, and the objectives that train it."""

@@ -1,7 +1,0 @@
-"""Figures that move under the reader's hand: drawn by the browser, with no server and no network."""
-
-from cryoanm_lib.widgets.breathing import Breathing
-from cryoanm_lib.widgets.explorer import Explorer
-from cryoanm_lib.widgets.sharpening import Sharpening
-
-__all__ = ["Breathing", "Explorer", "Sharpening"]

@@ -1,0 +1,175 @@
+"""Widgets: what the browser computes is what the library computes."""
+
+import base64
+import json
+import math
+import re
+import shutil
+import subprocess
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from matplotlib.path import Path as MplPath
+
+from cryoanm_lib.book.widgets import Breathing, Explorer, Sharpening
+from cryoanm_lib.experiments.datasets import draw_test_images
+from cryoanm_lib.experiments.profile import load_profile
+from cryoanm_lib.imaging.forward_model import ForwardModel
+from cryoanm_lib.imaging.latents import Latents
+from cryoanm_lib.inference.lattice_search import LatticeSearch
+from cryoanm_lib.inference.refinement import refine
+from cryoanm_lib.molecule.anm import normal_modes
+from cryoanm_lib.molecule.structure import load_structure
+from cryoanm_lib.numerics.rotation import unit_vector_to_angle
+from cryoanm_lib.program.prior import Prior
+
+# Largest difference of a pixel, as a share of the brightest: coordinates have six decimals.
+TOLERANCE = 1e-5
+
+node = pytest.mark.skipif(shutil.which("node") is None, reason="no Node.js to run the script of a page")
+
+
+def empty_still() -> Figure:
+    figure, _ = plt.subplots()
+    plt.close(figure)
+    return figure
+
+
+def explorer(box_size: int = 64, pixel_size: float = 1.0, name: str = "explorer") -> Explorer:
+    reference = load_structure("adk_open").coordinates
+    modes = normal_modes(reference).vectors
+    model = ForwardModel(reference, modes, box_size=box_size, pixel_size=pixel_size)
+    return Explorer(model, Prior(), 0.1, empty_still(), "an image", name)
+
+
+def run_script(figure, ask: str) -> object:
+    """What an expression is, in the page's own script, with its numbers in `model`."""
+    html = figure._repr_html_()
+    (script,) = re.findall(r"<script>\n\(\(\) => \{\n(.*?)const figure = ", html, flags=re.S)
+    (model,) = re.findall(r"const figure = .*?, model = (\{.*?\});\n", html)
+    program = f"{script}\nconst model = {model};\nconsole.log(JSON.stringify({ask}));"
+    answer = subprocess.run(["node", "-"], input=program, capture_output=True, text=True, check=True)
+    return json.loads(answer.stdout)
+
+
+def by_script(figure: Explorer, latents: list[dict]) -> list[torch.Tensor]:
+    """Images that the page's own script draws of latents."""
+    images = f"{json.dumps(latents)}.map((each) => Array.from(explorer.image(model, each)))"
+    return [torch.tensor(pixels, dtype=torch.float64) for pixels in run_script(figure, images)]
+
+
+@node
+@pytest.mark.parametrize(("box_size", "pixel_size"), [(64, 1.0), (50, 1.4), (65, 1.0)])
+def test_the_script_draws_the_library_s_images(box_size: int, pixel_size: float) -> None:
+    figure = explorer(box_size, pixel_size)
+    asked = [
+        {"amplitude": amplitude, "pose": pose, "defocus": defocus, "noise": 0.0, "resolution": resolution}
+        for amplitude, pose, defocus in ((0.0, 0.6, 50.0), (-9.0, 2.5, 57.0), (12.0, -3.0, 41.0))
+        for resolution in (8, 32, box_size // 2 * 2)
+    ]
+    for latents, found in zip(asked, by_script(figure, asked), strict=True):
+        values = [torch.tensor(latents[n], dtype=torch.float64) for n in ("pose", "amplitude", "defocus")]
+        at = Latents.in_plane(values[0], values[1][None], values[2])
+        expected = figure.model.images(at, latents["resolution"])
+        assert (found.view_as(expected) - expected).abs().max() < TOLERANCE * expected.abs().max()
+
+
+@node
+def test_the_script_s_noise_is_white_and_the_same_at_every_resolution() -> None:
+    """Of deviation σ_n (K-1)/N a pixel, as an even crop leaves it, within four standard errors."""
+    figure = explorer()
+    still = {"amplitude": 0.0, "pose": 0.0, "defocus": 50.0}
+    asked = [still | {"noise": noise, "resolution": k} for k in (64, 32) for noise in (0.0, 0.2)]
+    clean, noisy, clean_32, noisy_32 = by_script(figure, asked)
+    for noise, k in ((noisy - clean, 64), (noisy_32 - clean_32, 32)):
+        expected, n_values = 0.2 * (k - 1) / 64, (k - 1) ** 2
+        assert abs(noise.std().item() / expected - 1) < 4 / (2 * n_values) ** 0.5
+    fine, coarse = (noisy - clean).view(64, 64), (noisy_32 - clean_32).view(32, 32)
+    fine, coarse = (torch.fft.fft2(torch.fft.ifftshift(x), norm="forward")[:16, :16] for x in (fine, coarse))
+    torch.testing.assert_close(fine, coarse, rtol=0, atol=1e-9)
+
+
+def breathing() -> Breathing:
+    structure = load_structure("adk_open")
+    modes = normal_modes(structure.coordinates, n_modes=5)
+    furthest = 30 * (modes.eigenvalues[0] / modes.eigenvalues).sqrt()
+    return Breathing(structure.coordinates, modes.vectors, furthest, empty_still(), "a molecule")
+
+
+@node
+def test_the_script_bends_the_molecule_as_the_library_does() -> None:
+    figure = breathing()
+    model = ForwardModel(figure.reference, figure.modes)
+    for mode, amplitude in ((0, 12.0), (3, -25.0)):
+        bent = torch.tensor(
+            run_script(figure, f"breathing.bent(model, {mode}, {amplitude})"), dtype=torch.float64
+        )
+        amplitudes = amplitude * torch.eye(5, dtype=torch.float64)[mode]
+        torch.testing.assert_close(bent, model.deform(amplitudes), rtol=0, atol=1e-4)
+
+
+@node
+def test_the_script_turns_right_handed_and_keeps_lengths() -> None:
+    turn = torch.tensor(run_script(breathing(), "breathing.turn(0.7, -1.1)"), dtype=torch.float64)
+    torch.testing.assert_close(turn @ turn.T, torch.eye(3, dtype=torch.float64))
+    assert turn.det() > 0
+
+
+@node
+def test_the_curve_passes_through_every_atom() -> None:
+    curve = torch.tensor(run_script(breathing(), "breathing.smooth(model.reference)"), dtype=torch.float64)
+    atoms = torch.tensor(run_script(breathing(), "model.reference"), dtype=torch.float64)
+    torch.testing.assert_close(curve[::4], atoms)
+
+
+@pytest.fixture(scope="module")
+def sharpening() -> Sharpening:
+    settings = load_profile("smoke")
+    program = settings.program("pose_amplitude")
+    image = draw_test_images(settings, "pose_amplitude")[:1]
+    return Sharpening(program, image, [8, 32], empty_still(), "a posterior")
+
+
+def test_peaks_hold_the_draws_that_they_should(sharpening) -> None:
+    """Two deviations of a Gaussian in the plane hold 1 - e⁻² of the draws; five standard errors."""
+    frame = sharpening.frames()[1]
+    (outline,), draws = frame["peaks"], torch.tensor(frame["draws"])
+    inside = MplPath(outline).contains_points(draws).mean()
+    expected = 1 - math.exp(-2)
+    assert abs(inside - expected) < 5 * (expected * (1 - expected) / len(draws)) ** 0.5
+
+
+def test_a_map_is_darkest_where_the_posterior_is_highest(sharpening) -> None:
+    for frame, resolution in zip(sharpening.frames(), sharpening.resolutions, strict=True):
+        panel = frame["near"]
+        levels = np.frombuffer(base64.b64decode(panel["levels"]), np.uint8).reshape(64, 64)
+        row, column = np.unravel_index(levels.argmax(), levels.shape)
+        (left, right), (bottom, top) = panel["pose"], panel["amplitude"]
+        step = (right - left) / 63, (top - bottom) / 63
+        at = (left + column * step[0], top - row * step[1])
+        refined = refine(
+            sharpening.program, sharpening.image, resolution, search=LatticeSearch(sharpening.program, 8)
+        )
+        best = refined.mean()
+        peak = torch.rad2deg(unit_vector_to_angle(best["pose"]))[0], best["amplitude"][0, 0]
+        for found, expected, size in zip(at, peak, step, strict=True):
+            assert abs((found - expected + 180) % 360 - 180) < 4 * size
+        assert left <= panel["truth"][0] <= right and bottom <= panel["truth"][1] <= top
+
+
+@node
+def test_ticks_are_round_and_within_the_axis(sharpening) -> None:
+    for low, high in ((-180.0, 180.0), (41.23, 41.31), (-12.0, 3.0)):
+        found = run_script(sharpening, f"sharpening.ticks({low}, {high}, 4)")["found"]
+        assert 2 <= len(found) <= 5 and min(found) >= low and max(found) <= high
+
+
+@pytest.mark.parametrize("figure", [explorer, breathing, "sharpening"])
+def test_a_page_needs_nothing_from_elsewhere(figure, request) -> None:
+    html = (request.getfixturevalue(figure) if isinstance(figure, str) else figure())._repr_html_()
+    assert not re.findall(r"https?://|src=\"(?!data:)|href=|import\s*\(", html)
+    assert html.count('type="range"') == html.count("<output") == html.count("<label") >= 1
+    assert re.search(r'<img class="still" src="data:[^"]+" alt="an? \w+"', html) and len(html) < 400_000

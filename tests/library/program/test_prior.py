@@ -1,0 +1,59 @@
+"""What is known of an image before it is seen."""
+
+import math
+
+import pyro
+import pytest
+import torch
+
+from cryoanm_lib.errors import ConfigurationError
+from cryoanm_lib.program.prior import LATENTS, Prior
+
+
+def test_shift_and_contrast_are_absent_by_default() -> None:
+    assert Prior().latents == ("pose", "amplitude", "defocus")
+    assert Prior(shift_scale=1.0, contrast_scale=0.1).latents == LATENTS
+
+
+def test_every_latent_is_drawn_with_its_mean_and_deviation() -> None:
+    """Of 20 000 draws, each within five standard errors: false alarm below 1e-5."""
+    prior = Prior(shift_scale=2.0, amplitude_scale=(3.0, 1.0), defocus_mean=40.0, contrast_scale=0.1)
+    n, like = 20_000, torch.zeros(1)
+    pyro.set_rng_seed(0)
+    for name in LATENTS[1:]:
+        drawn = prior.distribution(name, 2, like).sample((n,))
+        assert drawn.shape == (n, *prior.shape(name, 2))
+        mean, scale = prior.moments(name, 2, like)
+        rows = drawn.reshape(n, -1)
+        assert ((rows.mean(0) - mean).abs() < 5 * scale / n**0.5).all()
+        assert ((rows.std(0) - scale).abs() < 5 * scale / (2 * n) ** 0.5).all()
+
+
+def test_a_pose_in_space_is_uniform() -> None:
+    prior = Prior(pose="space")
+    pyro.set_rng_seed(1)
+    drawn = prior.distribution("pose", 1, torch.zeros(1)).sample((10_000,))
+    # The mean of q qᵀ of uniform rotations is a quarter of the identity; entries deviate by less than 0.3.
+    moment = drawn.T @ drawn / len(drawn)
+    assert (moment - 0.25 * torch.eye(4)).abs().max() < 5 * 0.3 / 100
+    density = prior.distribution("pose", 1, torch.zeros(1)).log_prob(drawn)
+    assert density.std() < 1e-5 and density[0].item() == pytest.approx(-math.log(8 * math.pi**2), abs=1e-5)
+
+
+def test_deviations_for_another_number_of_modes_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="is for 2 modes, but the model has 3"):
+        Prior(amplitude_scale=(3.0, 1.0)).amplitude_scales(3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pose": "space", "pose_concentration": (1.0, 0.0)}, "one in space is uniform"),
+        ({"contrast_scale": 0.3}, "less than or equal to 0.2"),
+        ({"shift_scale": -1.0}, "greater than or equal to 0"),
+        ({"amplitude_scale": ()}, "at least 1"),
+    ],
+)
+def test_an_impossible_prior_is_refused(settings, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        Prior(**settings)

@@ -1,0 +1,59 @@
+"""Arrows run one way: a module imports from its own package and from those before it in `PACKAGES` alone."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import cryoanm_lib
+
+LIBRARY = Path(cryoanm_lib.__file__).parent
+MODULES = sorted(
+    path for path in LIBRARY.rglob("*.py") if path.parent != LIBRARY and "data" not in path.parts[-2:]
+)
+
+#: Arrows between packages, at most: how many modules of one import from a module of another.
+MOST_ARROWS = 80
+
+
+def package_of(path: Path) -> str:
+    return path.relative_to(LIBRARY).parts[0]
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(LIBRARY.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of the library that a file imports, by their whole names."""
+    found, known = set(), {name_of(module) for module in MODULES}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cryoanm_lib."):
+            inner = {f"{node.module}.{alias.name}" for alias in node.names} & known
+            found |= inner or {node.module}
+    return found
+
+
+def test_every_package_has_its_place() -> None:
+    assert {package_of(path) for path in MODULES} == set(cryoanm_lib.PACKAGES)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_downwards(path) -> None:
+    allowed = {
+        "errors",
+        "settings",
+        *cryoanm_lib.PACKAGES[: cryoanm_lib.PACKAGES.index(package_of(path)) + 1],
+    }
+    assert {name.split(".")[1] for name in imported(path)} <= allowed
+
+
+def test_no_modules_import_each_other() -> None:
+    tuple(TopologicalSorter({name_of(path): imported(path) for path in MODULES}).static_order())
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_pickle(path) -> None:
+    text = path.read_text()
+    assert "torch.load" not in text and "import pickle" not in text
