@@ -1,20 +1,27 @@
 """One run at a time for each artifact: a second one waits, however it was started."""
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import IO
 
 from cryoanm_lib.errors import ArtifactError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 @contextmanager
 def alone(results: Path, artifact: Path) -> Iterator[bool]:
     """Nobody else makes this artifact meanwhile; yields whether somebody did, and had to be waited for.
 
-    The operating system lets go of the lock when a process ends, in whatever way.
+    The operating system lets go of the lock when a process ends, in whatever way. Where it has no such lock
+    to give, as on some network file systems, a warning says so: a file in place of the lock would outlive a
+    run that was killed on another machine, and be waited for in vain.
 
     Parameters
     ----------
@@ -31,19 +38,29 @@ def alone(results: Path, artifact: Path) -> Iterator[bool]:
     path = results / ".locks" / f"{artifact.name}.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-            waited = False
-        except Timeout:
-            print(f"another run is making {results / artifact}: waiting until it ends", file=sys.stderr)
-            lock.acquire()
-            waited = True
+        handle = path.open("a")
     except OSError as error:
         raise ArtifactError(
             f"{results} cannot be written to ({error}): choose another results folder"
         ) from error
+    with handle:
+        yield _lock(handle, results / artifact)
+
+
+def _lock(handle: IO[str], made: Path) -> bool:
+    """Lock a file until it is closed; returns whether somebody else had locked it."""
     try:
-        yield waited
-    finally:
-        lock.release()
+        if fcntl is None:
+            raise OSError("this system has no flock")
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"another run is making {made}: waiting until it ends", file=sys.stderr)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        return True
+    except OSError as error:
+        warnings.warn(
+            f"{made} cannot be locked ({error}): going on without. Two runs that make it at once would not "
+            "notice each other: start one at a time, or choose a results folder on another file system",
+            stacklevel=4,
+        )
+    return False

@@ -1,5 +1,8 @@
 """Two runs in one results folder: the second waits, and a run that was killed holds nobody up."""
 
+import errno
+import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -98,3 +101,17 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path) -> None:
         alone(tmp_path / "results", Path("fits/pose-1")),
     ):
         pass
+
+
+@pytest.mark.parametrize("missing", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_locks_of_the_file_system_it_goes_on_and_says_so(tmp_path, monkeypatch, missing) -> None:
+    def flock(*given: object) -> None:
+        raise OSError(missing, os.strerror(missing))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for _ in range(2):  # nothing is left that the second would wait for
+        with (
+            pytest.warns(UserWarning, match="pose-1 cannot be locked .* start one at a time"),
+            alone(tmp_path, Path("fits/pose-1")) as waited,
+        ):
+            assert not waited
