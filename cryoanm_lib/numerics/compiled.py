@@ -5,6 +5,7 @@ import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -25,9 +26,16 @@ def loop(function: Callable[..., None]) -> Callable[..., None]:
         "error_model": "numpy",
     }
     try:
-        return numba.njit(cache=True, **settings)(function)
+        return numba.njit(cache=_has_folder(function), **settings)(function)
     except RuntimeError:  # Numba finds no such folder
         return numba.njit(**settings)(function)
+
+
+def _has_folder(function: Callable[..., None]) -> bool:
+    """Whether Numba may look for a folder: for a user without a home it would make one that is called `~`."""
+    beside = Path(function.__code__.co_filename).with_name("__pycache__")
+    has_home = os.path.expanduser("~") != "~"
+    return has_home or bool(numba.config.CACHE_DIR) or os.access(beside, os.W_OK | os.X_OK)
 
 
 def compiled_for(tensor: Tensor) -> bool:
