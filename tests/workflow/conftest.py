@@ -1,3 +1,4 @@
+import os
 import shutil
 import subprocess
 import sys
@@ -32,3 +33,18 @@ def snakemake(checkout):
         return subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=120)
 
     return run
+
+
+@pytest.fixture
+def machine_without(tmp_path, monkeypatch):
+    """Replace a function of the operating system by an error, in every Python that a test starts."""
+
+    def replace(module, function, error):
+        folder = tmp_path / "without"
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(
+            f"import {module}\ndef missing(*given):\n    raise {error}\n{module}.{function} = missing\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+
+    return replace

@@ -1,9 +1,9 @@
 """A notebook runs on this environment's kernel; a failed one leaves a report and no target."""
 
 import json
-import os
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -13,8 +13,10 @@ from .conftest import ROOT
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, monkeypatch):
     """Write a notebook with this last cell, run it, and return the process and both possible outputs."""
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
 
     def run(source):
         parameters = new_code_cell("profile = structure = results = None", metadata={"tags": ["parameters"]})
@@ -32,7 +34,6 @@ def run(tmp_path):
         process = subprocess.run(
             [sys.executable, ROOT / "workflow/scripts/run_notebook.py", tmp_path / "source.ipynb", target,
              "--partial", partial, "--profile", "smoke", "--structure", "1e10", "--results", "results"],
-            env={**os.environ, "JUPYTER_DATA_DIR": str(tmp_path / "jupyter"), "JUPYTER_PREFER_ENV_PATH": "1"},
             capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         return process, target, partial
@@ -64,3 +65,38 @@ def test_two_at_once_cannot_be_given_one_port(run):
     )
     assert process.returncode == 0, process.stderr
     assert nbformat.read(target, as_version=4).cells[-1].outputs[0].text.strip() == "ipc"
+
+
+WHERE = "import ipykernel, pathlib\nprint(pathlib.Path(ipykernel.get_connection_file()).parent)"
+
+
+def test_a_deep_temporary_folder_is_no_obstacle(run, tmp_path, monkeypatch):
+    """The path of a socket has room for a hundred bytes."""
+    deep = tmp_path / ("t" * 80)
+    deep.mkdir()
+    monkeypatch.setenv("TMPDIR", str(deep))
+    process, target, _ = run(WHERE)
+    assert process.returncode == 0, process.stderr
+    used = Path(nbformat.read(target, as_version=4).cells[-1].outputs[0].text.strip())
+    assert used.name.startswith("kernel-") and not used.exists()
+    assert not list(deep.glob("kernel-*"))
+
+
+def test_no_place_for_sockets_is_one_error(run, tmp_path, machine_without, monkeypatch):
+    deep = tmp_path / ("t" * 80)
+    deep.mkdir()
+    monkeypatch.setenv("TMPDIR", str(deep))
+    machine_without("tempfile", "mkdtemp", "PermissionError(13, 'Permission denied', '/tmp')")
+    process, _, _ = run("pass")
+    assert process.returncode == 1
+    assert "set TMPDIR to a folder with a shorter path" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_a_user_without_a_home(run, machine_without, monkeypatch):
+    machine_without("pwd", "getpwuid", "KeyError(given)")
+    for name in ("HOME", "JUPYTER_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    process, target, _ = run("print('done')")
+    assert process.returncode == 0, process.stderr
+    assert "done" in target.read_text()

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the library of this very c
 from cryoanm_lib.io.provenance import beginning, installed_packages, processor
 
 KERNEL = "python3"  # by name: the notebook's own metadata may name a kernel that only its author has
+LONGEST_SOCKET = 103  # bytes of a socket's path that macOS allows; Linux allows four more
 
 
 def main() -> int:
@@ -34,7 +35,9 @@ def main() -> int:
     made_by = {"source": hashlib.sha256(args.source.read_bytes()).hexdigest(), **beginning()}
     made_by |= {"processor": processor(), "threads": os.environ.get("OMP_NUM_THREADS", "")}
     try:
-        with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
+        with folder_for_sockets() as folder:
+            if os.path.expanduser("~") == "~":  # a user without a home, which Jupyter asks for
+                os.environ["HOME"] = folder
             executed = papermill.execute_notebook(
                 args.source,
                 args.partial,
@@ -57,6 +60,20 @@ def main() -> int:
     nbformat.write(executed, args.partial)
     shutil.move(args.partial, args.output)
     return 0
+
+
+def folder_for_sockets() -> tempfile.TemporaryDirectory[str]:
+    """The usual folder of temporary files, or /tmp where a socket's path in that would be too long."""
+    usual = tempfile.gettempdir()
+    if len(os.fsencode(f"{usual}/kernel-12345678/connection-ipc-1")) <= LONGEST_SOCKET:
+        return tempfile.TemporaryDirectory(prefix="kernel-")
+    try:
+        return tempfile.TemporaryDirectory(prefix="kernel-", dir="/tmp")
+    except OSError as error:
+        raise SystemExit(
+            f"no place for the kernel's sockets: {usual} is too long for their paths, and /tmp cannot be "
+            f"written to ({error}): set TMPDIR to a folder with a shorter path"
+        ) from error
 
 
 def own_sockets(folder: Path) -> Config:
