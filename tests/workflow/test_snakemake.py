@@ -14,6 +14,8 @@ import pytest
 
 from cryoanm_lib.experiments.fit import load_profile
 
+from .conftest import copy_checkout
+
 PROFILES = ("smoke", "laptop", "full", "paper")
 RECORDS = {"metrics.json", "provenance.json"}
 ASSESSMENT_FILES = RECORDS | {"posteriors.safetensors"}
@@ -88,6 +90,7 @@ def test_structure_names_other_fits(snakemake):
         ("profile=laptpo", "unknown profile 'laptpo'; allowed: smoke, laptop, full, paper"),
         ("prfile=smoke", "unknown --config key 'prfile'; allowed: profile, structure"),
         ("structure=", "structure is ''; allowed: a name such as adk_open, a PDB ID, or a path"),
+        ("structure=a {1}.pdb", "the path of the structure, a {1}.pdb, has '{' in it"),
     ],
 )
 def test_refuses_unknown_settings(snakemake, setting, message):
@@ -236,3 +239,73 @@ def test_a_job_that_outlives_its_snakemake_is_not_joined_by_another(slow, checko
     third = slow()
     said, _ = third.communicate(timeout=60)
     assert third.returncode == 0, said
+
+
+def test_without_locks_of_the_file_system_it_goes_on_and_says_so(slow, checkout, machine_without):
+    machine_without("fcntl", "flock", "OSError(38, 'Function not implemented')")
+    first = slow()
+    wait_for_job(checkout, first)
+    second = slow()
+    said, _ = second.communicate(timeout=60)
+    assert second.returncode != 0 and "cannot be locked" in said  # Snakemake's own lock is a file
+    (checkout / "go").touch()
+    said, _ = first.communicate(timeout=60)
+    assert first.returncode == 0, said
+    assert "cannot hold a lock" in said and "snakemake --unlock" in said
+
+
+def test_a_user_without_a_name(slow, checkout, machine_without, monkeypatch):
+    machine_without("pwd", "getpwuid", "KeyError(given)")
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(checkout))
+    process = slow()
+    (checkout / "go").touch()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+
+
+ECHO = """
+include: "workflow/rules/common.smk"
+rule echo:
+    input: as_file(STRUCTURE)
+    output: "echoed.txt"
+    params: python=sys.executable, structure=STRUCTURE
+    shell: "{params.python:q} -c 'import sys; print(sys.argv)' {params.structure:q} {input:q} > {output:q}"
+"""
+
+
+@pytest.fixture
+def echo(tmp_path, monkeypatch):
+    """Let a checkout in a folder of this name, with its own Python, print the structure that it is given."""
+
+    def run(folder, structure):
+        checkout = copy_checkout(tmp_path / folder)
+        python = checkout / ".venv/bin/python"
+        python.parent.mkdir(parents=True)
+        python.symlink_to(sys.executable)
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        handed_down = {"of": ["laptop", structure], "fits": {}, "assessments": {}, "assessed": {}}
+        monkeypatch.setenv("CRYOANM_ARTIFACTS", json.dumps(handed_down))
+        (checkout / "Echo").write_text(ECHO)
+        (checkout / structure).touch()
+        command = [python, "-m", "snakemake", "--nocolor", "--cores", "1", "--snakefile", "Echo"]
+        command += ["--config", f"structure={structure}"]
+        process = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=120)
+        return process, checkout / "echoed.txt"
+
+    return run
+
+
+def test_odd_characters_of_paths_are_text(echo):
+    structure = """the "new" $HOME d'"""
+    process, echoed = echo("""a "b" $c `d` e'""", structure)
+    assert process.returncode == 0, process.stderr
+    assert echoed.read_text() == f"{['-c', structure, structure]}\n"
+
+
+def test_braces_in_the_path_of_the_checkout_are_refused(echo):
+    process, _ = echo("a {x}", "model.pdb")
+    assert process.returncode == 1
+    assert "the path of this checkout" in process.stderr and "has '{' in it" in process.stderr
+    assert "rename it" in process.stderr and "Traceback" not in process.stderr

@@ -1,10 +1,13 @@
 # What is built, from what, and with how many threads. No rules here: these names serve all rule files.
+import getpass
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 try:
     import fcntl
@@ -82,7 +85,17 @@ BOOK = "book/_build/html/index.html"
 def as_typed(key, value):
     """The text given on the command line: Snakemake turns 1e10, a PDB ID, into a number."""
     typed = [arg for arg in workflow.config_settings.config_args or () if arg.startswith(f"{key}=")]
-    return typed[-1].partition("=")[2].strip("'\"") if typed else value
+    if not typed:
+        return value
+    text = typed[-1].partition("=")[2]
+    return text[1:-1] if text[:1] in ("'", '"') and text[:1] == text[-1:] else text
+
+
+def refuse_braces(path, what):
+    """Snakemake fills in what stands in braces, in the paths that it is given too."""
+    for brace in "{}":
+        if brace in path:
+            raise WorkflowError(f"{what}, {path}, has {brace!r} in it, which Snakemake cannot take: rename it")
 
 
 def read_settings(given):
@@ -95,6 +108,7 @@ def read_settings(given):
         raise WorkflowError(f"unknown profile '{profile}'; allowed: {', '.join(PROFILES)}")
     if not isinstance(structure, str) or not structure:
         raise WorkflowError(f"structure is {structure!r}; allowed: a name such as adk_open, a PDB ID, or a path")
+    refuse_braces(structure, "the path of the structure")
     return profile, structure
 
 
@@ -185,26 +199,35 @@ def join_those_alive():
     """Hold a lock of this folder as long as this process lives; take away what killed runs have left locked.
 
     Each Snakemake here shares the lock, and so does each job, by a file that its shell opens and hands down.
-    Where nobody else has it, Snakemake's own locks are of runs that were killed.
+    Where nobody else has it, Snakemake's own locks are of runs that were killed. A file system without such
+    locks leaves it to the reader to say so. On some, a shared lock is for files that can be read.
     """
     if fcntl is None:
         return None
     own = Path(".snakemake")
     own.mkdir(exist_ok=True)
-    handle = open(own / "alive", "a")
+    handle = open(own / "alive", "a+")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:  # somebody lives
         pass
+    except OSError as error:
+        logger.warning(
+            f"{own.absolute()} cannot hold a lock ({error}): going on without. After a run that was killed, Snakemake will "
+            "call this folder locked: `snakemake --unlock` frees it, once no job of that run is left"
+        )
+        return None
     else:
         for left in (own / "locks").glob("*"):
             left.unlink()
     fcntl.flock(handle, fcntl.LOCK_SH)
     join = "import fcntl; fcntl.flock(9, fcntl.LOCK_SH)"
-    shell.prefix(f'set -euo pipefail; exec 9>> .snakemake/alive; "{sys.executable}" -c "{join}"; ')
+    shell.prefix(f'set -euo pipefail; exec 9<> .snakemake/alive; {shlex.quote(sys.executable)} -c "{join}"; ')
     return handle
 
 
+refuse_braces(os.getcwd(), "the path of this checkout")
+refuse_braces(sys.executable, "the path of Python")
 ALIVE = join_those_alive()
 PROFILE, STRUCTURE = read_settings(config)
 PROFILE_FILES = sorted({"config/laptop.yaml", f"config/{PROFILE}.yaml"})  # the others are laid over the laptop's
@@ -219,7 +242,11 @@ os.environ.update(
     NO_COLOR="1",
 )
 os.environ.pop("JUPYTER_PATH", None)
-if " " in sys.executable:  # Snakemake pastes it unquoted into the commands that start `run` rules
+try:
+    getpass.getuser()
+except (KeyError, OSError):  # a user without a name, which Snakemake writes into its log
+    os.environ.update(USER=str(os.getuid()))
+if shlex.quote(sys.executable) != sys.executable:  # Snakemake pastes it unquoted into the commands that start `run` rules
     sys.executable = Path(sys.executable).name
 
 ARTIFACTS = artifact_folders()
