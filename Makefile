@@ -8,6 +8,10 @@ CORES     ?= 4
 
 IS_NEW := import sys; sys.exit(sys.version_info < (3, 11))
 
+# The scripts that pip writes, and Snakemake, take these for more than characters.
+ODD := $(strip $(foreach c,{ } " ` $$,$(findstring $(c),$(CURDIR))))
+$(if $(ODD),$(error the path of this folder has $(ODD) in it, which not every tool can take: rename it, $(CURDIR)))
+
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
@@ -20,6 +24,14 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONNOUSERSITE := 1
 unexport JUPYTER_PATH PYTHONPATH PYTHONHOME
 
+# Snakemake needs a home that it can write to, which a user of a container may not have.
+ifneq ($(shell test -w "$${HOME:-}" && echo writable),writable)
+export HOME := $(CURDIR)/.venv/home
+endif
+
+# What was given, for bash: any character of a path stands for itself.
+given = '$(subst ','\'',$(value $(1)))'
+
 BOOK_READY  := .venv/.ready-book
 TEST_READY  := .venv/.ready-test
 BENCH_READY := .venv/.ready-bench
@@ -31,11 +43,11 @@ help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
 
 book: $(BOOK_READY) ## Compute every figure of PROFILE and build the book
-	snakemake --cores $(CORES) --config profile="$(PROFILE)" structure="$(STRUCTURE)"
+	snakemake --cores $(CORES) --config profile="$(PROFILE)" structure=$(call given,STRUCTURE)
 	@echo "The book: $(CURDIR)/book/_build/html/index.html"
 
 pdf: $(BOOK_READY) ## Print the book to results/book.pdf; needs a Chromium
-	snakemake --cores $(CORES) --config profile="$(PROFILE)" structure="$(STRUCTURE)" -- results/book.pdf
+	snakemake --cores $(CORES) --config profile="$(PROFILE)" structure=$(call given,STRUCTURE) -- results/book.pdf
 	@echo "The book: $(CURDIR)/results/book.pdf"
 
 test: lint ## Run ruff, the test suite and the notebooks
