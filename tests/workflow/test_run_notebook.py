@@ -18,7 +18,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
 
-    def run(source):
+    def run(source, failed="failed"):
         parameters = new_code_cell("profile = structure = results = None", metadata={"tags": ["parameters"]})
         metadata = {"kernelspec": {"name": "my-own-kernel", "display_name": "mine", "language": "python"}}
         notebook = new_notebook(cells=[parameters, new_code_cell(source)], metadata=metadata)
@@ -30,7 +30,7 @@ def run(tmp_path, monkeypatch):
         (kernel / "kernel.json").write_text(
             json.dumps({"argv": ["false", "{connection_file}"], "display_name": "user", "language": "python"})
         )
-        target, partial = tmp_path / "done" / "source.ipynb", tmp_path / "failed" / "source.ipynb"
+        target, partial = tmp_path / "done" / "source.ipynb", tmp_path / failed / "source.ipynb"
         process = subprocess.run(
             [sys.executable, ROOT / "workflow/scripts/run_notebook.py", tmp_path / "source.ipynb", target,
              "--partial", partial, "--profile", "smoke", "--structure", "1e10", "--results", "results"],
@@ -56,6 +56,12 @@ def test_a_failed_notebook_leaves_a_report(run):
     assert str(partial) in process.stderr
     assert "so far" in partial.read_text()
     assert not target.exists()
+
+
+def test_any_character_of_a_path_stands_for_itself(run):
+    process, _, partial = run("raise ValueError", failed="""the "failed" $HOME {results} {1}'s""")
+    assert "ValueError" in process.stderr
+    assert partial.is_file()
 
 
 def test_two_at_once_cannot_be_given_one_port(run):

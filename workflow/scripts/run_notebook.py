@@ -39,8 +39,8 @@ def main() -> int:
             if os.path.expanduser("~") == "~":  # a user without a home, which Jupyter asks for
                 os.environ["HOME"] = folder
             executed = papermill.execute_notebook(
-                args.source,
-                args.partial,
+                literally(args.source),
+                literally(args.partial),
                 parameters={"profile": args.profile, "structure": args.structure, "results": args.results},
                 kernel_name=KERNEL,
                 progress_bar=False,
@@ -60,6 +60,11 @@ def main() -> int:
     nbformat.write(executed, args.partial)
     shutil.move(args.partial, args.output)
     return 0
+
+
+def literally(path: Path) -> str:
+    """A path into which papermill fills no parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def folder_for_sockets() -> tempfile.TemporaryDirectory[str]:
