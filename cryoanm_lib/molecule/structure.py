@@ -7,6 +7,7 @@ import csv
 import importlib.resources
 import os
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from cryoanm_lib.errors import StructureError
-from cryoanm_lib.molecule.structure_files import PDB_HOST, Trace, no_such_chain, read_entry, read_file
+from cryoanm_lib.molecule.calphas import Trace, no_such_chain
+from cryoanm_lib.molecule.structure_files import PDB_HOST, read_entry, read_file
 
 EMBEDDED = ("adk_open", "adk_closed")
 EMBEDDED_CHAIN = "A"
 FEWEST_ATOMS = 3
-PDB_ID = re.compile(r"[1-9][A-Za-z0-9]{3}")
+PDB_ID = re.compile(r"(?:(?i:pdb)_0000)?([1-9][A-Za-z0-9]{3})|(?i:pdb)_[A-Za-z0-9]{8}")
+RESIDUES = re.compile(r"\s*(-?[0-9]+)\s*-\s*(-?[0-9]+)\s*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +65,12 @@ def structure_file(source: str | Path) -> Path | None:
 
 
 def load_structure(
-    source: str | Path, *, chain: str | None = None, stride: int = 2, cache: Path | None = None
+    source: str | Path,
+    *,
+    chain: str | None = None,
+    residues: str | None = None,
+    stride: int = 2,
+    cache: Path | None = None,
 ) -> Structure:
     """Load a chain and keep every `stride`-th Cα as a pseudo-atom.
 
@@ -73,10 +81,14 @@ def load_structure(
     Parameters
     ----------
     source : str or Path
-        An embedded name (`EMBEDDED`), a PDB ID of four characters, or a path to a PDB or mmCIF file, gzipped
-        or not. A string that looks like a PDB ID always is one: write ``./1abc`` for a file of that name.
+        An embedded name (`EMBEDDED`), a PDB ID such as ``4ake`` or ``pdb_00004ake``, or a path to a PDB or
+        mmCIF file, gzipped or not. A string that looks like a PDB ID always is one: write ``./1abc`` for a
+        file of that name.
     chain : str, optional
         The author's chain identifier; by default the first chain that has Cα.
+    residues : str, optional
+        Ranges of the author's residue numbers, such as ``1-214`` or ``1-30, 60-214``, both ends included; by
+        default the whole chain.
     stride : int
         Keep every `stride`-th Cα, starting with the first.
     cache : Path, optional
@@ -91,7 +103,8 @@ def load_structure(
     ------
     StructureError
         If the source is not found, not downloadable or not a structure, the chain is not in it or has no Cα,
-        coordinates are not finite, or fewer than three Cα are left.
+        `residues` are no ranges or one of them is empty, coordinates are not finite, or fewer than three Cα
+        are left.
 
     Examples
     --------
@@ -104,8 +117,8 @@ def load_structure(
     if isinstance(source, str) and source in EMBEDDED:
         name = source
         trace, origin = _read_embedded(name, chain)
-    elif isinstance(source, str) and PDB_ID.fullmatch(source):
-        name = source.lower()
+    elif isinstance(source, str) and (entry := PDB_ID.fullmatch(source)):
+        name = (entry[1] or source).lower()
         trace, origin = read_entry(name, chain, cache), f"PDB entry {name.upper()} from {PDB_HOST}"
     elif os.path.exists(source):
         path = Path(source)
@@ -116,7 +129,10 @@ def load_structure(
             f"{str(source)!r} is neither a file nor a name: give a path to a PDB or mmCIF file, an embedded "
             f"structure ({', '.join(EMBEDDED)}), or a PDB ID of four characters that starts with a digit"
         )
-    return _coarse_grain(name, trace, stride, origin)
+    selected = trace if residues is None else _select_residues(name, trace, residues)
+    _warn_of_molecules(name, selected)
+    part = "" if residues is None else f", residues {residues.strip()}"
+    return _coarse_grain(name, selected, stride, f"{origin}, chain {trace.chain}{part}")
 
 
 def superpose(mobile: Float[Tensor, "atoms 3"], target: Float[Tensor, "atoms 3"]) -> Float[Tensor, "atoms 3"]:
@@ -177,6 +193,41 @@ def _require_pairs(a: Tensor, b: Tensor) -> None:
         )
 
 
+def _select_residues(name: str, trace: Trace, residues: str) -> Trace:
+    rows: set[int] = set()
+    for part in residues.split(","):
+        if not (ends := RESIDUES.fullmatch(part)):
+            raise StructureError(
+                f"residues are {residues!r}; write ranges, such as '1-214' or '1-30, 60-214'"
+            )
+        first, last = map(int, ends.groups())
+        found = [row for row, number in enumerate(trace.residue_numbers) if first <= number <= last]
+        if not found:
+            raise StructureError(
+                f"chain {trace.chain!r} of {name!r} has no Cα of residues {part.strip()}: its residues are "
+                f"{min(trace.residue_numbers)} to {max(trace.residue_numbers)}"
+            )
+        rows.update(found)
+    kept = sorted(rows)
+    numbers, molecules = (
+        [column[row] for row in kept] for column in (trace.residue_numbers, trace.molecules)
+    )
+    return Trace(trace.chain, tuple(numbers), trace.coordinates[kept], tuple(molecules))
+
+
+def _warn_of_molecules(name: str, trace: Trace) -> None:
+    held: dict[str, list[int]] = {}
+    for number, molecule in zip(trace.residue_numbers, trace.molecules, strict=True):
+        held.setdefault(molecule, []).append(number)
+    if len(held) > 1:
+        ranges = ", ".join(f"{numbers[0]}-{numbers[-1]}" for numbers in held.values())
+        warnings.warn(
+            f"chain {trace.chain!r} of {name!r} holds {len(held)} molecules, residues {ranges}, which become "
+            "one network: choose the residues of one, or give each a chain identifier of its own",
+            stacklevel=3,
+        )
+
+
 def _coarse_grain(name: str, trace: Trace, stride: int, origin: str) -> Structure:
     coordinates, numbers = trace.coordinates[::stride], trace.residue_numbers[::stride]
     if len(numbers) < FEWEST_ATOMS:
@@ -197,8 +248,7 @@ def _coarse_grain(name: str, trace: Trace, stride: int, origin: str) -> Structur
         residue_numbers=numbers,
         chain=trace.chain,
         stride=stride,
-        provenance=f"{origin}, chain {trace.chain}: {len(numbers)} of {len(trace.residue_numbers)} Cα, "
-        f"stride {stride}.",
+        provenance=f"{origin}: {len(numbers)} of {len(trace.residue_numbers)} Cα, stride {stride}.",
     )
 
 
@@ -210,4 +260,6 @@ def _read_embedded(name: str, chain: str | None) -> tuple[Trace, str]:
     rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
     coordinates = torch.tensor([[float(row[axis]) for axis in "xyz"] for row in rows], dtype=torch.float64)
     numbers = tuple(int(row["residue_number"]) for row in rows)
-    return Trace(EMBEDDED_CHAIN, numbers, coordinates), lines[0].removeprefix("#").strip()
+    return Trace(EMBEDDED_CHAIN, numbers, coordinates, ("",) * len(numbers)), lines[0].removeprefix(
+        "#"
+    ).strip()

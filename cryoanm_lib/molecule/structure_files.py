@@ -1,7 +1,7 @@
-"""PDB and mmCIF files and entries of the PDB: from text to atoms to the Cα trace of one chain.
+"""PDB and mmCIF files and entries of the PDB: from where they are to the Cα of one chain.
 
-ProDy parses the text and is imported only when there is some to parse. Chains and residues carry the
-author's identifiers, those of the publication, in both formats.
+Gemmi parses the text and is imported only when there is some to parse. Chains and residues carry the author's
+identifiers, those of the publication, in both formats.
 """
 
 import contextlib
@@ -12,45 +12,18 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
-import torch
-from jaxtyping import Float64
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from cryoanm_lib.errors import StructureError
+from cryoanm_lib.molecule.calphas import Trace, select_chain
+
+if TYPE_CHECKING:
+    import gemmi
 
 PDB_HOST = "files.rcsb.org"
-DECIMAL = re.compile(r"-?[0-9]+")
-PEPTIDE_BOND = 2.0  # Å: between the 1.3 Å of a C-N bond and the 2.4 Å from N to C of one residue
-
-
-class Trace(NamedTuple):
-    """All Cα of one chain, in Å, where the file has them."""
-
-    chain: str
-    residue_numbers: tuple[int, ...]
-    coordinates: Float64[Tensor, "atoms 3"]
-
-
-class _Atoms(NamedTuple):
-    """One column per property of the atoms of a file; every column is an array with a row per atom."""
-
-    chain: np.ndarray
-    residue_number: np.ndarray
-    residue: np.ndarray
-    altloc: np.ndarray
-    name: np.ndarray
-    is_named_residue: np.ndarray
-    occupancy: np.ndarray
-    coordinates: np.ndarray
-    complaint: np.ndarray
-
-    def rows(self, selected: np.ndarray | list[int]) -> "_Atoms":
-        return _Atoms(*(column[selected] for column in self))
+# Names of four letters that programs write in three columns and the one that may begin a chain's name.
+LONG_NAME = re.compile("LYS[HN]|HIS[ABDEHP12]|ARGN|ASP[HP]|GLU[HP]|CYS[HX2]")
 
 
 def read_file(path: Path, chain: str | None = None) -> Trace:
@@ -69,7 +42,7 @@ def read_file(path: Path, chain: str | None = None) -> Trace:
         If the file cannot be read or is not a structure, or the chain is not in it or has no Cα.
     """
     label = repr(str(path))
-    return _select_chain(_parse(_read_bytes(path), label), chain, label)
+    return select_chain(_parse(_read_bytes(path), label), chain, label)
 
 
 def read_entry(pdb_id: str, chain: str | None = None, cache: Path | None = None) -> Trace:
@@ -78,7 +51,7 @@ def read_entry(pdb_id: str, chain: str | None = None, cache: Path | None = None)
     Parameters
     ----------
     pdb_id : str
-        Four characters, in lower case.
+        Four characters, or ``pdb_`` and eight, in lower case.
     chain : str, optional
         The author's chain identifier; by default the first chain that has Cα.
     cache : Path, optional
@@ -87,27 +60,30 @@ def read_entry(pdb_id: str, chain: str | None = None, cache: Path | None = None)
     Raises
     ------
     StructureError
-        If there is no such entry, the PDB is out of reach, the cache is damaged or cannot be written, or the
-        chain is not in the entry or has no Cα.
+        If there is no such entry, the PDB is out of reach, the cache is damaged or cannot be written, there
+        is no folder for one, or the chain is not in the entry or has no Cα.
     """
-    folder = cache or os.environ.get("CRYOANM_CACHE") or Path.home() / ".cache" / "cryoanm"
-    path = Path(folder) / f"{pdb_id}.cif.gz"
+    path = Path(cache or os.environ.get("CRYOANM_CACHE") or _home_cache()) / f"{pdb_id}.cif.gz"
     if path.exists():
-        atoms = _parse(_read_bytes(path), f"the cached file {str(path)!r}")
+        structure = _parse(_read_bytes(path), f"the cached file {str(path)!r}")
     else:
         content = _download(pdb_id)
         # Parsed before it is stored: the error page of a proxy must not stay behind as a structure.
-        atoms = _parse(content, f"what {PDB_HOST} sent for {pdb_id!r}")
+        structure = _parse(content, f"what {PDB_HOST} sent for {pdb_id!r}")
         _store(content, path)
-    return _select_chain(atoms, chain, f"PDB entry {pdb_id!r}")
-
-
-def no_such_chain(chain: str, label: str, chains: list[str]) -> StructureError:
-    """The error that says which chains there are."""
-    return StructureError(f"{label} has no chain {chain!r}: choose from {', '.join(map(repr, chains))}")
+    return select_chain(structure, chain, f"PDB entry {pdb_id!r}")
 
 
 # Where the content comes from: a file or the PDB.
+
+
+def _home_cache() -> Path:
+    try:
+        return Path.home() / ".cache" / "cryoanm"
+    except RuntimeError as error:  # of a user without a home
+        raise StructureError(
+            f"there is no folder to keep entries of the PDB in ({error}): set CRYOANM_CACHE to one"
+        ) from error
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -147,28 +123,21 @@ def _store(content: bytes, path: Path) -> None:
         ) from error
 
 
-# From content to atoms: the only part that knows ProDy.
+# From content to atoms.
 
 
-@contextlib.contextmanager
-def _quiet_prody() -> Iterator[None]:
-    import prody
-
-    # confProDy would do it too, but writes a settings file into the user's home.
-    verbosity, prody.LOGGER.verbosity = prody.LOGGER.verbosity, "none"
-    try:
-        yield
-    finally:
-        prody.LOGGER.verbosity = verbosity
-
-
-def _parse(content: bytes, label: str) -> _Atoms:
+def _parse(content: bytes, label: str) -> "gemmi.Structure":
     try:
         if content.startswith(b"\x1f\x8b"):
             content = gzip.decompress(content)
-        with _quiet_prody():
-            return _parse_text(content.decode("utf-8", errors="replace"))
-    except Exception as error:  # ProDy lets IndexError, KeyError and errors of its own escape on bad input
+        encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+        text = io.TextIOWrapper(io.BytesIO(content), encoding, errors="replace").read()  # any line ends
+        is_mmcif = re.match(r"(?:\s|#.*\n)*data_", text, re.IGNORECASE)
+        structure = _parse_mmcif(text) if is_mmcif else _parse_pdb(text)
+        if not len(structure) or not len(structure[0]):
+            raise ValueError("no atoms")
+        return structure
+    except Exception as error:  # gemmi lets ValueError, RuntimeError and others escape on bad input
         reason = str(error) or type(error).__name__
         raise StructureError(
             f"{label} is not a readable PDB or mmCIF structure ({reason}): give an intact file, and delete a "
@@ -176,127 +145,77 @@ def _parse(content: bytes, label: str) -> _Atoms:
         ) from error
 
 
-def _parse_text(text: str) -> _Atoms:
-    import prody
+def _parse_mmcif(text: str) -> "gemmi.Structure":
+    import gemmi
 
-    # altloc="all" gives one row per position; by default ProDy drops a residue that lacks position A.
-    is_mmcif = _is_mmcif(text)
-    if is_mmcif:
-        atoms = prody.parseMMCIFStream(io.StringIO(_first_model(text)), altloc="all")
-    else:
-        atoms = prody.parsePDBStream(io.StringIO(text, newline=None), altloc="all", model=1)
-    if atoms is None:
+    blocks = [block for block in gemmi.cif.read_string(text) if block.find_values("_atom_site.Cartn_x")]
+    if not blocks:
         raise ValueError("no atoms")
-    complaints = ("",) * len(atoms)
-    if not is_mmcif:
-        numbers, codes, complaints = zip(*_pdb_residues(text), strict=True)
-        atoms.setResnums(numbers)
-        atoms.setIcodes(codes)
-    chains, segments, names = atoms.getChids(), atoms.getSegnames(), atoms.getResnames()
-    # A standard residue in a HETATM record is a free ligand, such as the glutamate of a receptor.
-    free = atoms.getFlags("hetatm") & np.isin(names, prody.flagDefinition("stdaa"))
-    return _Atoms(
-        # From mmCIF, ProDy's chain is label_asym_id and its segment the author's chain. In PDB files of
-        # simulation packages the chain is often blank, and only the segment tells the molecules apart.
-        chain=segments if is_mmcif else np.where(chains == "", segments, chains),
-        residue_number=atoms.getResnums(),
-        residue=np.char.add(atoms.getResnums().astype(str), atoms.getIcodes()),
-        altloc=atoms.getAltlocs(),
-        name=atoms.getNames(),
-        is_named_residue=np.isin(names, [*prody.flagDefinition("aminoacid"), "UNK"]) & ~free,
-        occupancy=atoms.getOccupancies(),
-        coordinates=atoms.getCoords(),
-        complaint=np.array(complaints),
-    )
+    if len(blocks) > 1:
+        names = ", ".join(repr(block.name) for block in blocks)
+        raise ValueError(f"{len(blocks)} data blocks have atoms, {names}: keep one of them")
+    return gemmi.make_structure_from_block(blocks[0])
 
 
-def _is_mmcif(text: str) -> bool:
-    lines = (line for line in io.StringIO(text) if line.strip() and not line.startswith("#"))
-    return next(lines, "").startswith("data_")
+def _parse_pdb(text: str) -> "gemmi.Structure":
+    import gemmi
+
+    text = _without_long_names(text.encode("ascii", errors="replace").decode())  # a byte a column
+    _require_numbers(text)
+    structure = gemmi.read_pdb_string(text, split_chain_on_ter=True)
+    if re.search("^TER", text, re.MULTILINE):  # else atoms of a chain may stand apart without an end between
+        for part, chain in enumerate(structure[0]):
+            for residue in chain:
+                residue.subchain = str(part)
+    return structure
 
 
-def _pdb_residues(text: str) -> list[tuple[int, str, str]]:
-    """Number, insertion code and what is wrong with them, for each atom of the first model.
+def _without_long_names(text: str) -> str:
+    """Cut residue names of four letters, such as LYSH, to three, where their last is not a chain's first.
 
-    ProDy guesses numbers beyond 9999. Programs write them in many ways: from 0 again, in hexadecimal, with
-    letters, or over the column of the insertion code.
+    Both stand in the same column. It belongs to the name where all residues of a chain of two letters have
+    names that programs lengthen, and the other letter is a chain too.
     """
-    residues: list[tuple[int, str, str]] = []
-    is_hexadecimal = False
-    for place, line in enumerate(io.StringIO(text, newline=None), start=1):
-        record, number, code = line[:6].strip(), line[22:26].strip(), line[26:27].strip()
-        if record.startswith("END") and residues:
-            break
-        if record in ("ATOM", "HETATM"):
-            is_decimal = bool(DECIMAL.fullmatch(number)) and not code.isdigit()
-            if is_decimal:
-                begins = number == f"{10_000:x}" and residues[-1:] and residues[-1][0] == 9999
-                is_hexadecimal = bool(begins) or (is_hexadecimal and int(number, 16) >= 10_000)
-            if is_decimal and not is_hexadecimal:
-                residues.append((int(number), code, ""))
-            else:
-                shown = line[22:27].strip()
-                residues.append((0, shown, f"line {place} counts residues by {shown!r}"))
-    return residues
+    lines, names = text.split("\n"), dict[str, set[str]]()
+    for line in lines:
+        if line.startswith(("ATOM", "HETATM")):
+            names.setdefault(line[20:22], set()).add(line[17:21])
+    long = {
+        chain
+        for chain, found in names.items()
+        if f" {chain[1:]}" in names and all(map(LONG_NAME.fullmatch, found))
+    }
+    return "\n".join(f"{line[:20]} {line[21:]}" if line[20:22] in long else line for line in lines)
 
 
-def _first_model(text: str) -> str:
-    """Drop the later models, of which ProDy mixes the atoms when models differ in length."""
-    lines = text.splitlines()
-    columns = [line.strip() for line in lines if line.strip().startswith("_atom_site.")]
-    if "_atom_site.pdbx_PDB_model_num" not in columns:
-        return text
-    column = columns.index("_atom_site.pdbx_PDB_model_num")
+def _require_numbers(text: str) -> None:
+    """Refuse a Cα of the first model with anything else in its fields, which gemmi reads as far as it can.
 
-    def model(line: str) -> str | None:
-        fields = line.split()
-        is_atom = line.startswith(("ATOM", "HETATM")) and len(fields) == len(columns)
-        return fields[column] if is_atom else None
-
-    first = next(filter(None, map(model, lines)), None)
-    return "\n".join(line for line in lines if model(line) in (None, first)) + "\n"
-
-
-# From atoms to the Cα of one chain.
-
-
-def _select_chain(atoms: _Atoms, chain: str | None, label: str) -> Trace:
-    chains = [str(identifier) for identifier in dict.fromkeys(atoms.chain)]
-    if chain is not None and chain not in chains:
-        raise no_such_chain(chain, label, chains)
-    for candidate in chains if chain is None else [chain]:
-        calphas = _alpha_carbons(atoms.rows(atoms.chain == candidate))
-        if len(calphas.residue):
-            numbers = tuple(calphas.residue_number.tolist())
-            return Trace(candidate, numbers, torch.from_numpy(calphas.coordinates).to(torch.float64))
-    where = f"chain {chain!r} of {label}" if chain is not None else label
-    raise StructureError(f"{where} has no Cα: choose a protein chain (the chains are {', '.join(chains)})")
-
-
-def _alpha_carbons(atoms: _Atoms) -> _Atoms:
-    """The Cα of a chain, one per residue: the position of highest occupancy, the first of equals."""
-    calphas = atoms.rows((atoms.name == "CA") & (atoms.is_named_residue | _is_peptide_linked(atoms)))
-    for complaint in filter(None, calphas.complaint):
-        where = f"in chain {str(calphas.chain[0])!r}"
-        raise StructureError(f"{complaint} {where}, and PDB files have decimal numbers to 9999: give mmCIF")
-    positions = list(zip(calphas.residue, calphas.altloc, strict=True))
-    if len(set(positions)) < len(positions):
-        repeated = max(positions, key=positions.count)[0]
-        raise StructureError(
-            f"chain {str(calphas.chain[0])!r} holds residue {repeated} more than once: give every molecule a "
-            "chain identifier of its own"
-        )
-    kept: dict[str, int] = {}
-    for row, residue in enumerate(calphas.residue):
-        held = kept.setdefault(residue, row)
-        if calphas.occupancy[row] > calphas.occupancy[held]:
-            kept[residue] = row
-    return calphas.rows(list(kept.values()))
-
-
-def _is_peptide_linked(atoms: _Atoms) -> np.ndarray:
-    """Mark atoms of residues with a peptide bond, so that no list of modified residues has to be complete."""
-    nitrogens, carbons = atoms.rows(atoms.name == "N"), atoms.rows(atoms.name == "C")
-    bonded = torch.cdist(*map(torch.from_numpy, (nitrogens.coordinates, carbons.coordinates))) < PEPTIDE_BOND
-    linked = [nitrogens.residue[bonded.any(dim=1).numpy()], carbons.residue[bonded.any(dim=0).numpy()]]
-    return np.isin(atoms.residue, np.concatenate(linked))
+    Programs count residues beyond 9999 in many ways: from 0 again, in hexadecimal, with letters, or over the
+    column of the insertion code.
+    """
+    before = number = ""
+    for place, line in enumerate(text.split("\n"), start=1):
+        record = line[:6].upper()
+        if record.startswith("END") and number:
+            return
+        if record == "MODEL " and number:
+            raise ValueError(f"line {place} begins a model, and no ENDMDL has ended the one before")
+        if not record.startswith(("ATOM", "HETATM")):
+            continue
+        if line[22:26].strip() != number:
+            before, number = number, line[22:26].strip()
+        if line[12:16].strip() != "CA" or line[17:20].strip() == "CA":
+            continue
+        is_decimal = re.fullmatch("-?[0-9]+", number) and not line[26:27].isdigit()
+        if not is_decimal or (before, number) == ("9999", f"{10_000:x}"):
+            raise ValueError(
+                f"line {place} counts residues by {line[22:27].strip()!r} and PDB files by decimal numbers "
+                "to 9999, while mmCIF has room for more"
+            )
+        for field in (line[30:38], line[38:46], line[46:54]):
+            if not re.fullmatch(r" *-?([0-9]+\.?[0-9]*|\.[0-9]+) *", field):
+                raise ValueError(
+                    f"line {place}: residue {number} in chain {line[20:22].strip()!r} has the coordinate "
+                    f"{field.strip()!r}, which is not finite"
+                )

