@@ -1,5 +1,7 @@
 """Anisotropic network model: springs between neighbouring pseudo-atoms and their softest modes."""
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,12 +9,14 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from cryoanm_lib.errors import NetworkModelError
+from cryoanm_lib.molecule.loose_ends import loose_ends, named
 from cryoanm_lib.molecule.sparse_network import GUARDS, softest_modes, sparse_hessian
 
 DEFAULT_CUTOFF = 15.0  # Å
 RIGID_BODY_MODES = 6
 DENSE_ATOMS = 1000  # up to which the whole spectrum is computed, and beyond which the softest modes alone
-ZERO_TOLERANCE = 1e-9  # relative to the largest eigenvalue; rounding leaves 1e-15, the softest modes 1e-4
+ITERATED_TOLERANCE = 1e-9  # of an iterated eigenvalue, relative to the largest
+FLAPPING = 1 / 3  # of the softest mode's motion in loose ends, from which on a warning says so
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,12 +99,13 @@ def normal_modes(
     n_modes: int = 1,
     cutoff: float = DEFAULT_CUTOFF,
     spring_constant: float = 1.0,
+    residue_numbers: Sequence[int] | None = None,
 ) -> NormalModes:
     """The `n_modes` softest internal modes of the network of `coordinates`.
 
     Up to `DENSE_ATOMS` by the whole spectrum, in which the zero modes are counted; beyond, for some modes of
     coordinates that need no gradient, by iteration on the sparse Hessian with the rigid-body motions kept out
-    (see `sparse_network`).
+    (see `sparse_network`). A warning names the loose ends of a chain if they flap in the softest mode.
 
     Parameters
     ----------
@@ -112,6 +117,8 @@ def normal_modes(
         Distance in Å up to which two pseudo-atoms share a spring.
     spring_constant : float
         γ, in energy per Å².
+    residue_numbers : sequence of int, optional
+        Of each pseudo-atom, by which messages name it; by default they count from 0.
 
     Returns
     -------
@@ -137,36 +144,50 @@ def normal_modes(
     few = 5 * (n_modes + GUARDS) < 3 * len(coordinates)
     iterate = len(coordinates) > DENSE_ATOMS and few and not coordinates.requires_grad
     solve = _by_iteration if iterate else _by_the_whole_spectrum
-    eigenvalues, vectors = solve(coordinates, n_modes, cutoff, spring_constant)
-    return NormalModes(eigenvalues, _with_fixed_sign(vectors).unflatten(1, (-1, 3)), RIGID_BODY_MODES, cutoff)
+    eigenvalues, vectors, n_zero = solve(coordinates, n_modes, cutoff, spring_constant)
+    ends = loose_ends(coordinates.detach().cpu().double().numpy(), cutoff)
+    firm = torch.from_numpy(~ends).to(coordinates.device)
+    if n_zero != RIGID_BODY_MODES:
+        at_fault = ends.any() and solve(coordinates[firm], 1, cutoff, spring_constant)[2] == RIGID_BODY_MODES
+        cause = f"too few springs hold {named(ends, residue_numbers)}" if at_fault else ""
+        raise _not_rigid(n_zero, len(coordinates), cutoff, cause)
+    _require_available(n_modes, len(coordinates))
+    vectors = _with_fixed_sign(vectors).unflatten(1, (-1, 3))
+    flapping = vectors[0, ~firm].detach().square().sum().item()
+    if flapping > FLAPPING:
+        warnings.warn(
+            f"{flapping:.0%} of the motion of the softest mode at a cutoff of {cutoff} Å is that of "
+            f"{named(ends, residue_numbers)}",
+            stacklevel=2,
+        )
+    return NormalModes(eigenvalues, vectors, RIGID_BODY_MODES, cutoff)
 
 
 def _by_the_whole_spectrum(
     coordinates: Float[Tensor, "atoms 3"], n_modes: int, cutoff: float, spring_constant: float
-) -> tuple[Float64[Tensor, "modes"], Float64[Tensor, "modes dof"]]:
+) -> tuple[Float64[Tensor, "modes"], Float64[Tensor, "modes dof"], int]:
     eigenvalues, columns = torch.linalg.eigh(hessian(coordinates, cutoff, spring_constant))
-    n_zero = int((eigenvalues <= ZERO_TOLERANCE * eigenvalues[-1]).sum())
-    _require_rigid_network(n_zero, len(coordinates), cutoff)
-    _require_available(n_modes, len(coordinates))
+    # What rounding leaves of a zero, and no more: a long rod is rigid, and its softest bend falls as 1 / n⁴.
+    rounding = len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
+    n_zero = int((eigenvalues <= rounding * eigenvalues[-1]).sum())
     chosen = slice(n_zero, n_zero + n_modes)
-    return eigenvalues[chosen], columns.T[chosen]
+    return eigenvalues[chosen], columns.T[chosen], n_zero
 
 
 def _by_iteration(
     coordinates: Float[Tensor, "atoms 3"], n_modes: int, cutoff: float, spring_constant: float
-) -> tuple[Float64[Tensor, "modes"], Float64[Tensor, "modes dof"]]:
+) -> tuple[Float64[Tensor, "modes"], Float64[Tensor, "modes dof"], int]:
     _require_positive(cutoff=cutoff, spring_constant=spring_constant)
     _require_available(n_modes, len(coordinates))
     atoms = _checked(coordinates).detach().cpu().double().numpy()
     network = sparse_hessian(atoms, cutoff, spring_constant)
     lonely = int((network.diagonal() <= 0).sum())
     if lonely:
-        _require_rigid_network(RIGID_BODY_MODES + lonely, len(atoms), cutoff)
+        return coordinates.new_empty(0), coordinates.new_empty(0, network.shape[0]), RIGID_BODY_MODES + lonely
     eigenvalues, vectors, largest = softest_modes(network, atoms, n_modes)
-    soft = int((eigenvalues <= ZERO_TOLERANCE * largest).sum())
-    _require_rigid_network(RIGID_BODY_MODES + soft, len(atoms), cutoff)
+    n_zero = RIGID_BODY_MODES + int((eigenvalues <= ITERATED_TOLERANCE * largest).sum())
     found = (torch.from_numpy(numbers.copy()).to(coordinates.device) for numbers in (eigenvalues, vectors))
-    return tuple(found)
+    return *found, n_zero
 
 
 def boltzmann_variances(eigenvalues: Float[Tensor, "modes"], thermal_energy: float) -> Float[Tensor, "modes"]:
@@ -305,14 +326,14 @@ def _require_available(n_modes: int, n_atoms: int) -> None:
         )
 
 
-def _require_rigid_network(n_zero: int, n_atoms: int, cutoff: float) -> None:
-    if n_zero > RIGID_BODY_MODES:
-        raise NetworkModelError(
-            f"the network has {n_zero} zero modes at a cutoff of {cutoff} Å, a rigid one has "
-            f"{RIGID_BODY_MODES}: it is disconnected or under-constrained: choose a larger cutoff"
-        )
+def _not_rigid(n_zero: int, n_atoms: int, cutoff: float, cause: str) -> NetworkModelError:
     if n_zero < RIGID_BODY_MODES:
-        raise NetworkModelError(
+        return NetworkModelError(
             f"{n_atoms} pseudo-atoms have {n_zero} zero modes instead of {RIGID_BODY_MODES}: give at least "
             "three atoms that are not on a line"
         )
+    reason = f"{cause}: leave it out, or" if cause else "it is disconnected or under-constrained:"
+    return NetworkModelError(
+        f"the network has {n_zero} zero modes at a cutoff of {cutoff} Å, a rigid one has {RIGID_BODY_MODES}: "
+        f"{reason} choose a larger cutoff"
+    )

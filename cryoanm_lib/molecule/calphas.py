@@ -73,9 +73,10 @@ def _alpha_carbons(residues: "list[gemmi.Residue]") -> Iterator[_Position]:
     backbone = _places(residues, "N"), _places(residues, "C")
     candidates = [residue for residue in residues if residue.name not in CAPS and "CA" in residue]
     counts = [_is_amino_acid(each, molecule) or _is_bonded(each, *backbone) for each in candidates]
+    is_trace = all(_is_alone(each) for each in residues if each.het_flag == "A")
     calphas = _places([each for each, count in zip(candidates, counts, strict=True) if count], "CA")
     for residue, count in zip(candidates, counts, strict=True):
-        if count or _is_next_to(residue, calphas):
+        if count or (is_trace and _is_alone(residue) and _is_next_to(residue, calphas)):
             number, name = residue.seqid.num, str(residue.seqid)
             for atom in residue["CA"]:
                 rank = (atom.occ, -atom.serial)
@@ -104,11 +105,16 @@ def _is_bonded(
     return any(bool((bond < PEPTIDE_BOND).any()) for bond in bonds) or (residue.het_flag == "A" and is_whole)
 
 
+def _is_alone(residue: "gemmi.Residue") -> bool:
+    """Whether a residue is nothing but a Cα, as in a trace of them."""
+    return all(atom.name == "CA" for atom in residue)
+
+
 def _is_next_to(residue: "gemmi.Residue", calphas: Float64[Tensor, "atoms 3"]) -> bool:
-    """Whether a residue of unknown name that is a Cα alone follows another, as in a trace."""
+    """Whether a residue of unknown name is as far from one of a trace as its neighbour there."""
     import gemmi
 
-    if len(residue) > len(residue["CA"]) or gemmi.find_tabulated_residue(residue.name).found():
+    if gemmi.find_tabulated_residue(residue.name).found():
         return False
     distance = torch.cdist(_places([residue], "CA"), calphas)
     return bool(((distance > NEXT_CALPHA[0]) & (distance < NEXT_CALPHA[1])).any())

@@ -1,6 +1,7 @@
 """Elastic network: agreement with ProDy, the invariants of a spring network, and its two descriptors."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,7 @@ def rigid_body_motions(coordinates: Tensor) -> Tensor:
     return torch.stack([motion.flatten() for motion in translations + rotations], dim=1)
 
 
+@pytest.mark.filterwarnings("ignore:.*loose end")  # the last residue of ubiquitin
 @pytest.mark.parametrize("cutoff", [DEFAULT_CUTOFF, 20.0])
 @pytest.mark.parametrize("source", [*EMBEDDED, UBIQUITIN], ids=["adk_open", "adk_closed", "ubiquitin"])
 def test_modes_agree_with_prody(source: str | Path, cutoff: float) -> None:
@@ -90,6 +92,38 @@ def test_hessian_is_symmetric_and_positive_semidefinite() -> None:
 def test_rigid_motions_cost_nothing() -> None:
     coordinates = load_structure("adk_open").coordinates
     assert (hessian(coordinates) @ rigid_body_motions(coordinates)).abs().max() < 1e-10
+
+
+def test_a_long_rod_is_rigid_however_softly_it_bends() -> None:
+    """A helix of 1000 residues: two bends as soft as each other, and eigenvalues that fall as 1 / n⁴."""
+    turns = torch.arange(0, 1000, 2, dtype=torch.float64)
+    angle = math.radians(100) * turns
+    helix = torch.stack([2.3 * angle.cos(), 2.3 * angle.sin(), 1.5 * turns], dim=1)
+    longer, shorter = normal_modes(helix, 2), normal_modes(helix[:250], 2)
+    assert longer.n_zero == shorter.n_zero == 6
+    assert longer.eigenvalues[1] == pytest.approx(longer.eigenvalues[0].item(), rel=1e-3)
+    ratio = (shorter.eigenvalues / longer.eigenvalues).log2()
+    assert ratio.tolist() == pytest.approx([4, 4], abs=0.05)
+    rigid = torch.linalg.qr(rigid_body_motions(helix)).Q
+    assert (longer.vectors.flatten(1) @ rigid).abs().max() < 1e-6
+
+
+TAILED = Path(__file__).parent / "structures"
+
+
+@pytest.mark.parametrize(("tail", "cutoff"), [(20, 15.0), (20, 20.0), (20, 25.0), (80, 15.0), (80, 20.0)])
+def test_a_disordered_tail_is_named_and_can_be_left_out(tail: int, cutoff: float) -> None:
+    """Adenylate kinase's 214 residues and a tail: refused at 15 Å, and beyond with a warning."""
+    path = TAILED / f"tail_{tail}.cif.gz"
+    structure = load_structure(path)
+    said = pytest.raises(NetworkModelError) if cutoff == 15.0 else pytest.warns(UserWarning)
+    with said as caught:
+        normal_modes(structure.coordinates, cutoff=cutoff, residue_numbers=structure.residue_numbers)
+    message = str(caught.value if cutoff == 15.0 else caught[0].message)
+    first, last, kept = re.search(r"residues (\d+)-(\d+) \(.*residues='(1-\d+)'\)", message).groups()
+    assert abs(int(first) - 215) <= 6 and int(last) > 214 + tail - 2
+    firm = load_structure(path, residues=kept)
+    assert normal_modes(firm.coordinates, cutoff=cutoff).n_zero == 6
 
 
 def test_hessian_is_differentiable() -> None:
