@@ -210,6 +210,7 @@ def test_any_key_changed_is_taken_or_refused_by_name(tmp_path, count) -> None:
     count("profiles so changed, each taken as it says or refused by name", len(ways) * len(WRONG))
 
 
+@pytest.mark.thorough
 def test_some_keys_changed_are_taken_or_refused_by_name(tmp_path) -> None:
     ways = list(places(yaml.safe_load(PROFILE)))
     assert len(ways) > 80

@@ -38,7 +38,9 @@ def test_lint_finds_nothing(snakemake):
     assert process.returncode == 0, process.stdout + process.stderr
 
 
-@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize(
+    "name", [PROFILES[0], *(pytest.param(name, marks=pytest.mark.thorough) for name in PROFILES[1:])]
+)
 def test_plans_every_fit_notebook_and_page(snakemake, checkout, name):
     files = planned(snakemake("--summary", "--config", f"profile={name}"))
 
@@ -75,6 +77,7 @@ def test_notebooks_open_what_the_workflow_gives_them(checkout):
             assert opened == {name for name in load_profile("laptop").runs if f'"{name}"' in row}, path.stem
 
 
+@pytest.mark.thorough
 def test_structure_names_other_fits(snakemake):
     one, other = (
         made_by("fit", planned(snakemake("--summary", "--config", "profile=smoke", f"structure={structure}")))
@@ -84,6 +87,7 @@ def test_structure_names_other_fits(snakemake):
     assert not one & other
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -107,6 +111,7 @@ rule nothing:
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("structure", "message"),
     [
@@ -135,6 +140,7 @@ def probe(snakemake, checkout):
     return run
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("real", "promised", "threads"),
     [
@@ -199,6 +205,7 @@ def wait_for_job(checkout, process):
     time.sleep(0.5)
 
 
+@pytest.mark.thorough
 def test_two_at_once_are_refused(slow, checkout):
     first = slow()
     wait_for_job(checkout, first)
@@ -209,6 +216,7 @@ def test_two_at_once_are_refused(slow, checkout):
     assert first.wait(60) == 0
 
 
+@pytest.mark.thorough
 def test_after_a_kill_the_same_command_goes_on(slow, checkout):
     first = slow()
     wait_for_job(checkout, first)
@@ -222,6 +230,7 @@ def test_after_a_kill_the_same_command_goes_on(slow, checkout):
     assert (checkout / "slow.txt").read_text() == "made\n"
 
 
+@pytest.mark.thorough
 def test_a_job_that_outlives_its_snakemake_is_not_joined_by_another(slow, checkout):
     first = slow()
     wait_for_job(checkout, first)

@@ -87,6 +87,7 @@ def test_a_training_step_is_the_sum_of_its_parts(tiny_program) -> None:
     assert trainer.draw_batch is draw
 
 
+@pytest.mark.thorough
 def test_very_many_atoms_on_very_many_pixels_take_little_memory() -> None:
     """10⁵ atoms and 512 pixels, forward and backward, in a process that never holds 8 GB."""
     work = (

@@ -175,6 +175,7 @@ def steps_of(settings: Profile) -> int:
     return sum(stage.steps for stage in settings.stages("both"))
 
 
+@pytest.mark.thorough
 def test_a_killed_fit_ends_as_one_that_was_not(start, profile, tmp_path) -> None:
     kill(start, profile(80), tmp_path, FEW)
 

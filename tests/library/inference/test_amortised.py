@@ -11,7 +11,7 @@ BOTH = ("pose", "amplitude")
 
 
 @pytest.mark.parametrize("stratified", [True, False])
-@pytest.mark.parametrize("encoder", ["rings", "pixels"])
+@pytest.mark.parametrize("encoder", ["rings", pytest.param("pixels", marks=pytest.mark.thorough)])
 def test_elbo_is_never_above_the_exact_evidence(tiny_program, stratified, encoder) -> None:
     """An untrained guide with much noise, where the bound is not far off; 5 standard errors an image."""
     program = tiny_program(inferred=BOTH, noise=3.0, stratified=stratified, encoder=encoder)
@@ -22,6 +22,7 @@ def test_elbo_is_never_above_the_exact_evidence(tiny_program, stratified, encode
     assert (bound < evidence + 5 * error + 0.02).all()
 
 
+@pytest.mark.thorough
 def test_importance_weights_of_the_guide_give_the_evidence(tiny_program) -> None:
     """log E_q[p/q] with 4000 draws: densities that are wrong by a constant would show."""
     program = tiny_program(inferred=BOTH, noise=3.0)

@@ -50,7 +50,10 @@ def test_a_linear_gaussian_case_has_its_closed_form(tiny_program) -> None:
     assert ((posterior.mean()["amplitude"][:, 0] - mean) / deviation).abs().max() < 0.01
 
 
-@pytest.mark.parametrize(("noise", "resolution"), [(0.05, 8), (0.3, 8), (0.3, 16), (1.0, 16)])
+@pytest.mark.parametrize(
+    ("noise", "resolution"),
+    [(0.05, 8), (0.3, 8), *(pytest.param(noise, 16, marks=pytest.mark.thorough) for noise in (0.3, 1.0))],
+)
 def test_evidence_is_that_of_a_fine_grid(tiny_program, noise, resolution) -> None:
     """Pose and amplitude by brute force: one peak, several, and hardly any."""
     program = tiny_program(inferred=("pose", "amplitude"), noise=noise)
@@ -91,6 +94,7 @@ def test_with_no_information_the_posterior_is_the_prior(tiny_program) -> None:
     assert poses.mean(0).norm() < 5 / math.sqrt(2000)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("inferred", [("pose",), ("amplitude", "defocus"), ("pose", "amplitude", "defocus")])
 def test_draws_are_as_far_from_the_truth_as_the_limit_says(tiny_program, inferred) -> None:
     """Mean residual over 40 images × 50 draws by the limit; its relative error is about 0.1 an image set."""
@@ -105,6 +109,7 @@ def test_draws_are_as_far_from_the_truth_as_the_limit_says(tiny_program, inferre
         assert (found[name].mean(0) / limit[name]).mean() == pytest.approx(1.0, abs=5 * 0.5 / math.sqrt(40))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("noise", [0.05, 0.6])
 def test_ranks_of_the_truth_among_draws_are_uniform(tiny_program, noise) -> None:
     """Simulation-based calibration with 300 images: each p above 1e-4, a false alarm once in 3000 runs."""

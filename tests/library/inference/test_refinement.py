@@ -50,6 +50,7 @@ def test_draws_are_as_far_from_the_truth_as_the_limit_says(tiny_program) -> None
         assert value.mean() / limit[name].mean() == pytest.approx(1.0, abs=0.12)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("noise", "count"), [(0.05, 300), (0.6, 300), (2.0, 100)])
 def test_ranks_and_levels_of_the_truth_are_uniform(tiny_program, noise, count) -> None:
     """Simulations from sharp to nearly flat; three tests at p of 1e-4: a false alarm once in 3000 runs."""
@@ -89,6 +90,7 @@ def test_a_wide_search_brings_the_wrong_half_turn_home(tiny_program) -> None:
     assert (found.surprise > SUSPICIOUS).all()
 
 
+@pytest.mark.thorough
 def test_where_a_gaussian_does_not_do_draws_are_weighed(tiny_program) -> None:
     """With noise that hides most of the molecule the curvature at the top is a poor summary."""
     program, particles = setting(tiny_program, 2.0, 60)

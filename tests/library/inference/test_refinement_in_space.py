@@ -32,6 +32,7 @@ def at_truth(program, particles) -> Starts:
     return Starts.of_each(Unknowns.of(program).values(particles.latents)[:, None])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("noise", [2.0, 100.0])
 def test_evidence_is_that_of_the_prior_averaged(tiny_program, noise) -> None:
     """Against 40 000 draws from the prior, where the image says so little that a mean over them converges.
@@ -167,6 +168,7 @@ def test_the_density_of_a_mixture_is_smooth_at_its_centre() -> None:
     torch.testing.assert_close(density, density[3:].expand_as(density), rtol=0, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_what_the_search_finds_is_weighed_honestly(tiny_program) -> None:
     """From templates alone, with the contrast inferred, where poses have rivals: ranks at 1e-5 each."""
     program, particles = setting(tiny_program, 0.5, 150, seed=9)

@@ -21,6 +21,7 @@ def mixture() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(3, 2, generator=generator), 2 * torch.randn(3, 2, 2, generator=generator)
 
 
+@pytest.mark.thorough
 def test_stratified_elbo_equals_quadrature(mixture) -> None:
     """For p(v) ∝ exp(κ v_x) the ELBO is an integral over the circle. False alarm below 1e-4 (5 σ)."""
     logits, concentrations = (x.double() for x in mixture)
