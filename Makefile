@@ -36,7 +36,11 @@ BOOK_READY  := .venv/.ready-book
 TEST_READY  := .venv/.ready-test
 BENCH_READY := .venv/.ready-bench
 
-.PHONY: help book pdf test test-types test-slow test-book test-launch bench lint format lock clean distclean
+PARALLEL  := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+NOTEBOOKS := OMP_NUM_THREADS=2 pytest -p no:cacheprovider --nbval-lax --nbval-current-env notebooks
+WHOLE     := -m "not slow and not launch"
+
+.PHONY: help book pdf test test-all test-types check-types test-slow test-book test-launch bench lint format lock clean distclean
 
 help: ## Show this list
 	@echo "make <target> [PROFILE=smoke|laptop|full|paper] [STRUCTURE=adk_open|<PDB ID>|<file>] [CORES=4] [PYTHON=python3.11]"
@@ -50,12 +54,20 @@ pdf: $(BOOK_READY) ## Print the book to results/book.pdf; needs a Chromium
 	snakemake --cores $(CORES) --config profile="$(PROFILE)" structure=$(call given,STRUCTURE) -- results/book.pdf
 	@echo "The book: $(CURDIR)/results/book.pdf"
 
-test: lint ## Run ruff, the test suite and the notebooks
-	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
-	OMP_NUM_THREADS=2 pytest -p no:cacheprovider --nbval-lax --nbval-current-env notebooks
+test: lint ## Run ruff, a quick test of each part and one notebook: five minutes
+	$(PARALLEL)
+	$(NOTEBOOKS)/02_projection.ipynb
+
+test-all: lint ## Run the whole test suite, each call checked too, and every notebook: what CI runs
+	$(PARALLEL) $(WHOLE)
+	$(NOTEBOOKS)
+	$(MAKE) test-types test-launch
 
 test-types: $(TEST_READY) ## Run the library's tests, each call checked against its annotations
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -p tests.typechecked tests/library
+	$(PARALLEL) $(WHOLE) -p tests.typechecked tests/library
+
+check-types: $(TEST_READY) ## Let basedpyright read the annotations
+	basedpyright
 
 test-slow: $(TEST_READY) ## Run the long tests, which count what they try for the book
 	OMP_NUM_THREADS=2 pytest -m slow --keep-counts
