@@ -123,3 +123,25 @@ def test_binder_installs_the_pinned_versions():
 def test_binder_takes_the_cpu_build_of_torch():
     conda, _ = environment()
     assert any(entry.startswith("pytorch=") and entry.endswith("=cpu*") for entry in conda)
+
+
+def test_the_workflow_runs_what_is_there():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    commands = {step["run"].split()[0] for job in jobs.values() for step in job["steps"] if "run" in step}
+    assert commands == {".ci/run", ".ci/dependencies"}
+    assert all(os.access(ROOT / command, os.X_OK) for command in commands)
+    oldest, *_ = jobs["dependencies"]["strategy"]["matrix"]["include"]
+    assert f">={oldest['python']}" == PROJECT["project"]["requires-python"]
+
+
+@pytest.mark.parametrize("form", ["bug", "question"])
+def test_a_form_asks_each_thing_once(form):
+    fields = yaml.safe_load((ROOT / f".github/ISSUE_TEMPLATE/{form}.yml").read_text())["body"]
+    assert all(field["attributes"]["label"] for field in fields)
+    assert len({field["id"] for field in fields}) == len(fields)
+
+
+def test_hooks_download_nothing():
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local"
+    assert {hook["language"] for hook in repository["hooks"]} == {"system"}
