@@ -106,10 +106,11 @@ def test_launch_links_open_tracked_files(config, toc, tracked):
         assert f"{folder}/{page}.ipynb".lstrip("/") in tracked
 
 
-def test_readme_links_open_tracked_files(tracked):
-    readme = (ROOT / "README.md").read_text()
-    linked = re.findall(r"urlpath=lab/tree/([\w./-]+)", readme) + re.findall(r"/blob/\w+/([\w./-]+)", readme)
-    linked += [path for path in re.findall(r"\]\(([\w./-]+)\)", readme) if "://" not in path]
+@pytest.mark.parametrize("name", ["README", "CONTRIBUTING"])
+def test_links_of_a_page_open_tracked_files(name, tracked):
+    page = (ROOT / f"{name}.md").read_text()
+    linked = re.findall(r"urlpath=lab/tree/([\w./-]+)", page) + re.findall(r"/blob/\w+/([\w./-]+)", page)
+    linked += [path for path in re.findall(r"\]\(([\w./-]+)\)", page) if "://" not in path]
     assert linked
     assert not [path for path in linked if path not in tracked]
 

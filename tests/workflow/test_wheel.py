@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 EXTRAS = (
     *("matplotlib", "seaborn", "pandas", "daft"),
     *("IPython", "ipykernel", "jupyter_book", "papermill", "snakemake", "sphinx"),
-    *("axe_playwright_python", "basedpyright", "beartype", "hypothesis", "nbval", "playwright", "pytest", "ruff", "xdist"),
+    *("axe_playwright_python", "basedpyright", "beartype", "hypothesis", "nbval"),
+    *("playwright", "pytest", "ruff", "xdist"),
 )
 
 
