@@ -39,7 +39,7 @@ def seconds_to(residuals: dict[str, float], settings: Profile) -> float:
     SystemExit
         If they are not when the schedule ends.
     """
-    trainer = make_trainer(settings, _TASK)
+    trainer = make_trainer(settings.run(_TASK))
 
     def stop_when_done(running: Trainer) -> None:
         record = running.progress.history[-1]
@@ -59,13 +59,14 @@ def answering(rounds: int = 5, profile: str = "laptop") -> Iterator[Row]:
     settings = load_profile(profile)
     with tempfile.TemporaryDirectory() as folder:
         fit(settings, _TASK, Path(folder), show_progress=False)
-        program = load_fit(settings, _TASK, Path(folder)).program
-    images, resolution = draw_test_images(settings, _TASK), settings.last_resolution(_TASK)
+        guide = load_fit(settings, _TASK, Path(folder)).guide
+    run = settings.run(_TASK)
+    images = draw_test_images(run)
     speeds = []
     for _ in range(rounds):
-        posterior, speed = timed_refinement(program, images, resolution)
+        posterior, speed = timed_refinement(guide, images, run.last_resolution)
         speeds.append(speed)
-    standard = posterior.standardised(images.latents).square().mean().sqrt().item()
+    standard = posterior.standardised(images.truth).square().mean().sqrt().item()
     if not 0.9 < standard < 1.1:
         raise SystemExit(f"errors are {standard:.2f} of what the posteriors say: nothing to time")
     yield Row.of("amplitude and pose, amortised and refined", speeds, "images/s", 1000)

@@ -10,8 +10,9 @@ from benchmarks.rows import Row
 from benchmarks.side_by_side import in_turns, ratios
 from cryoanm_lib.imaging.forward_model import ForwardModel
 from cryoanm_lib.imaging.fourier_projection import fourier_coefficients
-from cryoanm_lib.imaging.latents import Latents
+from cryoanm_lib.imaging.latents import in_plane
 from cryoanm_lib.imaging.likelihood import log_likelihood
+from cryoanm_lib.imaging.noise import WhiteNoise
 from cryoanm_lib.imaging.projection import PROJECTORS
 from cryoanm_lib.molecule.anm import normal_modes
 from cryoanm_lib.molecule.structure import load_structure
@@ -21,7 +22,8 @@ from cryoanm_lib.numerics.fourier import half_plane_frequencies
 TOLERANCE = 1e-4
 
 # The paper's task: 133 pseudo-atoms of 0.8 pixels on 64 × 64 pixels, noise 0.1.
-_ATOMS, _BOX, _WIDTH, _NOISE = 133, 64, 0.8, 0.1
+_ATOMS, _BOX, _WIDTH = 133, 64, 0.8
+_NOISE = WhiteNoise(0.1, _BOX)
 
 
 def require_equal(ours: Tensor, theirs: Tensor, what: str) -> None:
@@ -112,11 +114,12 @@ class OneTask:
         self.pose = 6.2832 * torch.rand(n_images, generator=generator)
         self.weights = torch.randn(n_images, 64, 64, generator=generator)
 
-    def latents(self, needs_gradient: bool = False) -> tuple[list[Tensor], Latents]:
+    def latents(self, needs_gradient: bool = False) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The numbers, and the model's view of them."""
         given = (self.pose, self.amplitude, self.defocus)
         numbers = [x.clone().requires_grad_(needs_gradient) for x in given]
-        return numbers, Latents.in_plane(*numbers)
+        pose, amplitude, defocus = numbers
+        return numbers, in_plane(pose, amplitude, defocus=defocus)
 
     def images(self) -> Tensor:
         """Without noise."""
@@ -125,7 +128,7 @@ class OneTask:
     def observed(self, resolution: int) -> Tensor:
         """Coefficients with noise."""
         generator = torch.Generator().manual_seed(2)
-        return self.model.simulate(self.latents()[1], _NOISE, resolution, generator)
+        return _NOISE.sample(self.model.coefficients(self.latents()[1], resolution), generator)
 
     def gradient(self) -> tuple[Tensor, ...]:
         """Of images, weighted pixel by pixel."""
@@ -136,7 +139,7 @@ class OneTask:
         """Log-likelihood of images, and its gradient."""
         numbers, latents = self.latents(needs_gradient=True)
         predicted = self.model.coefficients(latents, resolution)
-        value = log_likelihood(observed, predicted, _NOISE, resolution, _BOX)
+        value = log_likelihood(observed, predicted, _NOISE, resolution)
         return value.detach(), *torch.autograd.grad(value.sum(), numbers)
 
 
@@ -150,7 +153,7 @@ def against_cryojax(n_images: int = 500, resolution: int = 32) -> Iterator[Row]:
     # These options of its projection are exact enough (7 pixels are not), and the fastest of them counts.
     theirs = {f"cryojax {n}": WithCryoJAX(ours.model, n_spread=n) for n in (None, 9, 11)}
     scores = {name: t.log_likelihood_slopes(observed, resolution) for name, t in theirs.items()}
-    sigma = _NOISE * resolution / _BOX
+    sigma = _NOISE.cropped(resolution).item()
     works = [
         (
             "image with contrast transfer",

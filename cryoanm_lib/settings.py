@@ -1,13 +1,12 @@
 """The kind of record that settings are kept in: unknown keys are refused, values are never coerced."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, lt=2**63)]
-LatentName = Literal["pose", "shift", "amplitude", "defocus", "contrast"]
 
 
 class Section(BaseModel):

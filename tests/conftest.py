@@ -16,7 +16,7 @@ from cryoanm_lib.io.provenance import commit, now, processor
 from cryoanm_lib.io.storage import load_json, save_json
 from cryoanm_lib.molecule.anm import normal_modes
 from cryoanm_lib.program.encoders import Pixels, SharedEncoder
-from cryoanm_lib.program.program import CryoProgram
+from cryoanm_lib.program.program import Guide, Model
 from cryoanm_lib.program.rings import Rings
 
 #: What the long tests have counted, which the book shows.
@@ -72,19 +72,28 @@ def tiny_forward(cluster) -> ForwardModel:
 
 
 @pytest.fixture
-def tiny_program(tiny_forward) -> Callable[..., CryoProgram]:
-    """Make a program with small networks; keywords as of `CryoProgram`.
+def tiny_model(tiny_forward) -> Callable[..., Model]:
+    """Make a model of which the pose is inferred, or what is named; keywords as of `Model`."""
+    return lambda **options: Model(**{"forward_model": tiny_forward, "inferred": ("pose",)} | options)
+
+
+@pytest.fixture
+def tiny_guide(tiny_model) -> Callable[..., Guide]:
+    """Make a guide with small networks; keywords as of `Guide` and, of its model, of `Model`.
 
     They see "rings" or "pixels", or are "shared", as they must be for a pose in space.
     """
 
-    def make(encoder: str = "rings", **options) -> CryoProgram:
+    def make(encoder: str = "rings", **options) -> Guide:
         seen = {
             "rings": lambda: Rings(16, references=4),
             "pixels": lambda: Pixels(16, channels=(2, 4)),
             "shared": lambda: SharedEncoder(16, channels=(2, 4)),
         }[encoder]()
-        return CryoProgram(tiny_forward, **{"inferred": ("pose",), "representation": seen} | options)
+        of_model = {"forward_model", "prior", "noise", "inferred"}
+        model = tiny_model(**{name: value for name, value in options.items() if name in of_model})
+        own = {name: value for name, value in options.items() if name not in of_model}
+        return Guide(model, **{"representation": seen} | own)
 
     return make
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-import pyro
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -27,6 +26,7 @@ KINDS = {
     "our loops": ("_Compiled", "_Spread", "_Products", "_Filter"),
     "convolutions": (
         "aten::mkldnn_conv",
+        "aten::_slow_conv",  # of bfloat16, on a CPU that knows none
         "aten::convolution",
         "aten::_conv",
         "aten::conv",
@@ -77,16 +77,9 @@ class Growth:
 def grow(
     ways: dict[str, Callable[[int], Callable[[], object]]], sizes: Iterable[int], longest: float
 ) -> list[Growth]:
-    """Time every way at rising sizes, each until it takes too long.
+    """Time every way at rising sizes, each until it takes longer than so many seconds.
 
-    Parameters
-    ----------
-    ways : dict of str to callable
-        Given a size, each returns the work to be timed.
-    sizes : iterable of int
-        Rising.
-    longest : float
-        Seconds: a way that has taken longer is not tried at the next size.
+    Given a size, each of the ways returns the work to be timed.
     """
     found = [Growth(name) for name in ways]
     for size in sizes:
@@ -216,36 +209,35 @@ def step_shares(trainer: Trainer, steps: int = 10) -> dict[str, float]:
     Parameters
     ----------
     trainer : Trainer
-        Of a program on the CPU; it is spoilt for training.
+        Of a guide on the CPU; it is spoilt for training.
     steps : int
         How many are measured, after as many that are not.
 
     Raises
     ------
     ConfigurationError
-        If the program is on a GPU, which works on while the clock of a CPU is read.
+        If the guide is on a GPU, which works on while the clock of a CPU is read.
     """
-    if next(trainer.program.parameters()).device.type != "cpu":
+    if next(trainer.guide.parameters()).device.type != "cpu":
         raise ConfigurationError("steps are taken apart on a CPU: set device = 'cpu'")
-    pyro.clear_param_store()
     trainer.progress.stage = len(trainer.stages) - 1
-    draw = trainer.draw_batch
+    draw = trainer.source
 
     def labelled_draw(resolution: int, step: int) -> Particles:
         with record_function(SIMULATION):
             return draw(resolution, step)
 
     trainer.take_steps(steps)
-    trainer.draw_batch = labelled_draw
+    trainer.source = labelled_draw
     try:
         with profile(activities=[ProfilerActivity.CPU]) as measured:
             started = time.perf_counter()
             trainer.take_steps(steps)
             seconds = time.perf_counter() - started
     finally:
-        trainer.draw_batch = draw
+        trainer.source = draw
     shares = dict.fromkeys((SIMULATION, *KINDS, OPTIMISER, OTHERS), 0.0)
-    for event in measured.events():
+    for event in measured.events() or ():
         shares[_kind(event)] += 1e-3 * event.self_cpu_time_total / steps
     # What none of torch's operations accounts for.
     return {**shares, PYTHON: max(0.0, 1e3 * seconds / steps - sum(shares.values()))}

@@ -1,61 +1,104 @@
-"""What a likelihood along the circle of poses offers to someone who climbs it.
+"""Likelihoods over the latents of an image, and what one along the circle of poses offers to a climber.
 
 A profile is a log-likelihood on a uniform grid of poses that goes once round the circle. Its depth is the
 distance in nats from its median, where most poses are, to its maximum.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
-from jaxtyping import Bool, Complex, Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from cryoanm_lib.errors import ForwardModelError
 from cryoanm_lib.imaging.forward_model import ForwardModel
-from cryoanm_lib.imaging.latents import Latents
+from cryoanm_lib.imaging.latents import POSE
 from cryoanm_lib.imaging.likelihood import log_likelihood
+from cryoanm_lib.imaging.unknowns import Unknowns
 from cryoanm_lib.numerics.fourier import crop_coefficients
+from cryoanm_lib.particles.particles import Particles, Simulated
 
 #: A second peak closer than this to the half-turn counts as the pseudo-symmetric one; closer to the maximum
 #: than this it is a shoulder of the maximum.
 NEIGHBOURHOOD_DEGREES = 30.0
 
 
-def pose_profiles(
+def landscape(
     forward: ForwardModel,
-    observed: Complex[Tensor, "images kept"],
-    truth: Latents,
-    offsets: Float[Tensor, "poses"],
-    noise: float,
+    image: Particles,
+    at: Mapping[str, float],
+    along: Mapping[str, Float[Tensor, "points"]],
     resolution: int,
-) -> Float[Tensor, "images poses"]:
-    """Log-likelihood of each image at its true latents, but turned away from its true pose by each offset.
+) -> Float[Tensor, "rows columns"]:
+    """Log-likelihood of one image over a grid of any two numbers of its latents.
 
     Parameters
     ----------
     forward : ForwardModel
-        The model that predicts.
-    observed : Complex[Tensor, "images kept"]
-        Fourier coefficients of the images, at `resolution` or higher.
-    truth : Latents
-        What made the images, one entry for each.
-    offsets : Float[Tensor, "poses"]
-        Angles in radians from the true pose.
-    noise : float
-        σ_n a pixel of the uncropped image.
+        The model that predicts; the pose is one in the plane.
+    image : Particles
+        One image, at `resolution` or higher.
+    at : mapping of str to float
+        The numbers that stay, e.g. ``{"amplitude": 1.5, "defocus": 50.0}``; one named in neither place is at
+        rest, one named in both varies. Names are those of latents, the pose in radians; of several numbers
+        "shift_x" and "shift_y", "amplitude" (first mode), "amplitude_2" …
+    along : mapping of str to Float[Tensor, "points"]
+        The two that vary and their values; the first runs along the rows.
     resolution : int
         K.
+
+    Raises
+    ------
+    ForwardModelError
+        If a name is unknown, or `along` does not name two.
     """
-    turned = Latents.in_plane(offsets, offsets[:, None], offsets).rotations
-    rows = []
-    for image, coefficients in enumerate(crop_coefficients(observed, resolution)):
-        latents = Latents(
-            truth.amplitudes[image].expand(len(offsets), -1),
-            turned @ truth.rotations[image],
-            truth.defocus[image].expand(len(offsets)),
-            truth.shifts[image].expand(len(offsets), -1),
+    unknowns = Unknowns(forward.latents, forward.n_modes)
+    rest = _column_names(unknowns)
+    unknown = [name for name in (*at, *along) if name not in rest]
+    if unknown or len(along) != 2:
+        raise ForwardModelError(
+            f"a landscape varies two latents of {list(rest)}; got along = {list(along)}, at = {list(at)}"
         )
-        predicted = forward.coefficients(latents, resolution)
-        rows.append(log_likelihood(coefficients, predicted, noise, resolution, forward.box_size))
+    grid = torch.meshgrid(*along.values(), indexing="ij")
+    varied = dict(zip(along, grid, strict=True))
+    fixed = {name: torch.full_like(grid[0], at.get(name, value)) for name, value in rest.items()}
+    points = torch.stack([varied.get(name, fixed[name]) for name in rest], dim=-1)
+    observed, rows = crop_coefficients(image.coefficients[0], resolution), []
+    for row in points:  # one at a time: a fine grid of images would not fit into memory
+        predicted = forward.coefficients(unknowns.values(row), resolution)
+        rows.append(log_likelihood(observed, predicted, image.noise, resolution))
+    return torch.stack(rows)
+
+
+def _column_names(unknowns: Unknowns) -> dict[str, float]:
+    """A name for each number of a point, and its value at rest."""
+    found = {}
+    for latent in unknowns.latents:
+        count = unknowns.columns.count(latent.name)
+        ends = ["", *(f"_{number}" for number in range(2, count + 1))]
+        if latent.shape == (2,) and count == 2:
+            ends = ["_x", "_y"]
+        found |= {f"{latent.name}{end}": latent.rest for end in ends}
+    return found
+
+
+def pose_profiles(
+    forward: ForwardModel, images: Simulated, offsets: Float[Tensor, "poses"], resolution: int
+) -> Float[Tensor, "images poses"]:
+    """Log-likelihood of each image at its true latents, but turned in the plane by each offset in radians.
+
+    The images are kept at `resolution` or higher, and have poses in the plane.
+    """
+    rows, circle = [], POSE.manifold
+    for number, observed in enumerate(crop_coefficients(images.coefficients, resolution)):
+        at = {
+            name: value[number].expand(len(offsets), *value[number].shape)
+            for name, value in images.truth.items()
+        }
+        at["pose"] = circle.value(circle.moved(circle.point(at["pose"]), offsets[:, None]))
+        predicted = forward.coefficients(at, resolution)
+        rows.append(log_likelihood(observed, predicted, images.noise[number : number + 1], resolution))
     return torch.stack(rows)
 
 
@@ -177,14 +220,7 @@ def far_half_mass(profile: Float[Tensor, "*batch poses"]) -> Float[Tensor, "*bat
 def blurred(profile: Float[Tensor, "*batch poses"], spread: float) -> Float[Tensor, "*batch poses"]:
     """The profile as a guide of a given width sees it: its expectation under a pose spread about each pose.
 
-    The spread is a von Mises density exp(κ cos θ), κ = 1/s², nearly a normal of deviation s.
-
-    Parameters
-    ----------
-    profile : Float[Tensor, "*batch poses"]
-        Log-likelihood on a uniform grid round the circle.
-    spread : float
-        s in degrees.
+    The spread is a von Mises density exp(κ cos θ), κ = 1/s², nearly a normal of deviation s, in degrees here.
 
     Examples
     --------

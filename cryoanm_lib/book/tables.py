@@ -1,35 +1,28 @@
 """Tables of the book, as Markdown: every number in them comes from a run."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from statistics import median
 
 from cryoanm_lib.checks.calibration import LEVELS
-from cryoanm_lib.checks.residuals import FLIP_DEGREES, RESIDUAL_KEYS, residuals
+from cryoanm_lib.checks.residuals import FLIP_DEGREES, residuals
 from cryoanm_lib.experiments.fit import Fit
+from cryoanm_lib.imaging.latents import LATENTS, Latent
 from cryoanm_lib.inference.fisher import information_limit
-from cryoanm_lib.particles.particles import Particles
-from cryoanm_lib.program.program import CryoProgram
-
-_UNITS = {"pose": "°", "shift": " px", "amplitude": "", "defocus": "", "contrast": ""}
+from cryoanm_lib.particles.particles import Simulated
+from cryoanm_lib.program.program import Model
 
 
 def stage_table(fit: Fit) -> str:
-    """What each stage of an experiment did: K, objective, steps, and residuals of the test images.
-
-    Parameters
-    ----------
-    fit : Fit
-        A finished experiment; one with weights that came with the library may have had no stage.
-    """
-    heading = ["stage", "K", "objective", "steps"]
-    heading += [f"{name} residual" for name in fit.program.inferred]
-    heading += ["flipped"] if "pose" in fit.program.inferred else []
+    """What each stage of an experiment did: K, objective, steps, and residuals of the test images."""
+    latents = fit.model.unknowns.latents
+    heading = ["stage", "K", "objective", "steps", *(f"{latent.name} residual" for latent in latents)]
+    heading += ["flipped"] if "pose" in fit.model.inferred else []
     rows, done = [], 0
-    for index, stage in enumerate(fit.profile.stages(fit.name)):
+    for index, stage in enumerate(fit.run.stages):
         total = max(record["total_steps"] for record in fit.history if record["stage"] == index)
         found = residuals(fit.snapshots[index], fit.truth)
         row = [index + 1, stage.resolution, stage.objective.replace("_", " "), total - done]
-        row += [two_digits(found[name].mean().item(), _UNITS[name]) for name in fit.program.inferred]
+        row += [two_digits(found[one.name].mean().item(), one.suffix) for one in latents]
         row += [f"{100 * (found['pose'] > FLIP_DEGREES).double().mean():.1f} %"] if "pose" in found else []
         rows.append(row)
         done = total
@@ -39,63 +32,40 @@ def stage_table(fit: Fit) -> str:
 def reach_table(metrics: Mapping[str, Mapping], tasks: Iterable[str]) -> str:
     """Paper, ours and limit in a row for each inferred latent of some tasks; ours refined, where it was.
 
-    Parameters
-    ----------
-    metrics : mapping
-        Runs by name, as of `gather_metrics`.
-    tasks : iterable of str
-        Those to show, of which each has a run of ours.
+    Metrics are of runs by name, as of `gather_metrics`; each of the tasks has a run of ours.
     """
     rows = []
-    for runs in tasks_of(metrics, tasks).values():
-        shown = runs["ours"][0]
-        for place, latent in enumerate(latents_of(shown)):
-            key, unit = RESIDUAL_KEYS[latent], _UNITS[latent]
-            best, reported = runs["refined"] or runs["ours"], shown.get(f"{key}_paper")
-            rows.append(
-                [
-                    "" if place else shown["title"],
-                    latent,
-                    shown["paper_says"] if reported is None else two_digits(reported, unit),
-                    f"**{_of_seeds(best, key, unit)}**",
-                    two_digits(best[0][f"{key}_limit"], unit),
-                ]
-            )
+    for runs, latent, start in _latent_rows(metrics, tasks):
+        best, limit = runs["refined"] or runs["ours"], f"{latent.metric}_limit"
+        rows.append([*start, f"**{_of_seeds(best, latent)}**", two_digits(best[0][limit], latent.suffix)])
     return markdown_table(["unknown", "latent", "paper", "ours", "limit"], rows)
 
 
 def headline_table(metrics: Mapping[str, Mapping], tasks: Iterable[str] | None = None) -> str:
     """One row for each inferred latent of each task: paper, its recipe here, ours, refined, limit.
 
-    Where a recipe was run with several seeds, the median is shown, and the worst in brackets.
-
-    Parameters
-    ----------
-    metrics : mapping
-        Runs by name, as of `gather_metrics`.
-    tasks : iterable of str, optional
-        Those to show; default all that either recipe was run on.
+    Where a recipe was run with several seeds, the median is shown, and the worst in brackets. Parameters as
+    of `tasks_of`.
     """
     heading = ["experiment", "latent", "paper", "its recipe", "ours", "refined", "limit", "training (s)"]
     rows = []
+    for runs, latent, start in _latent_rows(metrics, tasks):
+        papers, ours, refined = (_of_seeds(runs[of], latent) for of in ("paper", "ours", "refined"))
+        limit = two_digits((runs["ours"] or runs["paper"])[0][f"{latent.metric}_limit"], latent.suffix)
+        rows.append([*start, papers, f"**{ours}**", refined, limit, _times(runs) if start[0] else ""])
+    return markdown_table(heading, rows)
+
+
+def _latent_rows(
+    metrics: Mapping[str, Mapping], tasks: Iterable[str] | None
+) -> Iterator[tuple[dict[str, list[Mapping]], Latent, list[str]]]:
+    """The runs of a task, a latent that they infer, and the cells both tables begin with, for every row."""
     for runs in tasks_of(metrics, tasks).values():
         shown = (runs["ours"] or runs["paper"])[0]
-        for place, latent in enumerate(latents_of(shown)):
-            key, unit = RESIDUAL_KEYS[latent], _UNITS[latent]
-            reported = shown.get(f"{key}_paper")
-            rows.append(
-                [
-                    "" if place else shown["title"],
-                    latent,
-                    shown["paper_says"] if reported is None else two_digits(reported, unit),
-                    _of_seeds(runs["paper"], key, unit),
-                    f"**{_of_seeds(runs['ours'], key, unit)}**",
-                    _of_seeds(runs["refined"], key, unit),
-                    two_digits(shown[f"{key}_limit"], unit),
-                    "" if place else _times(runs),
-                ]
-            )
-    return markdown_table(heading, rows)
+        for place, name in enumerate(latents_of(shown)):
+            reported, latent = shown.get(f"{LATENTS[name].metric}_paper"), LATENTS[name]
+            paper = shown["paper_says"] if reported is None else two_digits(reported, latent.suffix)
+            yield runs, latent, ["" if place else shown["title"], name, paper]
 
 
 def tasks_of(
@@ -128,7 +98,7 @@ def tasks_of(
 
 def latents_of(metrics: Mapping) -> list[str]:
     """The latents that a run inferred."""
-    return [latent for latent, key in RESIDUAL_KEYS.items() if key in metrics]
+    return [name for name, latent in LATENTS.items() if latent.metric in metrics]
 
 
 def markdown_table(heading: Iterable, rows: Iterable[Iterable]) -> str:
@@ -138,47 +108,31 @@ def markdown_table(heading: Iterable, rows: Iterable[Iterable]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def limit_table(programs: Iterable[CryoProgram], images: Particles, resolutions: Iterable[int]) -> str:
-    """The information limit of each program's unknowns, the mean over images, one row a resolution.
-
-    Parameters
-    ----------
-    programs : iterable of CryoProgram
-        Each a column for what it infers.
-    images : Particles
-        At whose latents the information is worked out.
-    resolutions : iterable of int
-        K of the rows.
-    """
-    programs = list(programs)
-    heading = ["K"] + [f"{name} ({len(p.inferred)} unknown)" for p in programs for name in p.inferred]
+def limit_table(models: Iterable[Model], images: Simulated, resolutions: Iterable[int]) -> str:
+    """The information limit of each model's unknowns, its mean over images, one row a resolution."""
+    models = list(models)
+    heading = ["K"] + [f"{name} ({len(m.inferred)} unknown)" for m in models for name in m.inferred]
     rows = []
     for resolution in resolutions:
         row = [str(resolution)]
-        for program in programs:
-            limit = information_limit(program, images.latents, resolution)
-            row += [two_digits(limit[name].mean().item(), _UNITS[name]) for name in program.inferred]
+        for model in models:
+            limit = information_limit(model, images.giving(model.given), resolution)
+            row += [two_digits(limit[o.name].mean().item(), o.suffix) for o in model.unknowns.latents]
         rows.append(row)
     return markdown_table(heading, rows)
 
 
 def refinement_table(assessments: Iterable[Mapping]) -> str:
-    """Residuals of guide and refined posterior as multiples of the limit, outliers and speed, one row each.
-
-    Parameters
-    ----------
-    assessments : iterable of mapping
-        Metrics of assessments.
-    """
+    """Residuals of guide and refined posterior over the limit, outliers and speed, one row each."""
     assessments = list(assessments)
-    latents = [name for name in RESIDUAL_KEYS if any(name in latents_of(metrics) for metrics in assessments)]
+    latents = [name for name in LATENTS if any(name in latents_of(metrics) for metrics in assessments)]
     heading = ["refined", "K", *(f"{name}: guide → refined" for name in latents), "outliers", "images/s"]
     rows = []
     for metrics in assessments:
         row = [metrics["title"], metrics["resolution"]]
         for name in latents:
-            pair = [metrics.get(f"{p}{name}_residual_over_limit") for p in ("guide_", "")]
-            row.append("" if None in pair else f"{two_digits(pair[0])} → **{pair[1]:.2f}**")
+            guide, refined = (metrics.get(f"{of}{name}_residual_over_limit") for of in ("guide_", ""))
+            row.append("" if guide is None or refined is None else f"{two_digits(guide)} → **{refined:.2f}**")
         row += [f"{100 * metrics['outlier_fraction']:.2g} %", f"{metrics['images_per_second']:.0f}"]
         rows.append(row)
     return markdown_table(heading, rows)
@@ -187,21 +141,12 @@ def refinement_table(assessments: Iterable[Mapping]) -> str:
 def space_table(assessments: Iterable[Mapping]) -> str:
     """Refined poses in space, one row each: found, residuals over the limit, standardised errors, coverage.
 
-    Parameters
-    ----------
-    assessments : iterable of mapping
-        Metrics of assessments, all of which infer the same latents.
+    All assessments infer the same latents.
     """
     assessments = list(assessments)
     latents = latents_of(assessments[0])
-    heading = [
-        "SNR",
-        "images",
-        "within 1°",
-        "within 5 limits",
-        *(f"{name} / limit (error)" for name in latents),
-    ]
-    heading += ["coverage 50 / 80 / 95 %", "images/s"]
+    heading = ["SNR", "images", "within 1°", "within 5 limits"]
+    heading += [*(f"{name} / limit (error)" for name in latents), "coverage 50 / 80 / 95 %", "images/s"]
     rows = []
     for metrics in sorted(assessments, key=lambda metrics: -metrics["snr"]):
         found = [f"{100 * metrics[f'fraction_within_{of}']:.1f} %" for of in ("1deg", "5_limits")]
@@ -216,13 +161,7 @@ def space_table(assessments: Iterable[Mapping]) -> str:
 
 
 def calibration_table(assessments: Iterable[Mapping]) -> str:
-    """Coverage of guide and refined posterior, one row each, by falling signal-to-noise ratio.
-
-    Parameters
-    ----------
-    assessments : iterable of mapping
-        Metrics of assessments.
-    """
+    """Coverage of guide and refined posterior, one row each, by falling signal-to-noise ratio."""
     levels = [f"{100 * level:.0f}" for level in LEVELS]
     heading = ["posterior", "SNR", *(f"{method}: {' / '.join(levels)} %" for method in ("guide", "refined"))]
     heading += ["weighed", "smallest p"]
@@ -237,14 +176,11 @@ def calibration_table(assessments: Iterable[Mapping]) -> str:
     return markdown_table(heading, rows)
 
 
-def _of_seeds(runs: list[Mapping], key: str, unit: str) -> str:
+def _of_seeds(runs: list[Mapping], latent: Latent) -> str:
     """The median over runs, and the worst of them if there are several."""
-    if not runs:
-        return "—"
-    values = [run[key] for run in runs]
-    return two_digits(median(values), unit) + (
-        f" ({two_digits(max(values), unit)})" if len(values) > 1 else ""
-    )
+    values, unit = [run[latent.metric] for run in runs], latent.suffix
+    worst = f" ({two_digits(max(values), unit)})" if len(values) > 1 else ""
+    return two_digits(median(values), unit) + worst if values else "—"
 
 
 def _times(runs: Mapping[str, list[Mapping]]) -> str:

@@ -1,6 +1,6 @@
 """Images of a molecule on its way between two known structures, which no single mode spans."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -14,81 +14,72 @@ from cryoanm_lib.imaging.forward_model import ForwardModel
 from cryoanm_lib.inference.lattice_search import LatticeSearch
 from cryoanm_lib.inference.refinement import SUSPICIOUS, RefinedPosterior, refine
 from cryoanm_lib.molecule.structure import superpose
-from cryoanm_lib.particles.particles import Particles, to_forward
-from cryoanm_lib.program.program import CryoProgram
+from cryoanm_lib.particles.particles import Simulated
+from cryoanm_lib.program.program import Model
 
 # Posterior draws for each image.
 _DRAWS = 199
 
 
 class Transition:
-    """The straight path from a program's reference to another structure, x(t) = x̄ + t d.
+    """The straight path from a model's reference to another structure, x(t) = x̄ + t d.
 
     Parameters
     ----------
-    program : CryoProgram
+    model : Model
         Its reference is where the path begins, at t = 0; its forward model says how images are made.
     end : Float[Tensor, "atoms 3"]
         Where it ends, at t = 1, in any orientation: it is superposed on the beginning.
     """
 
-    def __init__(self, program: CryoProgram, end: Float[Tensor, "atoms 3"]) -> None:
-        model = program.forward_model
-        self.program = program
-        self.displacement = superpose(end.to(model.reference), model.reference) - model.reference
+    def __init__(self, model: Model, end: Float[Tensor, "atoms 3"]) -> None:
+        self.model, forward = model, model.forward_model
+        self.displacement = superpose(end.to(forward.reference), forward.reference) - forward.reference
         self.length = self.displacement.norm().item()
         # A mode of its own: the forward model bends along it as along any other.
         direction = (self.displacement / self.length)[None]
-        sizes = (model.box_size, model.pixel_size, model.atom_width, model.projector)
-        self.forward_model = ForwardModel(model.reference, direction, *sizes)
+        sizes = (forward.box_size, forward.pixel_size, forward.atom_width, forward.projector)
+        self.forward_model = ForwardModel(forward.reference, direction, *sizes, forward.transfer)
 
     @cached_property
     def search(self) -> LatticeSearch:
-        """Looks over the program's whole prior."""
-        return LatticeSearch(self.program)
+        """Looks over the model's whole prior."""
+        return LatticeSearch(self.model)
 
     @property
     def amplitudes(self) -> Float[Tensor, "modes"]:
-        """Amplitudes of the program's modes that come closest to the end, u·d: what they can know of it."""
-        return (self.program.forward_model.modes * self.displacement).sum((-2, -1))
+        """Amplitudes of the model's modes that come closest to the end, u·d: what they can know of it."""
+        return (self.model.forward_model.modes * self.displacement).sum((-2, -1))
 
     @property
     def unspanned(self) -> float:
-        """RMSD in Å that the program's modes leave at the end of the path."""
-        modes = self.program.forward_model.modes
+        """RMSD in Å that the model's modes leave at the end of the path."""
+        modes = self.model.forward_model.modes
         left = self.displacement - torch.tensordot(self.amplitudes, modes, dims=1)
         return (left.norm() / len(left) ** 0.5).item()
 
     @torch.no_grad()
-    def simulate(self, fraction: float, n_images: int, resolution: int) -> Particles:
-        """Images of the molecule at a fraction t of the way, with poses from the program's prior.
+    def simulate(self, fraction: float, n_images: int, resolution: int) -> Simulated:
+        """Images of the molecule at a fraction t of the way, with poses from the model's prior, kept at K.
 
         The amplitude that they are said to have is t u·d, and the pose that of the superposed structures.
-
-        Parameters
-        ----------
-        fraction : float
-            t.
-        n_images : int
-            How many.
-        resolution : int
-            K at which they are kept.
         """
-        latents = dict(self.program.simulate(n_images, resolution).latents)
-        latents["amplitude"] = latents["amplitude"].new_full((n_images, 1), fraction * self.length)
-        images = self.forward_model.simulate(to_forward(latents), self.program.noise_of(latents), resolution)
-        nearest = (fraction * self.amplitudes).expand(n_images, -1)
-        return Particles(images, latents | {"amplitude": nearest})
+        images = self.model.simulate(n_images, resolution)
+        bent = images.truth["pose"].new_full((n_images, 1), fraction * self.length)
+        clean = self.forward_model.coefficients({**images.truth, "amplitude": bent}, resolution)
+        nearest = {"amplitude": (fraction * self.amplitudes).expand(n_images, -1)}
+        coefficients, truth = images.noise.sample(clean), {**images.truth, **nearest}
+        return replace(images, coefficients=coefficients, truth=truth)
 
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """What a program says of images from somewhere on the way, and how wrong it is.
+    """What a model says of images from somewhere on the way, and how wrong it is.
 
     Attributes
     ----------
-    images : Particles
-        With what one would wish to be told as their latents.
+    images : Simulated
+        With what one would wish to be told as their truth.
     posterior : RefinedPosterior
         What is told.
     draws : dict of Tensor
@@ -97,7 +88,7 @@ class Explained:
         The predictive check at one draw an image.
     """
 
-    images: Particles
+    images: Simulated
     posterior: RefinedPosterior
     draws: dict[str, Tensor]
     p_value: Float[Tensor, "images"]
@@ -109,7 +100,7 @@ class Explained:
     @property
     def truth(self) -> float:
         """The nearest amplitude of the first mode."""
-        return self.images.latents["amplitude"][0, 0].item()
+        return self.images.truth["amplitude"][0, 0].item()
 
     @property
     def amplitude_median(self) -> float:
@@ -124,12 +115,12 @@ class Explained:
     @property
     def pose_residual(self) -> float:
         """Mean residual of the pose in degrees."""
-        return residuals(self.draws, self.images.latents)["pose"].mean().item()
+        return residuals(self.draws, self.images.truth)["pose"].mean().item()
 
     @cached_property
     def coverage(self) -> dict[float, float]:
         """Share of images whose truth is inside the region of all latents, at each of `LEVELS`."""
-        level = credible_level(self.posterior, self.draws, self.images.latents)
+        level = credible_level(self.posterior, self.draws, self.images.truth)
         return {nominal: coverage(level, nominal, _DRAWS) for nominal in LEVELS}
 
     @property
@@ -144,23 +135,14 @@ class Explained:
 
 
 def explain(transition: Transition, fraction: float, n_images: int, resolution: int) -> Explained:
-    """Simulate images at a fraction of the way, and refine them by the program, from the wide search alone.
+    """Simulate images at a fraction t of the way, and refine them by the model, from the wide search alone.
 
-    Parameters
-    ----------
-    transition : Transition
-        The way, and the program that does not know of it.
-    fraction : float
-        t.
-    n_images : int
-        How many.
-    resolution : int
-        K, at least that of the search.
+    The resolution K is at least that of the search.
     """
-    program = transition.program
+    model = transition.model
     images = transition.simulate(fraction, n_images, resolution)
     starts = transition.search.starts(images)
-    posterior = refine(program, images, resolution, starts, transition.search)
+    posterior = refine(model, images, resolution, starts, transition.search)
     draws = posterior.sample(_DRAWS)
     one = {name: value[0] for name, value in draws.items()}
-    return Explained(images, posterior, draws, predictive_p_value(program, images, one, resolution))
+    return Explained(images, posterior, draws, predictive_p_value(model, images, one, resolution))

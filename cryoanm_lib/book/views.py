@@ -9,13 +9,13 @@ from torch import Tensor
 
 from cryoanm_lib.checks.residuals import pose_distance
 from cryoanm_lib.imaging.forward_model import ForwardModel
+from cryoanm_lib.imaging.latents import AMPLITUDE
 from cryoanm_lib.inference.fisher import fisher_information
 from cryoanm_lib.inference.peak_finding import PeakFinder, Starts
 from cryoanm_lib.inference.so3_search import SO3Search
 from cryoanm_lib.numerics.rotation import rotation_from_quaternion, rotvec_between
-from cryoanm_lib.particles.particles import Particles, to_forward
-from cryoanm_lib.program.program import CryoProgram
-from cryoanm_lib.program.unknowns import Unknowns
+from cryoanm_lib.particles.particles import Simulated
+from cryoanm_lib.program.program import Model
 
 #: A rival is at least this many degrees from the truth.
 RIVAL_DEGREES = 40.0
@@ -63,43 +63,35 @@ def seen_along(pose: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3"]:
 
 @torch.no_grad()
 def amplitude_limits(
-    program: CryoProgram, seen_from: Float[Tensor, "views 3"], resolution: int
+    model: Model, seen_from: Float[Tensor, "views 3"], resolution: int
 ) -> Float[Tensor, "views modes"]:
     """Deviation of each amplitude under the exact posterior, in Å over all atoms, by viewing direction.
 
-    It is (F⁻¹)^½ with everything that the program infers unknown, for the molecule at rest.
-
-    Parameters
-    ----------
-    program : CryoProgram
-        A pose in space, and the amplitudes, are among what it infers.
-    seen_from : Float[Tensor, "views 3"]
-        Directions of the molecule, which point at the viewer.
-    resolution : int
-        K.
+    It is (F⁻¹)^½ with everything that the model infers unknown, a pose in space and the amplitudes among it,
+    for the molecule at rest. Directions of the molecule point at the viewer.
     """
-    columns = torch.tensor([name == "amplitude" for name in Unknowns.of(program).columns])
+    columns = model.unknowns.of(lambda latent: latent == AMPLITUDE)
     parts = []
     for some in seen_from.split(256):
-        fisher = fisher_information(program, at_rest(program, some), resolution)
+        images = at_rest(model, some, resolution)
+        fisher = fisher_information(model, images, images.truth, resolution)
         parts.append(torch.linalg.inv(fisher).diagonal(dim1=1, dim2=2)[:, columns].sqrt())
     return torch.cat(parts)
 
 
-def at_rest(
-    program: CryoProgram, seen_from: Float[Tensor, "views 3"]
-) -> dict[str, Float[Tensor, "views ..."]]:
-    """Latents of the molecule at rest in the middle of the box, seen from some directions."""
-    like, n_modes = program.forward_model.reference, program.forward_model.n_modes
-    latents = {"pose": pose_along(seen_from).to(like)} | program.prior.means(len(seen_from), n_modes, like)
-    if isinstance(program.noise, tuple):
-        latents["noise"] = like.new_full((len(seen_from),), program.noise[0])
-    return latents
+def at_rest(model: Model, seen_from: Float[Tensor, "views 3"], resolution: int) -> Simulated:
+    """Noise-free images of the molecule at rest in the middle of the box, seen from some directions."""
+    like, n_modes = model.forward_model.reference, model.forward_model.n_modes
+    latents = {"pose": pose_along(seen_from).to(like)} | model.prior.means(len(seen_from), n_modes, like)
+    given = {name: latents[name] for name in model.given}
+    return Simulated(model.forward_model.coefficients(latents, resolution), given, model.noise, latents)
 
 
-def in_plane_share(model: ForwardModel, seen_from: Float[Tensor, "views 3"]) -> Float[Tensor, "views modes"]:
+def in_plane_share(
+    forward: ForwardModel, seen_from: Float[Tensor, "views 3"]
+) -> Float[Tensor, "views modes"]:
     """Share of each mode's squared motion that is across the view; the rest is along it, and invisible."""
-    along = torch.einsum("vc,mac->vma", seen_from.to(model.modes), model.modes)
+    along = torch.einsum("vc,mac->vma", seen_from.to(forward.modes), forward.modes)
     return 1 - along.square().sum(-1)
 
 
@@ -132,41 +124,33 @@ class Rivals:
 
 
 @torch.no_grad()
-def find_rivals(program: CryoProgram, seen_from: Float[Tensor, "views 3"], resolution: int) -> Rivals:
+def find_rivals(model: Model, seen_from: Float[Tensor, "views 3"], resolution: int) -> Rivals:
     """Climb from the best template that is far from the truth, everything unknown, at one resolution.
 
-    Parameters
-    ----------
-    program : CryoProgram
-        A pose in space is among what it infers.
-    seen_from : Float[Tensor, "views 3"]
-        Directions of the molecule, which point at the viewer.
-    resolution : int
-        K, of the templates too.
+    Model and directions as of `amplitude_limits`; the resolution is that of the templates too.
     """
-    latents, unknowns = at_rest(program, seen_from), Unknowns.of(program)
-    images = Particles(program.forward_model.coefficients(to_forward(latents), resolution), latents)
-    search = SO3Search(program, resolution=resolution)
-    true = latents["pose"].double()
+    images, unknowns = at_rest(model, seen_from, resolution), model.unknowns
+    search = SO3Search(model, resolution=resolution)
+    true = images.truth["pose"].double()
     starts = []
     for some in torch.arange(len(images)).split(32):
         score, shift = search.scores(images[some])
         near = pose_distance(search.poses, true[some][:, None]) < math.radians(RIVAL_DEGREES)
         best = score.masked_fill(near, -math.inf).argmax(1)
         rows = torch.arange(len(some))
-        point = {name: latents[name][some] for name in unknowns.names}
-        point |= {"pose": search.poses[best], "shift": search.shifts[shift[rows, best].long()]}
-        starts.append(unknowns.values({name: point[name].double() for name in unknowns.names}))
+        point = {name: images.truth[name][some].double() for name in unknowns.names}
+        point |= {"pose": search.poses[best], "shift": search.shifts[shift[rows, best].long()].double()}
+        starts.append(unknowns.points(point))
     begun = torch.cat(starts)
-    climber, each = PeakFinder(program, images, resolution), torch.arange(len(images))
-    truth = unknowns.values({name: latents[name] for name in unknowns.names}).double()
-    climbed = climber.climb(Starts(each, begun))
-    poses = [unknowns.latents(values)["pose"] for values in (climbed.values, begun)]
+    finder, each = PeakFinder(model, images, resolution), torch.arange(len(images))
+    truth = unknowns.points(images.truth).double()
+    found = finder.find(Starts(each, begun))
+    poses = [unknowns.values(points)["pose"] for points in (found.points, begun)]
     # One that climbs back to the truth is no peak of its own: it counts where it began.
     stays = pose_distance(poses[0], true) > math.radians(RIVAL_DEGREES)
-    height = torch.where(stays, climbed.log_joint, climber.height(Starts(each, begun)))
+    height = torch.where(stays, found.log_joint, finder.height(Starts(each, begun)))
     rival = torch.where(stays[:, None], *poses)
-    return Rivals(seen_from, rotvec_between(true, rival), climber.height(Starts(each, truth)) - height)
+    return Rivals(seen_from, rotvec_between(true, rival), finder.height(Starts(each, truth)) - height)
 
 
 def globe(rows: int) -> tuple[Float[Tensor, "columns"], Float[Tensor, "rows"], Float[Tensor, "cells 3"]]:

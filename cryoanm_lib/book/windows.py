@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from cryoanm_lib.inference.exact_posterior import ExactPosterior
-from cryoanm_lib.program.unknowns import Unknowns
+from cryoanm_lib.particles.particles import Simulated
 
 # Half of a window in deviations of the posterior.
 _SHOWN_DEVIATIONS = 5.0
@@ -51,7 +52,7 @@ def window(
     Parameters
     ----------
     posterior : ExactPosterior
-        Of one image, whose pose and amplitude are inferred.
+        Of one simulated image, whose pose and amplitude are inferred.
     points : int
         Of the grid along each axis.
     n_draws : int
@@ -60,10 +61,10 @@ def window(
         Show all poses, and amplitudes up to this one on either side of zero; default: the truth and five
         deviations.
     """
-    unknowns, latents = Unknowns.of(posterior.program), posterior.particles.latents
-    draws = unknowns.values(posterior.sample(n_draws, torch.Generator().manual_seed(0)))[:, 0].double()
-    truth = unknowns.values({name: latents[name] for name in unknowns.names})[0].double()
-    mean = unknowns.values(posterior.mean())[0]
+    unknowns = posterior.model.unknowns
+    draws = unknowns.points(posterior.sample(n_draws, torch.Generator().manual_seed(0)))[:, 0].double()
+    truth = unknowns.points(cast(Simulated, posterior.particles).truth)[0].double()
+    mean = unknowns.points(posterior.mean())[0]
     deviation = unknowns.offset(draws, mean).std(0)
     if reach is None:
         centre = mean
@@ -74,6 +75,6 @@ def window(
     sides = [torch.linspace(-1, 1, points, dtype=torch.float64) * side for side in half]
     grid = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1)
     values = unknowns.moved(centre, grid).flatten(0, 1)[:, None]
-    log_density = posterior.log_density(unknowns.latents(values.float()))[:, 0].view(points, points)
+    log_density = posterior.log_density(unknowns.values(values.float()))[:, 0].view(points, points)
     truth, draws = (centre + unknowns.offset(place, centre) for place in (truth, draws))
     return Window(sides[0] + centre[0], sides[1] + centre[1], log_density, truth, deviation, draws)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from cryoanm_lib.numerics.rotation import mean_quaternion, rotvec_between, unit_vector_to_angle, wrap_angle
+from cryoanm_lib.imaging.latents import POSES
 
 #: Levels at which coverage is quoted.
 LEVELS = (0.5, 0.8, 0.95)
@@ -21,15 +21,18 @@ LEVELS = (0.5, 0.8, 0.95)
 
 @runtime_checkable
 class Posterior(Protocol):
-    """What can be calibrated: `ExactPosterior`, `RefinedPosterior`, `GuidePosterior`."""
+    """What can be calibrated: `ExactPosterior`, `RefinedPosterior`, `GuidePosterior`, of so many images.
+
+    Latents are drawn for each image; there is a log-density of one set of them for each draw and image.
+    """
+
+    def __len__(self) -> int: ...
 
     def sample(
         self, count: int, generator: torch.Generator | None = None
-    ) -> dict[str, Float[Tensor, "draws images ..."]]:
-        """Draws for each image."""
+    ) -> dict[str, Float[Tensor, "draws images ..."]]: ...
 
-    def log_density(self, latents: Mapping[str, Tensor]) -> Float[Tensor, "draws images"]:
-        """Log-density of latents, one set for each draw and image."""
+    def log_density(self, latents: Mapping[str, Tensor]) -> Float[Tensor, "draws images"]: ...
 
 
 def ranks(
@@ -43,20 +46,17 @@ def ranks(
 
     Parameters
     ----------
-    draws : mapping of str to Tensor
-        (draws, images, …), as of `Posterior.sample`.
-    truth : mapping of str to Tensor
-        (images, …); latents that were not drawn are ignored.
+    draws, truth : mapping of str to Tensor
+        (draws, images, …), as of `Posterior.sample`, and (images, …); latents not drawn are ignored.
     """
     found = {}
     for name, drawn in draws.items():
         true = truth[name]
-        if name == "pose" and true.shape[-1] == 4:
-            mean = mean_quaternion(torch.cat([drawn, true[None]]))
-            drawn, true = (rotvec_between(mean, value) for value in (drawn, true))
-        elif name == "pose":
-            mean = unit_vector_to_angle(drawn.sum(0) + true)
-            drawn, true = (wrap_angle(unit_vector_to_angle(value) - mean) for value in (drawn, true))
+        if name == "pose":
+            pose = POSES["plane" if true.shape[-1] == 2 else "space"].manifold
+            together = torch.cat([drawn, true[None]]).movedim(0, -2)
+            middle = pose.point(pose.mean(together, torch.ones_like(together[..., 0])))
+            drawn, true = (pose.offset(pose.point(value), middle) for value in (drawn, true))
         share = (drawn < true).double().mean(0)
         found[name] = share if share.ndim > 1 else share[:, None]
     return found
@@ -93,14 +93,7 @@ def credible_level(
 ) -> Float[Tensor, "images"]:
     """Share of draws that are denser than the truth: the smallest region of all latents that holds it.
 
-    Parameters
-    ----------
-    posterior : Posterior
-        Whose density it is.
-    draws : mapping of str to Tensor
-        (draws, images, …), its own.
-    truth : mapping of str to Tensor
-        (images, …).
+    Draws (draws, images, …) are the posterior's own; the truth is (images, …).
     """
     at_truth = posterior.log_density({name: truth[name][None] for name in draws})
     return (posterior.log_density(draws) > at_truth).double().mean(0)
@@ -128,10 +121,8 @@ def coverage(level: Float[Tensor, "images"], nominal: float, n_draws: int) -> fl
     ----------
     level : Float[Tensor, "images"]
         Share of draws that are ahead of the truth, as of `credible_level`.
-    nominal : float
-        Level of the region.
-    n_draws : int
-        S.
+    nominal, n_draws : float, int
+        Level of the region, and S.
 
     Examples
     --------
@@ -149,10 +140,8 @@ def coverage_band(
 
     Parameters
     ----------
-    n_images : int
-        Images that it is counted over.
-    nominal : Float[Tensor, "levels"]
-        Levels.
+    n_images, nominal : int, Float[Tensor, "levels"]
+        Images that it is counted over, and levels.
     probability : float
         Of each value alone to lie within, by the binomial distribution.
     """

@@ -1,48 +1,42 @@
 """Does the answer explain the image?  What is left without the prediction, against what noise leaves."""
 
-from collections.abc import Mapping
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cryoanm_lib.numerics.fourier import crop_coefficients, half_plane_frequencies, to_real
-from cryoanm_lib.particles.particles import Particles, to_forward
-from cryoanm_lib.program.program import CryoProgram
+from cryoanm_lib.imaging.latents import Values
+from cryoanm_lib.numerics.fourier import crop_coefficients, half_plane_frequencies
+from cryoanm_lib.particles.particles import Particles
+from cryoanm_lib.program.program import Model
 
 
 def standard_residual(
-    program: CryoProgram, particles: Particles, latents: Mapping[str, Tensor], resolution: int
+    model: Model, particles: Particles, latents: Values, resolution: int
 ) -> Float[Tensor, "images dof"]:
     """Observed less predicted crop in units of the noise, in the basis of `to_real`: normal if right.
 
     Parameters
     ----------
-    program : CryoProgram
-        The model.
-    particles : Particles
-        Images, and the latents that are given.
+    model, particles, resolution : Model, Particles, int
+        The model, images with the latents that are given, and K.
     latents : mapping of str to Tensor
         One set of those inferred for each image.
-    resolution : int
-        K.
     """
-    return _compared(program, particles, latents, resolution)[0]
+    return _compared(model, particles, latents, resolution)[0]
 
 
 def _compared(
-    program: CryoProgram, particles: Particles, latents: Mapping[str, Tensor], resolution: int
+    model: Model, particles: Particles, latents: Values, resolution: int
 ) -> tuple[Float[Tensor, "images dof"], Float[Tensor, "images dof"]]:
     """Observed less predicted crop, and the predicted one, in units of the noise."""
-    chosen = {name: latents[name] for name in program.inferred}
-    predicted = program.forward_model.coefficients(to_forward({**particles.latents, **chosen}), resolution)
-    left = to_real(crop_coefficients(particles.coefficients, resolution) - predicted, resolution)
-    sigma = program.sigma_of(particles.latents, resolution, left)[..., None]
-    return left / sigma, to_real(predicted, resolution) / sigma
+    chosen = {name: latents[name] for name in model.inferred}
+    predicted = model.forward_model.coefficients({**particles.given, **chosen}, resolution)
+    left = crop_coefficients(particles.coefficients, resolution) - predicted
+    return particles.noise.whiten(left, resolution), particles.noise.whiten(predicted, resolution)
 
 
 def predictive_p_value(
-    program: CryoProgram, particles: Particles, latents: Mapping[str, Tensor], resolution: int
+    model: Model, particles: Particles, latents: Values, resolution: int
 ) -> Float[Tensor, "images"]:
     """How often noise alone leaves a squared residual as large as that of a posterior draw.
 
@@ -50,57 +44,22 @@ def predictive_p_value(
     is uniform over images, because (image, draw) and (image, truth) are then alike; a small value says that
     the model cannot explain the image.
 
-    Parameters
-    ----------
-    program : CryoProgram
-        The model.
-    particles : Particles
-        Images, and the latents that are given.
-    latents : mapping of str to Tensor
-        One posterior draw for each image.
-    resolution : int
-        K.
+    Parameters as of `standard_residual`, at one posterior draw for each image.
     """
-    residual = standard_residual(program, particles, latents, resolution).double()
+    residual = standard_residual(model, particles, latents, resolution).double()
     return chi_square_tail(residual.square().sum(-1), residual.shape[-1])
 
 
-def ring_p_values(
-    program: CryoProgram, particles: Particles, latents: Mapping[str, Tensor], resolution: int
-) -> Float[Tensor, "images rings"]:
-    """The same for each ring of `chi_square_rings` alone: where the model fails.
-
-    Parameters
-    ----------
-    program : CryoProgram
-        The model.
-    particles : Particles
-        Images, and the latents that are given.
-    latents : mapping of str to Tensor
-        One posterior draw for each image.
-    resolution : int
-        K.
-    """
-    return chi_square_tail(*chi_square_rings(program, particles, latents, resolution))
-
-
 def chi_square_rings(
-    program: CryoProgram, particles: Particles, latents: Mapping[str, Tensor], resolution: int
+    model: Model, particles: Particles, latents: Values, resolution: int
 ) -> tuple[Float[Tensor, "images rings"], Int[Tensor, "rings"]]:
     """Squared residual on each ring of frequencies |k|, rounded to integers, and how many values it adds up.
 
-    Parameters
-    ----------
-    program : CryoProgram
-        The model.
-    particles : Particles
-        Images, and the latents that are given.
-    latents : mapping of str to Tensor
-        One posterior draw for each image.
-    resolution : int
-        K.
+    `chi_square_tail` of both says where the model fails.
+
+    Parameters as of `standard_residual`, at one posterior draw for each image.
     """
-    residual = standard_residual(program, particles, latents, resolution).double()
+    residual = standard_residual(model, particles, latents, resolution).double()
     ring = _rings(resolution)
     squared = residual.new_zeros(len(residual), int(ring.max()) + 1).index_add(1, ring, residual.square())
     return squared, torch.bincount(ring)
@@ -126,8 +85,11 @@ def chi_square_tail(
     return torch.special.gammaincc(half.expand_as(value), value / 2)
 
 
-def matched_p_value(
-    program: CryoProgram, particles: Particles, latents: Mapping[str, Tensor], resolution: int
+def _matched(
+    model: Model,
+    latents: Values,
+    residual: Float[Tensor, "images dof"],
+    predicted: Float[Tensor, "images dof"],
 ) -> Float[Tensor, "images"]:
     """How often noise alone leaves as little of the prediction in the image.
 
@@ -136,52 +98,23 @@ def matched_p_value(
     thousands of degrees of freedom, does not see that where there is little signal; this one degree does.
     Where the contrast is inferred, it would make up for what is missing: then μ is that of contrast 1, and
     the contrast's prior deviation s widens what is allowed to 1 + s² |μ|².
-
-    Parameters
-    ----------
-    program : CryoProgram
-        The model.
-    particles : Particles
-        Images, and the latents that are given.
-    latents : mapping of str to Tensor
-        One posterior draw for each image.
-    resolution : int
-        K.
     """
-    return _matched(program, latents, *_compared(program, particles, latents, resolution))
-
-
-def _matched(
-    program: CryoProgram,
-    latents: Mapping[str, Tensor],
-    residual: Float[Tensor, "images dof"],
-    predicted: Float[Tensor, "images dof"],
-) -> Float[Tensor, "images"]:
     missing, predicted, allowed = residual.double(), predicted.double(), 1.0
-    if "contrast" in program.inferred:
+    if "contrast" in model.inferred:
         contrast = latents["contrast"].double()[:, None]
         missing, predicted = missing + (1 - 1 / contrast) * predicted, predicted / contrast
-        allowed = 1 + program.prior.contrast_scale**2 * predicted.square().sum(-1)
+        allowed = 1 + model.prior.contrast_scale**2 * predicted.square().sum(-1)
     along = (missing * predicted).sum(-1) / predicted.norm(dim=-1).clamp(min=1e-300)
     return torch.special.ndtr(along / allowed**0.5)
 
 
 def explained_p_value(
-    program: CryoProgram, particles: Particles, latents: Mapping[str, Tensor], resolution: int
+    model: Model, particles: Particles, latents: Values, resolution: int
 ) -> Float[Tensor, "images"]:
-    """The smaller of `predictive_p_value` and `matched_p_value`, doubled because there are two.
+    """The smaller of `predictive_p_value` and that of `_matched`, doubled because there are two.
 
-    Parameters
-    ----------
-    program : CryoProgram
-        The model.
-    particles : Particles
-        Images, and the latents that are given.
-    latents : mapping of str to Tensor
-        One set of latents for each image.
-    resolution : int
-        K.
+    Parameters as of `standard_residual`, at one posterior draw for each image.
     """
-    residual, predicted = _compared(program, particles, latents, resolution)
+    residual, predicted = _compared(model, particles, latents, resolution)
     of_all = chi_square_tail(residual.double().square().sum(-1), residual.shape[-1])
-    return (2 * torch.minimum(of_all, _matched(program, latents, residual, predicted))).clamp(max=1.0)
+    return (2 * torch.minimum(of_all, _matched(model, latents, residual, predicted))).clamp(max=1.0)

@@ -15,16 +15,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from cryoanm_lib.imaging.latents import Values
+from cryoanm_lib.imaging.unknowns import Unknowns
 from cryoanm_lib.particles.particles import Particles
-from cryoanm_lib.program.program import CryoProgram
-from cryoanm_lib.program.unknowns import Unknowns
+from cryoanm_lib.program.program import Model
 
 
 def nuts_draws(
-    program: CryoProgram,
+    model: Model,
     particles: Particles,
     resolution: int,
-    start: Mapping[str, Tensor],
+    start: Values,
     count: int = 500,
     warmup: int = 200,
     seed: int = 0,
@@ -35,33 +36,27 @@ def nuts_draws(
 
     Parameters
     ----------
-    program : CryoProgram
-        Its model, taken to float64; the guide plays no part.
-    particles : Particles
-        One image.
-    resolution : int
-        K.
+    model, particles, resolution : Model, Particles, int
+        The model, taken to float64, one image, and K.
     start : mapping of str to Tensor
         Latents of this image to start from.
-    count, warmup : int
-        Draws kept, and steps before them that set step size and metric.
-    seed : int
-        Of the chain.
+    count, warmup, seed : int
+        Draws kept, steps before them that set step size and metric, and the seed of the chain.
     """
-    unknowns, program = Unknowns.of(program), copy.deepcopy(program).double()
-    given = {name: value.double() for name, value in particles.latents.items()}
-    particles = Particles(particles.coefficients.to(torch.complex128), given)
+    unknowns, model = model.unknowns, copy.deepcopy(model).double()
+    given = {name: value.double() for name, value in particles.given.items()}
+    particles = Particles(particles.coefficients.to(torch.complex128), given, particles.noise)
 
     def potential(position: Mapping[str, Tensor]) -> Tensor:
         step = position["columns"] * scale
-        latents = unknowns.latents(unknowns.moved(origin, step))
+        latents = unknowns.values(unknowns.moved(origin, step))
         with poutine.condition(data=latents):
-            trace = poutine.trace(program.model).get_trace(particles, resolution)
+            trace = poutine.trace(model.model).get_trace(particles, resolution)
         return -trace.log_prob_sum() - unknowns.log_volume(step).sum()
 
-    origin = unknowns.values({name: start[name] for name in unknowns.names}).double()
+    origin = unknowns.points(start).double()
     # Radians beside ångström: a unit of the chain is a thousandth of a radian, and the metric does the rest.
-    scale = torch.tensor([1e-3 if name == "pose" else 1.0 for name in unknowns.columns], dtype=torch.float64)
+    scale = unknowns.of_manifold("unit").double()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         kernel = NUTS(potential_fn=potential, full_mass=True)
@@ -73,7 +68,7 @@ def nuts_draws(
             disable_progbar=True,
         )
         chain.run()
-    return unknowns.latents(unknowns.moved(origin, chain.get_samples()["columns"] * scale))
+    return unknowns.values(unknowns.moved(origin, chain.get_samples()["columns"] * scale))
 
 
 def c2st_accuracy(
@@ -98,20 +93,15 @@ def c2st_accuracy(
     return float(cross_val_score(classifier, points[order], labels[order], cv=5).mean())
 
 
-def pairwise_c2st(
-    samples: Mapping[str, Mapping[str, Tensor]], program: CryoProgram
-) -> dict[tuple[str, str], list[float]]:
+def pairwise_c2st(samples: Mapping[str, Values], unknowns: Unknowns) -> dict[tuple[str, str], list[float]]:
     """How often a classifier tells the draws of two methods apart, for every pair of methods and each image.
 
     Parameters
     ----------
-    samples : mapping of str to mapping
-        Latents (draws, images, …) by the method's name.
-    program : CryoProgram
-        Whose latents they are.
+    samples, unknowns : mapping of str to mapping, Unknowns
+        Latents (draws, images, …) by the method's name, and what they are draws of.
     """
-    unknowns = Unknowns.of(program)
-    values = {name: unknowns.values(latents).double() for name, latents in samples.items()}
+    values = {name: unknowns.points(latents).double() for name, latents in samples.items()}
     # An angle is measured from one draw's, so that no sample is cut where the circle is.
     origin = next(iter(values.values()))[0]
     away = {name: unknowns.offset(value, origin) for name, value in values.items()}

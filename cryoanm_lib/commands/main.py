@@ -9,9 +9,10 @@ import yaml
 from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.experiments.fit import fit, load_fit, save_weights
 from cryoanm_lib.experiments.metrics import check_metrics, gather_metrics
-from cryoanm_lib.experiments.profile import DEFAULT_STRUCTURE, load_profile
+from cryoanm_lib.experiments.profile import Profile, load_profile
 from cryoanm_lib.experiments.profile_files import config_folder
 from cryoanm_lib.experiments.reference import save_reference
+from cryoanm_lib.experiments.schema import DEFAULT_STRUCTURE
 from cryoanm_lib.io.storage import load_json, save_json
 
 
@@ -35,44 +36,36 @@ def main(arguments: list[str] | None = None) -> int:
     check.add_argument("metrics", type=Path)
     given = parser.parse_args(arguments)
     try:
-        return COMMANDS[given.command](given)
+        return COMMANDS[given.command](load_profile(given.profile, given.structure), given) or 0
     except CryoANMError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
-def _fit(given: argparse.Namespace) -> int:
-    fit(load_profile(given.profile, given.structure), given.experiment, given.results)
-    return 0
+def _fit(profile: Profile, given: argparse.Namespace) -> None:
+    fit(profile, given.experiment, given.results)
 
 
-def _assess(given: argparse.Namespace) -> int:
+def _assess(profile: Profile, given: argparse.Namespace) -> None:
     from cryoanm_lib.experiments.assess import assess  # a second of imports that a fit does without
 
-    assess(load_profile(given.profile, given.structure), given.assessment, given.results)
-    return 0
+    assess(profile, given.assessment, given.results)
 
 
-def _metrics(given: argparse.Namespace) -> int:
-    metrics = gather_metrics(load_profile(given.profile, given.structure), given.results)
-    save_json(given.results / "metrics.json", metrics)
-    return 0
+def _metrics(profile: Profile, given: argparse.Namespace) -> None:
+    save_json(given.results / "metrics.json", gather_metrics(profile, given.results))
 
 
-def _reference(given: argparse.Namespace) -> int:
-    print(save_reference(load_profile(given.profile, given.structure), given.results))
-    return 0
+def _reference(profile: Profile, given: argparse.Namespace) -> None:
+    print(save_reference(profile, given.results))
 
 
-def _weights(given: argparse.Namespace) -> int:
-    settings = load_profile(given.profile, given.structure)
-    print(save_weights(load_fit(settings, given.experiment, given.results)))
-    return 0
+def _weights(profile: Profile, given: argparse.Namespace) -> None:
+    print(save_weights(load_fit(profile, given.experiment, given.results)))
 
 
-def _check(given: argparse.Namespace) -> int:
+def _check(profile: Profile, given: argparse.Namespace) -> int:
     expected = yaml.safe_load((config_folder() / "expected.yaml").read_text(encoding="utf-8"))
-    profile = load_profile(given.profile, given.structure)
     if profile.structure != DEFAULT_STRUCTURE:
         print(f"no ranges are known for {profile.structure}: they are those of {DEFAULT_STRUCTURE}")
         return 0

@@ -3,6 +3,9 @@
 Run ``python cryoanm_lib/data/make_adk.py`` to rewrite ``adk_open.csv`` and ``adk_closed.csv`` beside it.
 """
 
+# ProDy has no types of its own: its methods are made while it is imported.
+# pyright: reportCallIssue=false, reportOptionalCall=false, reportArgumentType=false
+
 import csv
 from pathlib import Path
 

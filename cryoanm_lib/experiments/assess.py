@@ -19,22 +19,23 @@ from cryoanm_lib.checks.calibration import (
     uniformity,
 )
 from cryoanm_lib.checks.predictive import predictive_p_value
-from cryoanm_lib.checks.residuals import RESIDUAL_KEYS, residuals
-from cryoanm_lib.errors import ArtifactError
+from cryoanm_lib.checks.residuals import residuals
 from cryoanm_lib.experiments.datasets import draw_test_images
-from cryoanm_lib.experiments.fit import find_results, fit_or_load, load_fit
+from cryoanm_lib.experiments.fit import find_results, fit_or_load, load_fit, own_noise, require_configuration
 from cryoanm_lib.experiments.profile import Profile, load_profile
+from cryoanm_lib.experiments.run import Assessed
+from cryoanm_lib.imaging.unknowns import Unknowns
 from cryoanm_lib.inference.amortised import GuidePosterior, elbo
-from cryoanm_lib.inference.exact_posterior import exact_posterior
+from cryoanm_lib.inference.exact_posterior import ExactPosterior, exact_posterior
 from cryoanm_lib.inference.fisher import information_limit, signal_to_noise
 from cryoanm_lib.inference.lattice_search import SEARCH_RESOLUTION, LatticeSearch
 from cryoanm_lib.inference.refinement import SUSPICIOUS, RefinedPosterior, refine
 from cryoanm_lib.inference.so3_search import SO3Search
 from cryoanm_lib.io.locks import alone
 from cryoanm_lib.io.provenance import beginning, circumstances, provenance
-from cryoanm_lib.io.storage import load_json, load_tensors, save_json, save_tensors, sweep
-from cryoanm_lib.particles.particles import Particles
-from cryoanm_lib.program.program import CryoProgram
+from cryoanm_lib.io.storage import flat, grouped, load_json, load_tensors, save_json, save_tensors, sweep
+from cryoanm_lib.particles.particles import Particles, Simulated
+from cryoanm_lib.program.program import Guide
 
 #: The ways to a posterior that are compared, in the order of what they cost.
 METHODS = ("guide", "refined", "exact")
@@ -55,16 +56,12 @@ class Assessment:
 
     Attributes
     ----------
-    name : str
-        In the profile.
-    profile : Profile
+    of : Assessed
         The configuration that it came from.
     metrics : dict
         Headline numbers; those of the guide and of the exact posterior begin with their names.
-    truth : dict of Tensor
-        Latents that made the test images.
-    limit : dict of Tensor
-        The information limit of each image.
+    truth, limit : dict of Tensor
+        Latents that made the test images, and the information limit of each image.
     tested : dict of dict of Tensor
         For each of `METHODS`, of the first images: "level", the smallest credible region with the truth in
         it; "rank.<latent>" of the truth among draws; "draw.<latent>", one draw. "log_evidence" of refined and
@@ -72,8 +69,7 @@ class Assessment:
         "mean.<latent>", and the "deviation" of every column of `Unknowns`.
     """
 
-    name: str
-    profile: Profile
+    of: Assessed
     metrics: dict
     truth: dict[str, Tensor]
     limit: dict[str, Tensor]
@@ -85,20 +81,12 @@ def assess_or_load(
 ) -> Assessment:
     """The artifact of an assessment if there is one of this very configuration, else made on the spot.
 
-    Parameters
-    ----------
-    name : str
-        An assessment of the profile.
-    profile : str or Path
-        Name or file of the profile.
-    structure : str, optional
-        Takes the place of the profile's structure.
-    results : str or Path
-        Folder of results; a relative one is looked up from the working directory and its parents.
+    Parameters as of `fit_or_load`, the name that of an assessment.
     """
     settings, folder = load_profile(profile, structure), find_results(results)
-    if not (folder / settings.assessment_path(name) / "metrics.json").is_file():
-        fit_or_load(settings.assessment(name).of, profile, structure, folder)
+    of = settings.assessed(name)
+    if not (folder / of.path / "metrics.json").is_file():
+        fit_or_load(of.run.name, profile, structure, folder)
         assess(settings, name, folder)
     return load_assessment(settings, name, folder)
 
@@ -108,44 +96,45 @@ def assess(settings: Profile, name: str, results: Path) -> None:
 
     If another process is at it, wait, and take what it has made.
     """
-    with alone(results, settings.assessment_path(name)) as waited:
-        if not (waited and (results / settings.assessment_path(name) / "metrics.json").is_file()):
-            _assess(settings, name, results)
+    of = settings.assessed(name)
+    with alone(results, of.path) as waited:
+        if not (waited and (results / of.path / "metrics.json").is_file()):
+            _assess(of, load_fit(settings, of.run.name, results).guide, results)
 
 
-def _assess(settings: Profile, name: str, results: Path) -> None:
-    section, checks, begun = settings.assessment(name), settings.checks, beginning()
-    program = load_fit(settings, section.of, results).program
-    images = draw_test_images(settings, section.of, section.noise)[: section.images]
-    resolution = section.resolution
-    generator = torch.Generator().manual_seed(settings.seed_of(section.of) + _DRAW_SEED)
-    limit = information_limit(program, images.latents, resolution)
-    refined, speed = timed_refinement(program, images, resolution, generator)
-    posteriors: dict[str, Posterior] = {
-        "guide": GuidePosterior(program, images[: section.guide_images], resolution),
-        "refined": refined,
-    }
+def _assess(of: Assessed, guide: Guide, results: Path) -> None:
+    section, begun, model = of.section, beginning(), guide.model
+    resolution = section.resolution or of.run.last_resolution
+    images = draw_test_images(of.run, section.noise)[: section.images].giving(model.given)
+    generator = torch.Generator().manual_seed(of.run.seed + _DRAW_SEED)
+    limit = information_limit(model, images, resolution)
+    refined, speed = timed_refinement(guide, images, resolution, generator)
+    guided = GuidePosterior(guide, images[: section.guide_images], resolution)
+    posteriors: dict[str, Posterior] = {"guide": guided, "refined": refined}
     if section.exact_images:
-        posteriors["exact"] = exact_posterior(program, images[: section.exact_images], resolution)
+        posteriors["exact"] = exact_posterior(model, images[: section.exact_images], resolution)
     tested, metrics = {}, {}
     for method, posterior in posteriors.items():
-        draws = posterior.sample(checks.draws, generator)
-        shown = {latent: value[: len(posterior)] for latent, value in images.latents.items()}
+        draws = posterior.sample(of.checks.draws, generator)
+        shown = {latent: value[: len(posterior)] for latent, value in images.truth.items()}
         tested[method] = _tested(posterior, draws, shown)
         prefix = "" if method == "refined" else f"{method}_"
-        found = _summary(draws, shown, limit, tested[method], generator)
+        away = residuals(draws, shown)
+        found, right = _found(away, limit, shown)
+        found |= _summary(model.unknowns, away, right, limit, tested[method], generator)
         if isinstance(posterior, RefinedPosterior):
-            found |= _standardised(posterior, draws, shown, limit)
+            found |= _standardised(posterior, shown, right)
         metrics |= {f"{prefix}{key}": value for key, value in found.items()}
     tested["refined"] |= _checks_of(refined, tested["refined"])
     metrics |= _of_refinement(tested["refined"]) | {"images_per_second": speed}
-    if "exact" in posteriors:
-        for method, found in _evidences(posteriors, generator).items():
-            tested[method] |= found
-        metrics |= _gaps(tested)
-    elif refined.mixture.unknowns.in_space:
-        metrics |= _gap_to_refined(posteriors["guide"], refined, generator)
-    _save(settings, name, results, metrics, images, limit, tested, begun)
+    if isinstance(exact := posteriors.get("exact"), ExactPosterior):
+        elbos, gap = _elbo_gap(guided, exact, generator)
+        tested["guide"] |= elbos
+        tested["exact"]["log_evidence"] = exact.log_evidence
+        metrics |= gap | _evidence_error(exact, refined)
+    elif model.prior.pose == "space" and "pose" in model.inferred:
+        metrics |= _elbo_gap(guided, refined, generator)[1]
+    _save(of, results, metrics, images, limit, tested, begun)
 
 
 def load_assessment(settings: Profile, name: str, results: Path) -> Assessment:
@@ -156,37 +145,27 @@ def load_assessment(settings: Profile, name: str, results: Path) -> Assessment:
     ArtifactError
         If it is missing, damaged, or belongs to another configuration.
     """
-    folder, expected = results / settings.assessment_path(name), settings.assessment_hash(name)
+    of = settings.assessed(name)
+    folder = results / of.path
     metrics = load_json(folder / "metrics.json")
     tensors, of_tensors = load_tensors(folder / "posteriors.safetensors")
-    for found in (metrics, of_tensors):
-        if found.get("config_hash") != expected:
-            raise ArtifactError(
-                f"{folder} holds configuration {found.get('config_hash')}, not {expected}: delete the folder "
-                "and run the assessment again"
-            )
-    metrics |= settings.assessment_description(name)
-    groups: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        group, _, rest = key.partition(".")
-        groups.setdefault(group, {})[rest] = value
-    truth, limit = groups.pop("truth"), groups.pop("limit")
-    return Assessment(name, settings, metrics, truth, limit, {m: groups[m] for m in METHODS if m in groups})
+    require_configuration(folder, of.config_hash, metrics, of_tensors)
+    groups = grouped(tensors)
+    tested = {method: groups[method] for method in METHODS if method in groups}
+    return Assessment(of, metrics | of.description, groups["truth"], groups["limit"], tested)
 
 
 def timed_refinement(
-    program: CryoProgram,
-    images: Particles,
-    resolution: int,
-    generator: torch.Generator | None = None,
+    guide: Guide, images: Particles, resolution: int, generator: torch.Generator | None = None
 ) -> tuple[RefinedPosterior, float]:
     """The refined posterior, and images a second once templates exist."""
-    in_space = program.prior.pose == "space" and "pose" in program.inferred
-    search = SO3Search(program) if in_space else LatticeSearch(program, min(resolution, SEARCH_RESOLUTION))
+    model = guide.model
+    in_space = model.prior.pose == "space" and "pose" in model.inferred
+    search = SO3Search(model) if in_space else LatticeSearch(model, min(resolution, SEARCH_RESOLUTION))
     search.starts(images[:1])
-    refine(program, images[:8], resolution, search=search)  # the first call pays for what torch sets up
+    refine(model, images[:8], resolution, guide, search)  # the first call pays for what torch sets up
     start = time.perf_counter()
-    posterior = refine(program, images, resolution, search=search, generator=generator)
+    posterior = refine(model, images, resolution, guide, search, generator)
     return posterior, len(images) / (time.perf_counter() - start)
 
 
@@ -200,23 +179,24 @@ def _tested(
 
 
 def _summary(
-    draws: Mapping[str, Tensor],
-    truth: Mapping[str, Tensor],
+    unknowns: Unknowns,
+    away: Mapping[str, Tensor],
+    right: Bool[Tensor, "images"],
     limit: Mapping[str, Tensor],
     tested: Mapping[str, Tensor],
     generator: torch.Generator,
 ) -> dict[str, float]:
     """Residuals beside the limit, outliers, coverage, and the uniformity of ranks."""
-    away = residuals(draws, truth)
     n_draws, n_images = next(iter(away.values())).shape
-    found, right = _found(away, limit, truth)
+    found: dict[str, float] = {}
     outlier = torch.zeros(n_images, dtype=torch.bool)
+    metric = {latent.name: latent.metric for latent in unknowns.latents}
     for latent, value in away.items():
         own = limit[latent][:n_images]
-        found[RESIDUAL_KEYS[latent]] = value.mean().item()
+        found[metric[latent]] = value.mean().item()
         if n_images > 1:  # its standard error, from how images differ
-            found[f"{RESIDUAL_KEYS[latent]}_error"] = value.mean(0).std().item() / n_images**0.5
-        found[f"{RESIDUAL_KEYS[latent]}_limit"] = own.mean().item()
+            found[f"{metric[latent]}_error"] = value.mean(0).std().item() / n_images**0.5
+        found[f"{metric[latent]}_limit"] = own.mean().item()
         if right.any():
             ratio = value[:, right].double().mean() / own[right].mean()
             found[f"{latent}_residual_over_limit"] = ratio.item()
@@ -253,28 +233,21 @@ def _found(
 
 
 def _standardised(
-    posterior: RefinedPosterior,
-    draws: Mapping[str, Tensor],
-    truth: Mapping[str, Tensor],
-    limit: Mapping[str, Tensor],
+    posterior: RefinedPosterior, truth: Mapping[str, Tensor], right: Bool[Tensor, "images"]
 ) -> dict[str, float]:
     """Root mean square of the truth's distance from the posterior mean in the posterior's own deviations."""
-    _, right = _found(residuals(draws, truth), limit, truth)
     standard = posterior.standardised(truth)[right]
-    columns = posterior.mixture.unknowns.columns
+    unknowns = posterior.mixture.unknowns
+    own = {one.name: unknowns.of(lambda other, one=one: other is one) for one in unknowns.latents}
     return {
-        f"{name}_standardised_error": standard[:, torch.tensor([c == name for c in columns])]
-        .square()
-        .mean()
-        .sqrt()
-        .item()
-        for name in posterior.mixture.unknowns.names
+        f"{name}_standardised_error": standard[:, columns].square().mean().sqrt().item()
+        for name, columns in own.items()
     }
 
 
 def _checks_of(posterior: RefinedPosterior, tested: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the refinement says of itself, and the predictive check at one draw."""
-    draw = {key.removeprefix("draw."): value for key, value in tested.items() if key.startswith("draw.")}
+    draw = grouped(tested)["draw"]
     return {
         "log_evidence": posterior.log_evidence,
         "ess_fraction": posterior.ess_fraction,
@@ -282,7 +255,7 @@ def _checks_of(posterior: RefinedPosterior, tested: Mapping[str, Tensor]) -> dic
         "surprise": posterior.surprise,
         "deviation": posterior.covariance().diagonal(dim1=1, dim2=2).sqrt(),
         **{f"mean.{latent}": value.contiguous() for latent, value in posterior.mean().items()},
-        "p_value": predictive_p_value(posterior.program, posterior.particles, draw, posterior.resolution),
+        "p_value": predictive_p_value(posterior.model, posterior.particles, draw, posterior.resolution),
     }
 
 
@@ -297,69 +270,50 @@ def _of_refinement(refined: Mapping[str, Tensor]) -> dict[str, float]:
     }
 
 
-def _evidences(
-    posteriors: Mapping[str, Posterior], generator: torch.Generator
-) -> dict[str, dict[str, Tensor]]:
-    """The exact log-evidence, and the guide's ELBO with its standard error on as many images."""
-    exact, guide = posteriors["exact"], posteriors["guide"]
-    fewer = GuidePosterior(guide.program, guide.particles[: len(exact)], guide.resolution)
+def _elbo_gap(
+    guide: GuidePosterior, judge: ExactPosterior | RefinedPosterior, generator: torch.Generator
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The guide's ELBO with its standard error, and how far it lies below the judge's log-evidence."""
+    fewer = GuidePosterior(guide.guide, guide.particles[: len(judge)], guide.resolution)
     bound, error = elbo(fewer, generator=generator)
-    return {"guide": {"elbo": bound, "elbo_error": error}, "exact": {"log_evidence": exact.log_evidence}}
+    gap = judge.log_evidence[: len(bound)] - bound
+    figures = {"elbo_gap_mean": gap.mean().item(), "elbo_gap_median": gap.median().item()}
+    return {"elbo": bound, "elbo_error": error}, figures
 
 
-def _gap_to_refined(
-    guide: GuidePosterior, refined: RefinedPosterior, generator: torch.Generator
-) -> dict[str, float]:
-    """The refined log-evidence less the ELBO, where an exact one is out of reach."""
-    bound, _ = elbo(guide, generator=generator)
-    gap = refined.log_evidence[: len(bound)] - bound
-    return {"elbo_gap_mean": gap.mean().item(), "elbo_gap_median": gap.median().item()}
-
-
-def _gaps(tested: Mapping[str, Mapping[str, Tensor]]) -> dict[str, float]:
-    """Exact log-evidence less the ELBO, and less the refined one."""
-    exact, bound = tested["exact"]["log_evidence"], tested["guide"]["elbo"]
-    gap = exact[: len(bound)] - bound
-    off = (exact - tested["refined"]["log_evidence"][: len(exact)]).abs()
-    return {
-        "elbo_gap_mean": gap.mean().item(),
-        "elbo_gap_median": gap.median().item(),
-        "evidence_error_median": off.median().item(),
-        "evidence_error_max": off.max().item(),
-    }
+def _evidence_error(exact: ExactPosterior, refined: RefinedPosterior) -> dict[str, float]:
+    """How far the refined log-evidence is from the exact one."""
+    off = (exact.log_evidence - refined.log_evidence[: len(exact)]).abs()
+    return {"evidence_error_median": off.median().item(), "evidence_error_max": off.max().item()}
 
 
 def _save(
-    settings: Profile,
-    name: str,
+    of: Assessed,
     results: Path,
     metrics: dict,
-    images: Particles,
+    images: Simulated,
     limit: Mapping[str, Tensor],
     tested: Mapping[str, Mapping[str, Tensor]],
     begun: Mapping[str, str],
 ) -> None:
     """Write the artifact; the metrics go first and come last: where they stand, it is whole."""
-    section, digest = settings.assessment(name), settings.assessment_hash(name)
-    folder, program = results / settings.assessment_path(name), settings.program(section.of)
-    tensors = {f"truth.{latent}": value for latent, value in images.latents.items()}
-    tensors |= {f"limit.{latent}": value for latent, value in limit.items()}
-    tensors |= {f"{method}.{key}": v for method, found in tested.items() for key, v in found.items()}
-    cpu, seed = torch.device("cpu"), settings.seed_of(section.of)
+    folder, digest, run, noise = results / of.path, of.config_hash, of.run, of.section.noise
+    tensors = flat({"truth": {**images.truth, **own_noise(images)}, "limit": limit, **tested})
+    cpu = torch.device("cpu")
     about = {
-        "profile": settings.name,
-        "structure": settings.structure,
+        "profile": run.profile.name,
+        "structure": run.profile.structure,
         "config_hash": digest,
-        "seed": seed,
-        "resolution": section.resolution,
-        "noise": program.noise if section.noise is None else section.noise,
-        "snr": signal_to_noise(program, images.latents).mean().item(),
+        "seed": run.seed,
+        "resolution": of.section.resolution,
+        "noise": run.noise if noise is None else noise,
+        "snr": signal_to_noise(run.model(noise), images).mean().item(),
         "test_images": len(images),
     }
     sweep(folder)
     (folder / "metrics.json").unlink(missing_ok=True)
     save_tensors(folder / "posteriors.safetensors", tensors, config_hash=digest)
-    of = {"assessment": name, "config_hash": digest, "data": settings.data_hashes(section.of), "seed": seed}
-    of["fit"] = settings.artifact_path(section.of).name
-    save_json(folder / "provenance.json", provenance(begun, cpu, **of))
+    what = {"assessment": of.name, "config_hash": digest, "data": run.data_hashes, "seed": run.seed}
+    what["fit"] = run.path.name
+    save_json(folder / "provenance.json", provenance(begun, cpu, **what))
     save_json(folder / "metrics.json", about | metrics | circumstances(begun, cpu))

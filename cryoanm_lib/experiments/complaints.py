@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import get_args
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from cryoanm_lib.settings import Section
 
@@ -16,14 +17,10 @@ def explanation(
 
     Parameters
     ----------
-    file_name : str
-        Of the file that was read.
-    error : ValidationError
-        What pydantic says of its content.
-    root : type of Section
-        The section that the whole file is.
-    also_allowed : sequence of str
-        Keys that a file may have beside those of this section.
+    file_name, error : str, ValidationError
+        Of the file that was read, and what pydantic says of its content.
+    root, also_allowed : type of Section, sequence of str
+        The section that the whole file is, and keys that it may have beside those of this section.
     """
     problems = error.errors()
     # A list whose element is wrong is also said to be too short; the element is what matters.
@@ -35,7 +32,7 @@ def explanation(
     return "\n".join([f"{file_name} is not usable:", *lines])
 
 
-def _line(problem: dict, root: type[Section], also_allowed: Sequence[str]) -> str:
+def _line(problem: ErrorDetails, root: type[Section], also_allowed: Sequence[str]) -> str:
     *parents, _ = problem["loc"] or ("",)
     where = ".".join(str(part) for part in problem["loc"]) or "profile"
     if problem["type"] == "extra_forbidden":

@@ -4,24 +4,23 @@ from collections.abc import Collection
 from pathlib import Path
 
 from cryoanm_lib.experiments.profile import Profile
+from cryoanm_lib.experiments.run import Assessed, Run
 from cryoanm_lib.io.storage import load_json
+
+
+def runs_and_assessments(settings: Profile) -> dict[str, Run | Assessed]:
+    """Every run and assessment of a profile by name."""
+    found: dict[str, Run | Assessed] = {name: Run(name, settings, of) for name, of in settings.runs.items()}
+    return found | {name: settings.assessed(name) for name in settings.assessments}
 
 
 def gather_metrics(settings: Profile, results: Path, names: Collection[str] | None = None) -> dict[str, dict]:
     """The metrics of every run and assessment of a profile by name, or some, with what tables say of it."""
-    names = {*settings.runs, *settings.assessments} if names is None else names
-    fits = {
-        name: load_json(results / settings.artifact_path(name) / "metrics.json") | settings.description(name)
-        for name in settings.runs
-        if name in names
+    return {
+        name: load_json(results / of.path / "metrics.json") | of.description
+        for name, of in runs_and_assessments(settings).items()
+        if names is None or name in names
     }
-    assessments = {
-        name: load_json(results / settings.assessment_path(name) / "metrics.json")
-        | settings.assessment_description(name)
-        for name in settings.assessments
-        if name in names
-    }
-    return fits | assessments
 
 
 def check_metrics(metrics: dict[str, dict], expected: dict[str, dict[str, list[float]]]) -> list[str]:

@@ -5,8 +5,9 @@ from datetime import date
 from pathlib import Path
 
 from cryoanm_lib.errors import ArtifactError
-from cryoanm_lib.experiments.metrics import gather_metrics
-from cryoanm_lib.experiments.profile import DEFAULT_STRUCTURE, Profile
+from cryoanm_lib.experiments.metrics import gather_metrics, runs_and_assessments
+from cryoanm_lib.experiments.profile import Profile
+from cryoanm_lib.experiments.schema import DEFAULT_STRUCTURE
 from cryoanm_lib.io.storage import load_json, save_json, unusable
 
 # What a history needs to be drawn again; the rest stays with the fit.
@@ -54,28 +55,27 @@ def save_reference(settings: Profile, results: Path, path: Path | None = None) -
         )
     path = reference_path(settings.name) if path is None else path
     before = Reference(**load_json(path)) if path.is_file() else Reference({}, {}, {})
-    found = _finished(settings, results)
+    every, runs = runs_and_assessments(settings), settings.runs
+    found = {name for name, of in every.items() if (results / of.path / "metrics.json").is_file()}
     compared = {
         name
-        for name, section in settings.runs.items()
-        if any(other.recipe == "between" and other.task == section.task for other in settings.runs.values())
+        for name, section in runs.items()
+        if any(other.recipe == "between" and other.task == section.task for other in runs.values())
     }
     kept = {
         name
-        for name in before.metrics.keys() - found
-        if name in {*settings.runs, *settings.assessments}
-        and (name in before.histories or name not in compared)
-        and before.metrics[name]["config_hash"] == _hash(settings, name)
+        for name in (before.metrics.keys() - found) & every.keys()
+        if (name in before.histories or name not in compared)
+        and before.metrics[name]["config_hash"] == every[name].config_hash
     }
-    metrics = {name: before.metrics[name] | _described(settings, name) for name in kept}
-    names = (*settings.runs, *settings.assessments)
-    metrics |= gather_metrics(settings, results, [name for name in names if name not in kept])
-    metrics = {name: metrics[name] for name in names}
+    metrics = {name: before.metrics[name] | every[name].description for name in kept}
+    metrics |= gather_metrics(settings, results, every.keys() - kept)
+    metrics = {name: metrics[name] for name in every}
     histories = {
         name: before.histories[name]
         if name in kept
-        else [_kept(record) for record in load_json(_folder(settings, results, name) / "history.json", list)]
-        for name in settings.runs
+        else [_kept(record) for record in load_json(results / every[name].path / "history.json", list)]
+        for name in runs
         if name in compared
     }
     save_json(path, asdict(Reference(_made(settings, metrics), metrics, histories)))
@@ -105,25 +105,6 @@ def load_reference(profile: str) -> Reference:
 def load_benchmarks() -> dict:
     """The benchmark that came with the library: when and where it was "made", "versions", and "rows"."""
     return load_json(reference_path("bench"))
-
-
-def _folder(settings: Profile, results: Path, name: str) -> Path:
-    return results / settings.artifact_path(name)
-
-
-def _finished(settings: Profile, results: Path) -> set[str]:
-    """Runs and assessments whose artifacts are there."""
-    folders = {name: settings.artifact_path(name) for name in settings.runs}
-    folders |= {name: settings.assessment_path(name) for name in settings.assessments}
-    return {name for name, folder in folders.items() if (results / folder / "metrics.json").is_file()}
-
-
-def _hash(settings: Profile, name: str) -> str:
-    return settings.config_hash(name) if name in settings.runs else settings.assessment_hash(name)
-
-
-def _described(settings: Profile, name: str) -> dict:
-    return settings.description(name) if name in settings.runs else settings.assessment_description(name)
 
 
 def _kept(record: dict) -> dict:

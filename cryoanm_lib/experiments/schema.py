@@ -1,22 +1,29 @@
 """The parts of a profile: every key that its file may hold, what it may be, and what it is by default."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
+from cryoanm_lib.imaging.forward_model import ForwardModel
+from cryoanm_lib.imaging.latents import LATENTS, LatentName
 from cryoanm_lib.inference.training import Stage
-from cryoanm_lib.molecule.anm import DEFAULT_CUTOFF, NormalModes, boltzmann_variances
+from cryoanm_lib.molecule.anm import DEFAULT_CUTOFF, NormalModes, boltzmann_variances, normal_modes
+from cryoanm_lib.molecule.structure import Structure, load_structure
 from cryoanm_lib.program.encoders import CHANNELS, Pixels, Representation, SharedEncoder
 from cryoanm_lib.program.prior import Prior
+from cryoanm_lib.program.program import Guide, Model
 from cryoanm_lib.program.rings import REFERENCES, Rings
-from cryoanm_lib.settings import Count, LatentName, Positive, Section
+from cryoanm_lib.settings import Count, Positive, Section
+
+#: The protein of the book, embedded in the library; the expected ranges of metrics are for it.
+DEFAULT_STRUCTURE = "adk_open"
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # So bounded that any number of steps may be multiplied by it.
 Length = Annotated[float, Field(gt=0, le=1e6)]
 # It names a folder.
 ExperimentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-MetricName = Literal["pose_residual_mean_deg", "amplitude_residual_mean", "defocus_residual_mean"]
+MetricName: TypeAlias = Literal[tuple(latent.metric for latent in LATENTS.values())]  # pyright: ignore[reportInvalidTypeForm]
 
 #: Boltzmann's constant in kcal/(mol K).
 BOLTZMANN = 0.0019872041
@@ -25,12 +32,8 @@ BOLTZMANN = 0.0019872041
 class PriorSection(Prior):
     """The prior, whose amplitudes may also be those of the network in thermal equilibrium."""
 
-    temperature: Positive | None = Field(
-        None, description="in K: σ_α = √(kT/λ) of each mode, in place of amplitude_scale"
-    )
-    spring_constant: Positive = Field(
-        1.0, description="γ of the network in kcal/(mol Å²), with a temperature"
-    )
+    temperature: Positive | None = Field(None, description="in K: σ_α = √(kT/λ), in place of amplitude_scale")
+    spring_constant: Positive = Field(1.0, description="γ in kcal/(mol Å²), with a temperature")
 
     @property
     def thermal_energy(self) -> float | None:
@@ -40,7 +43,8 @@ class PriorSection(Prior):
     def resolved(self, modes: NormalModes | None) -> Prior:
         """The prior with a number for every mode, given those of a network with γ = 1."""
         settings = self.model_dump(exclude={"temperature", "spring_constant"})
-        if self.temperature is not None:
+        if self.thermal_energy is not None:
+            assert modes is not None, "with a temperature, amplitudes are those of a network's modes"
             variances = boltzmann_variances(self.spring_constant * modes.eigenvalues, self.thermal_energy)
             settings["amplitude_scale"] = tuple(variances.sqrt().tolist())
         return Prior(**settings)
@@ -65,13 +69,25 @@ class ModelSection(Section):
         "auto", description="how to project"
     )
 
+    def forward_model(self, structure: Structure, projector: str | None = None) -> ForwardModel:
+        """The forward model of a structure, in float32."""
+        modes = self.normal_modes(structure).vectors.float()
+        sizes = self.model_dump(include={"box_size", "pixel_size", "atom_width"})
+        reference = structure.coordinates.float()
+        return ForwardModel(reference, modes, projector=projector or self.projector, **sizes)
+
+    def normal_modes(self, structure: Structure, n_modes: int | None = None) -> NormalModes:
+        """The softest modes of a structure, as many as it bends along by default."""
+        count, numbers = self.modes if n_modes is None else n_modes, structure.residue_numbers
+        return normal_modes(structure.coordinates, count, self.cutoff, residue_numbers=numbers)
+
 
 class GuideSection(Section):
     """The guide of one experiment."""
 
     components: Count = Field(2, description="projected normals in the pose's mixture")
     stratified: bool = Field(True, description="sum over the mixture's components instead of sampling one")
-    upright: bool = Field(True, description="amplitude and defocus see the image turned back by the pose")
+    upright: bool = Field(True, description="beside the pose's, networks see the image turned back by it")
     encoder: Literal["rings", "convolutional", "shared"] = Field(
         "rings",
         description="how separate networks see the image; or one convolutional network for all latents",
@@ -98,6 +114,11 @@ class GuideSection(Section):
             )
         return self
 
+    def guide(self, model: Model) -> Guide:
+        """The guide of a model, untrained."""
+        settings = self.model_dump(include={"components", "stratified", "upright", "others"})
+        return Guide(model, **settings, representation=self.representation())
+
     def representation(self) -> Representation | SharedEncoder:
         """How the networks see the image, or the one that does."""
         if self.encoder == "rings":
@@ -121,34 +142,28 @@ class ExperimentSection(Section):
     noise: Positive | tuple[Positive, Positive] | None = Field(
         None, description="σ_n in place of the model's; two ends of a range, of which each image has its own"
     )
-    test_noise: Positive | None = Field(
-        None, description="σ_n of the test images, where training has a range of it"
-    )
-    guide: GuideSection = GuideSection()
-    training_images: Count | None = Field(
-        None, description="a fixed set of this size; default: fresh ones each step"
-    )
+    test_noise: Positive | None = Field(None, description="σ_n of test images, where training has a range")
+    guide: GuideSection = GuideSection()  # pyright: ignore[reportCallIssue] pydantic: all have defaults
+    training_images: Count | None = Field(None, description="size of a fixed set; default: new each step")
     batch_size: Count = Field(100, description="images a step")
     window: Count | None = Field(None, description="in place of the profile's window")
-    weights: ExperimentName | None = Field(
-        None, description="start from the weights that came with the library under this name"
-    )
+    weights: ExperimentName | None = Field(None, description="start from the library's weights of this name")
     stages: tuple[Stage, ...] = Field((), description="the schedule; none only with weights")
-    otherwise: tuple[Stage, ...] = Field(
-        (), description="the schedule where the weights are of another molecule, model or prior"
-    )
+    otherwise: tuple[Stage, ...] = Field((), description="the schedule where weights are of other images")
     seed: Seed | None = Field(None, description="in place of the profile's seed")
     more_seeds: tuple[Seed, ...] = Field((), description="run again with these, as <name>_seed_<n>")
     paper: dict[MetricName, Positive] = Field({}, description="values the paper reports, by metric")
     paper_says: str = Field("", description="what the paper reports in words")
 
+    @property
+    def every_stage(self) -> dict[str, Stage]:
+        """Those of either schedule, by the way to each."""
+        schedules = {"stages": self.stages, "otherwise": self.otherwise}
+        return {f"{key}[{i}]": stage for key, stages in schedules.items() for i, stage in enumerate(stages)}
+
     @model_validator(mode="after")
     def _stages_train_what_is_inferred(self) -> "ExperimentSection":
-        schedules = {"stages": self.stages, "otherwise": self.otherwise}
-        numbered = {
-            f"{key}[{i}]": stage for key, stages in schedules.items() for i, stage in enumerate(stages)
-        }
-        for key, stage in numbered.items():
+        for key, stage in self.every_stage.items():
             extra = set(stage.train or ()) - set(self.infer)
             if extra:
                 raise ValueError(f"{key}.train names {sorted(extra)}, which infer = {self.infer} does not")
@@ -164,7 +179,7 @@ class ExperimentSection(Section):
                 f"guide.others = 'computed' leaves nothing to learn of infer = {self.infer}: infer the pose "
                 "too, or choose 'learned'"
             )
-        for key, stage in numbered.items():
+        for key, stage in self.every_stage.items():
             if computed and stage.train is not None and "pose" not in stage.train:
                 raise ValueError(
                     f"{key}.train = {stage.train} has nothing to learn: with guide.others = "
@@ -209,3 +224,25 @@ class CheckSection(Section):
     draws: Count = Field(199, description="posterior draws an image; 199 make all levels of coverage exact")
     guide_images: Count = Field(200, description="test images, at most, whose guide is tested")
     exact_images: Count = Field(1000, description="test images, at most, whose posterior is computed exactly")
+
+
+class Defaults(Section):
+    """What every run of a profile depends on, where its own section says nothing else."""
+
+    name: str = Field(description="the profile's name, that of its file")
+    structure: Annotated[str, Field(min_length=1)] = Field(
+        DEFAULT_STRUCTURE, description="embedded name, PDB ID, or path"
+    )
+    chain: str | None = Field(None, description="author's chain; default the first with Cα")
+    residues: str | None = Field(None, description="those of the chain to keep, such as 1-214; default all")
+    stride: Count = Field(2, description="every stride-th Cα is a pseudo-atom")
+    seed: Seed = Field(1, description="fixes the run")
+    deterministic: bool = Field(False, description="train to the same bits each time, also on a GPU; slower")
+    test_images: Count = Field(2000, description="images never trained on, for every residual")
+    window: Count = Field(100, description="steps between records, and over which a stage settles")
+    model: ModelSection = ModelSection()  # pyright: ignore[reportCallIssue] pydantic: all have defaults
+    prior: PriorSection = PriorSection()  # pyright: ignore[reportCallIssue] pydantic: all have defaults
+
+    def load_structure(self) -> Structure:
+        """The reference structure."""
+        return load_structure(self.structure, chain=self.chain, residues=self.residues, stride=self.stride)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cryoanm_lib.errors import ArtifactError
 from cryoanm_lib.io.storage import load_tensors, read_header, save_tensors
-from cryoanm_lib.program.program import CryoProgram
+from cryoanm_lib.program.program import Guide
 
 
 def weights_path(name: str) -> Path:
@@ -13,11 +13,11 @@ def weights_path(name: str) -> Path:
     return Path(__file__).resolve().parents[1] / "data" / f"{name}.safetensors"
 
 
-def write_weights(program: CryoProgram, path: Path, **made: str) -> None:
-    """Keep a program's networks in half precision, with what is to be said of how they were made."""
+def write_weights(guide: Guide, path: Path, **made: str) -> None:
+    """Keep a guide's networks in half precision, with what is to be said of how they were made."""
     halved = {
         name: value.half() if value.is_floating_point() else value
-        for name, value in program.encoders.state_dict().items()
+        for name, value in guide.encoders.state_dict().items()
     }
     save_tensors(path, halved, **made)
 
@@ -34,22 +34,20 @@ def weights_hash(name: str) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
-def load_weights(program: CryoProgram, name: str, images: str | None = None) -> dict[str, str]:
-    """Put the networks kept under a name into a program; returns what is said of how they were made.
+def load_weights(guide: Guide, name: str, images: str | None = None) -> dict[str, str]:
+    """Put the networks kept under a name into a guide; returns what is said of how they were made.
 
     Parameters
     ----------
-    program : CryoProgram
-        Whose networks they become.
-    name : str
-        Of the experiment that trained them.
+    guide, name : Guide, str
+        Whose networks they become, and the experiment that trained them.
     images : str, optional
-        What images the program is for, by `Profile.images_hash`.
+        What images the guide is for, by `Run.images_hash`.
 
     Raises
     ------
     ArtifactError
-        If there are none, they are not those of such a program, or they have learned other images.
+        If there are none, they are not those of such a guide, or they have learned other images.
     """
     path = weights_path(name)
     if not path.is_file():
@@ -61,7 +59,7 @@ def load_weights(program: CryoProgram, name: str, images: str | None = None) -> 
             f"the weights {name!r} have learned images of another molecule, model or prior: train "
             "networks for this one, by stages and no weights"
         )
-    like = program.encoders.state_dict()
+    like = guide.encoders.state_dict()
     shapes = [{key: tuple(value.shape) for key, value in found.items()} for found in (tensors, like)]
     if shapes[0] != shapes[1]:
         unlike = sorted(key for key in {*tensors, *like} if shapes[0].get(key) != shapes[1].get(key))
@@ -71,5 +69,5 @@ def load_weights(program: CryoProgram, name: str, images: str | None = None) -> 
         )
     if not all(value.isfinite().all() for value in tensors.values()):
         raise ArtifactError(f"{path} holds NaN or infinite values: install the library again")
-    program.encoders.load_state_dict({key: value.to(like[key].dtype) for key, value in tensors.items()})
+    guide.encoders.load_state_dict({key: value.to(like[key].dtype) for key, value in tensors.items()})
     return made

@@ -240,25 +240,11 @@ def _multiply(a, b, product):
                 s31 += a3 * b1
                 s32 += a3 * b2
                 s33 += a3 * b3
-            product[i, j], product[i, j + 1], product[i, j + 2], product[i, j + 3] = s00, s01, s02, s03
-            product[i + 1, j], product[i + 1, j + 1], product[i + 1, j + 2], product[i + 1, j + 3] = (
-                s10,
-                s11,
-                s12,
-                s13,
-            )
-            product[i + 2, j], product[i + 2, j + 1], product[i + 2, j + 2], product[i + 2, j + 3] = (
-                s20,
-                s21,
-                s22,
-                s23,
-            )
-            product[i + 3, j], product[i + 3, j + 1], product[i + 3, j + 2], product[i + 3, j + 3] = (
-                s30,
-                s31,
-                s32,
-                s33,
-            )
+            found = product[i : i + 4, j : j + 4]
+            found[0, 0], found[0, 1], found[0, 2], found[0, 3] = s00, s01, s02, s03
+            found[1, 0], found[1, 1], found[1, 2], found[1, 3] = s10, s11, s12, s13
+            found[2, 0], found[2, 1], found[2, 2], found[2, 3] = s20, s21, s22, s23
+            found[3, 0], found[3, 1], found[3, 2], found[3, 3] = s30, s31, s32, s33
 
 
 @loop

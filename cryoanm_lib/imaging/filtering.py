@@ -5,7 +5,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cryoanm_lib.numerics.pieces import pieces
+from cryoanm_lib.numerics.batching import pieces
 
 
 def filtered(
@@ -13,15 +13,9 @@ def filtered(
 ) -> Float[Tensor, "images box box"]:
     """Images with every Fourier coefficient times a real number, which is the same at k and -k.
 
+    The numbers stand in the order of `spectrum_frequencies`, and the origin of images is anywhere.
     Coefficients that the crop Π_N does not keep, the unpaired Nyquist row and column of an even box, become
     zero. There are first derivatives alone.
-
-    Parameters
-    ----------
-    images : Float[Tensor, "images box box"]
-        With the origin anywhere.
-    transfer : Float[Tensor, "images box half"]
-        In the order of `spectrum_frequencies`.
 
     Examples
     --------

@@ -11,27 +11,25 @@ from cryoanm_lib.errors import ForwardModelError
 from cryoanm_lib.imaging.filtering import filtered
 from cryoanm_lib.imaging.fourier_projection import fourier_slopes
 from cryoanm_lib.imaging.gridded_projection import gridded_image
-from cryoanm_lib.imaging.latents import Latents
-from cryoanm_lib.imaging.noise import add_noise
+from cryoanm_lib.imaging.latents import (
+    AMPLITUDE,
+    LATENTS,
+    POSE,
+    POSE_IN_SPACE,
+    SHIFT,
+    Latent,
+    Values,
+    check_batches,
+    pose_to_rotation,
+)
 from cryoanm_lib.imaging.projection import PROJECTORS
-from cryoanm_lib.imaging.transfer import ctf
+from cryoanm_lib.imaging.transfer import SineTransfer, Transfer
 from cryoanm_lib.numerics.fourier import (
     check_resolution,
     coefficients_to_image,
     half_plane_frequencies,
     spectrum_frequencies,
 )
-
-#: Directions along which images have derivatives, in the order in which `ForwardModel.slopes` returns them,
-#: with what a unit of each is.
-DIRECTIONS = {
-    "pose": "a turn about z in radians",
-    "rotation": "turns about x, y and z of the detector in radians",
-    "shift": "pixels along x and y",
-    "amplitude": "one for each mode, in Å over all atoms",
-    "defocus": "px²",
-    "contrast": "a factor",
-}
 
 
 class ForwardModel(nn.Module):
@@ -52,6 +50,8 @@ class ForwardModel(nn.Module):
     projector : str
         One of `PROJECTORS`; "auto" takes the fastest. Images of the whole box are made from patches on their
         pixels, by "auto" and "gridded", to the rounding of their type.
+    transfer : Transfer
+        The microscope; default the paper's.
 
     Raises
     ------
@@ -61,12 +61,13 @@ class ForwardModel(nn.Module):
 
     Examples
     --------
+    >>> from cryoanm_lib.imaging.latents import in_plane
     >>> from cryoanm_lib.molecule.anm import normal_modes
     >>> from cryoanm_lib.molecule.structure import load_structure
     >>> reference = load_structure("adk_open").coordinates
     >>> forward_model = ForwardModel(reference, normal_modes(reference).vectors)
     >>> pose, defocus = torch.tensor([0.5, 50.0], dtype=torch.float64)
-    >>> latents = Latents.in_plane(pose, amplitude=pose.new_tensor([1.5]), defocus=defocus)
+    >>> latents = in_plane(pose, amplitude=pose.new_tensor([1.5]), defocus=defocus)
     >>> forward_model.images(latents).shape, forward_model.coefficients(latents, resolution=32).shape
     (torch.Size([64, 64]), torch.Size([481]))
     """
@@ -82,6 +83,7 @@ class ForwardModel(nn.Module):
         pixel_size: float = 1.0,
         atom_width: float = 0.8,
         projector: str = "auto",
+        transfer: Transfer | None = None,
     ) -> None:
         super().__init__()
         if projector not in PROJECTORS:
@@ -94,6 +96,7 @@ class ForwardModel(nn.Module):
             )
         self.box_size, self.pixel_size, self.atom_width = box_size, pixel_size, atom_width
         self.projector = projector
+        self.transfer = SineTransfer() if transfer is None else transfer
         self.register_buffer("reference", reference)
         self.register_buffer("modes", modes)
         self._check_sizes()
@@ -118,12 +121,7 @@ class ForwardModel(nn.Module):
     def check_fit(self, dimensions: int = 2, margin: float = 0.0) -> None:
         """Refuse a molecule that leaves the box when it turns.
 
-        Parameters
-        ----------
-        dimensions : int
-            2 if it turns in the plane of the detector alone, 3 if in every way.
-        margin : float
-            Pixels that it may be shifted by.
+        It turns in 2 dimensions, those of the detector, or in 3, and may be shifted by a margin in pixels.
 
         Raises
         ------
@@ -172,22 +170,35 @@ class ForwardModel(nn.Module):
             )
         return self.reference + torch.tensordot(amplitudes, self.modes, dims=1)
 
-    def positions(self, latents: Latents) -> Float[Tensor, "*batch atoms 2"]:
+    @property
+    def latents(self) -> tuple[Latent, ...]:
+        """All that an image depends on: what moves atoms, the microscope's own, and what scales the image."""
+        known = LATENTS.values()
+        moving, scaling = ([one for one in known if one.acts_on == what] for what in ("atoms", "scale"))
+        return (*moving, *self.transfer.latents, *scaling)
+
+    def positions(
+        self, latents: Values, rotations: Float[Tensor, "*batch 3 3"] | None = None
+    ) -> Float[Tensor, "*batch atoms 2"]:
         """Where the atoms fall on the detector, in pixels: bent, rotated, z dropped, shifted."""
-        return self._turned(latents, rows=2) + latents.shifts[..., None, :]
+        rotations = pose_to_rotation(latents["pose"]) if rotations is None else rotations
+        flat = self._turned(latents, rotations[..., :2, :])
+        return flat + latents["shift"][..., None, :] if "shift" in latents else flat
 
-    def _turned(self, latents: Latents, rows: int) -> Float[Tensor, "*batch atoms rows"]:
+    def _turned(
+        self, latents: Values, rotations: Float[Tensor, "*batch rows 3"]
+    ) -> Float[Tensor, "*batch atoms rows"]:
         """Atoms bent and rotated, in pixels: x and y of the detector, and with three rows z."""
-        turned = self.deform(latents.amplitudes) @ latents.rotations[..., :rows, :].transpose(-2, -1)
-        return turned / self.pixel_size
+        return self.deform(latents["amplitude"]) @ rotations.transpose(-2, -1) / self.pixel_size
 
-    def coefficients(self, latents: Latents, resolution: int) -> Complex[Tensor, "*batch kept"]:
+    def coefficients(self, latents: Values, resolution: int) -> Complex[Tensor, "*batch kept"]:
         """Noise-free Fourier coefficients of the image at resolution K, contrast transfer included.
 
         Parameters
         ----------
-        latents : Latents
-            Of one image or a batch.
+        latents : mapping of str to Tensor
+            Of one image or a batch: "pose" and "amplitude", what the microscope depends on, and where images
+            have them "shift" and "contrast".
         resolution : int
             K, even and at most N, or N itself; the coefficients stand in the order of
             `half_plane_frequencies`.
@@ -195,84 +206,109 @@ class ForwardModel(nn.Module):
         Raises
         ------
         ForwardModelError
-            If K is not usable with the box, or there is not one amplitude for each mode.
+            If K is not usable with the box, a latent is missing, batch shapes do not agree, or there is not
+            one amplitude for each mode.
         """
-        transfer, projections = self.transfer(latents, resolution), self.projections(latents, resolution)
+        self._require(latents)
+        factor, projections = self.factor(latents, resolution), self.projections(latents, resolution)
         # Part by part: a complex number times a real one would take a complex copy of the real one.
-        return torch.view_as_complex(transfer[..., None] * torch.view_as_real(projections))
+        return torch.view_as_complex(factor[..., None] * torch.view_as_real(projections))
 
-    def transfer(self, latents: Latents, resolution: int) -> Float[Tensor, "*batch kept"]:
-        """What the microscope makes of every coefficient: the contrast transfer, times the contrast."""
-        return self._transfer_at(latents, self.frequencies(resolution))
+    def _require(self, latents: Values) -> None:
+        """Refuse values that lack what every image depends on, or that do not belong together."""
+        needed = ("pose", "amplitude", *(latent.name for latent in self.transfer.latents))
+        if missing := [name for name in needed if name not in latents]:
+            raise ForwardModelError(
+                f"{', '.join(missing)} is missing beside {', '.join(latents)}: infer it, or give it as well"
+            )
+        check_batches(latents, self.latents)
 
-    @staticmethod
-    def _transfer_at(latents: Latents, frequencies: Float[Tensor, "kept 2"]) -> Float[Tensor, "*batch kept"]:
+    def factor(self, latents: Values, resolution: int) -> Float[Tensor, "*batch kept"]:
+        """What becomes of every coefficient of a projection: the transfer, times the contrast."""
+        return self._factor_at(latents, self.frequencies(resolution))
+
+    def _factor_at(
+        self, latents: Values, frequencies: Float[Tensor, "kept 2"]
+    ) -> Float[Tensor, "*batch kept"]:
         """The same at any frequencies, in cycles per pixel."""
-        return latents.contrast[..., None] * ctf(latents.defocus, frequencies)
+        transfer = self.transfer.values(latents, frequencies)
+        return latents["contrast"][..., None] * transfer if "contrast" in latents else transfer
 
-    def projections(self, latents: Latents, resolution: int) -> Complex[Tensor, "*batch kept"]:
-        """Coefficients as they are before the microscope's transfer: the defocus plays no part."""
+    def projections(self, latents: Values, resolution: int) -> Complex[Tensor, "*batch kept"]:
+        """Coefficients as they are before the microscope, which need only what acts on atoms."""
         project = PROJECTORS[self.projector]
         return project(self.positions(latents), self.box_size, self.atom_width, resolution)
 
     def slopes(
-        self, latents: Latents, resolution: int, along: Sequence[str]
-    ) -> tuple[Complex[Tensor, "*batch kept"], Complex[Tensor, "*batch directions kept"]]:
-        """Coefficients, and their derivatives by some of the latents, straight from the coordinates.
+        self, latents: Values, resolution: int, along: Sequence[Latent]
+    ) -> tuple[Complex[Tensor, "*batch kept"], Complex[Tensor, "*batch columns kept"]]:
+        """Coefficients, and their derivatives by the steps of some latents, straight from the coordinates.
 
         Parameters
         ----------
-        latents : Latents
-            Of one image or a batch.
-        resolution : int
-            K, as for `coefficients`.
-        along : sequence of str
-            Some of `DIRECTIONS`; the answer is in their order.
+        latents, resolution
+            As for `coefficients`.
+        along : sequence of Latent
+            Of `latents`; the columns are those of `Unknowns` of the same latents in the same order.
 
         Raises
         ------
         ForwardModelError
-            If K is not usable with the box, a direction is unknown, or there is not one amplitude for each
-            mode.
+            If K is not usable with the box, a latent is none of this model's, batch shapes do not agree, or
+            there is not one amplitude for each mode.
         """
-        unknown = [name for name in along if name not in DIRECTIONS]
-        if unknown:
-            raise ForwardModelError(f"no derivative along {unknown}: choose from {', '.join(DIRECTIONS)}")
-        frequencies, velocities = self.frequencies(resolution), self._velocities(latents, along)
+        known = [latent.name for latent in self.latents]
+        if unknown := [latent.name for latent in along if latent.name not in known]:
+            raise ForwardModelError(f"no derivative along {unknown}: choose from {', '.join(known)}")
+        self._require(latents)
+        rotations = pose_to_rotation(latents["pose"])
+        velocities = self._velocities(latents, rotations, along)
         projection, moved = fourier_slopes(
-            self.positions(latents), velocities, self.box_size, self.atom_width, resolution
+            self.positions(latents, rotations), velocities, self.box_size, self.atom_width, resolution
         )
-        transfer = self.transfer(latents, resolution)
-        slopes = [transfer[..., None, :] * moved]
-        if "defocus" in along:
-            squared = frequencies.square().sum(-1)
-            blurred = -squared * (latents.defocus[..., None] * squared).cos() * projection
-            slopes.append((latents.contrast[..., None] * blurred)[..., None, :])
-        if "contrast" in along:
-            slopes.append((ctf(latents.defocus, frequencies) * projection)[..., None, :])
-        return transfer * projection, torch.cat(slopes, dim=-2)
+        frequencies = self.frequencies(resolution)
+        transfer, of_transfer = (
+            of(latents, frequencies) for of in (self.transfer.values, self.transfer.slopes)
+        )
+        contrast = latents["contrast"][..., None, None] if "contrast" in latents else None
+        factor = transfer if contrast is None else contrast[..., 0] * transfer
+        on_atoms = [latent for latent in along if latent.acts_on == "atoms"]
+        columns = [latent.manifold.n_columns(latent.width_for(self.n_modes)) for latent in on_atoms]
+        moving = iter((factor[..., None, :] * moved).split(columns, dim=-2))
+        slopes = []
+        for latent in along:
+            if latent.acts_on == "atoms":
+                slopes.append(next(moving))
+            elif latent.acts_on == "transfer":
+                slope = of_transfer[latent.name] * projection[..., None, :]
+                slopes.append(slope if contrast is None else contrast * slope)
+            else:
+                slopes.append((transfer * projection)[..., None, :])
+        return factor * projection, torch.cat(slopes, dim=-2)
 
     def _velocities(
-        self, latents: Latents, along: Sequence[str]
-    ) -> Float[Tensor, "*batch directions atoms 2"]:
-        """Pixels that each atom moves on the detector along the directions that move atoms."""
-        x, y, z = self._turned(latents, rows=3).unbind(-1)
+        self, latents: Values, rotations: Float[Tensor, "*batch 3 3"], along: Sequence[Latent]
+    ) -> Float[Tensor, "*batch columns atoms 2"]:
+        """Pixels that each atom moves on the detector for a unit step along latents that move atoms."""
+        x, y, z = self._turned(latents, rotations).unbind(-1)
         none, one = torch.zeros_like(x), torch.ones_like(x)
         about_x, about_y, about_z = (none, -z), (z, none), (-y, x)
         moves = {
-            "pose": [about_z],
-            "rotation": [about_x, about_y, about_z],
-            "shift": [(one, none), (none, one)],
+            POSE: [about_z],
+            POSE_IN_SPACE: [about_x, about_y, about_z],
+            SHIFT: [(one, none), (none, one)],
         }
-        velocities = [torch.stack(move, dim=-1) for name in along for move in moves.get(name, ())]
-        directions = [velocity[..., None, :, :] for velocity in velocities]
-        if "amplitude" in along:
-            on_detector = latents.rotations[..., None, :2, :].transpose(-2, -1)
-            bends = self.modes @ on_detector / self.pixel_size
-            directions.append(bends.expand(*x.shape[:-1], *bends.shape[-3:]))
-        return torch.cat(directions, dim=-3) if directions else x.new_zeros(*x.shape[:-1], 0, x.shape[-1], 2)
+        velocities = [x.new_zeros(*x.shape[:-1], 0, x.shape[-1], 2)]
+        for latent in along:
+            if latent in moves:
+                velocities.append(torch.stack([torch.stack(move, dim=-1) for move in moves[latent]], dim=-3))
+            elif latent == AMPLITUDE:
+                on_detector = rotations[..., None, :2, :].transpose(-2, -1)
+                bends = self.modes @ on_detector / self.pixel_size
+                velocities.append(bends.expand(*x.shape[:-1], *bends.shape[-3:]))
+        return torch.cat(velocities, dim=-3)
 
-    def images(self, latents: Latents, resolution: int | None = None) -> Float[Tensor, "*batch K K"]:
+    def images(self, latents: Values, resolution: int | None = None) -> Float[Tensor, "*batch K K"]:
         """Noise-free images, K × K pixels (the whole box by default), contrast transfer included."""
         resolution = self.box_size if resolution is None else resolution
         check_resolution(resolution, self.box_size)
@@ -280,10 +316,11 @@ class ForwardModel(nn.Module):
             return self._images_by_patches(latents)
         return coefficients_to_image(self.coefficients(latents, resolution), resolution)
 
-    def _images_by_patches(self, latents: Latents) -> Float[Tensor, "*batch N N"]:
+    def _images_by_patches(self, latents: Values) -> Float[Tensor, "*batch N N"]:
         """The whole box from atoms on its pixels, which takes no detour by a vector of coefficients."""
+        self._require(latents)
         frequencies = spectrum_frequencies(self.box_size, self.reference.device).to(self.reference.dtype)
-        transfer = self._transfer_at(latents, frequencies.flatten(0, 1) / self.box_size)
+        transfer = self._factor_at(latents, frequencies.flatten(0, 1) / self.box_size)
         transfer = transfer.unflatten(-1, frequencies.shape[:2])
         projected = gridded_image(self.positions(latents), self.box_size, self.atom_width).to(transfer.dtype)
         batch = torch.broadcast_shapes(projected.shape[:-2], transfer.shape[:-2])
@@ -291,30 +328,3 @@ class ForwardModel(nn.Module):
             x.expand(*batch, *x.shape[-2:])[None].flatten(end_dim=-3) for x in (projected, transfer)
         )
         return filtered(images, transfer).view(*batch, self.box_size, self.box_size)
-
-    def simulate(
-        self,
-        latents: Latents,
-        noise: float | Float[Tensor, "*batch"],
-        resolution: int,
-        generator: torch.Generator | None = None,
-    ) -> Complex[Tensor, "*batch kept"]:
-        """Draw an image with white noise, as Fourier coefficients at resolution K.
-
-        Parameters
-        ----------
-        latents : Latents
-            Of one image or a batch.
-        noise : float or Float[Tensor, "*batch"]
-            σ_n, the standard deviation of a pixel of the uncropped image, of all images or of each.
-        resolution : int
-            K, as for `coefficients`.
-        generator : torch.Generator, optional
-            Source of the noise; by default torch's global one.
-
-        Raises
-        ------
-        ForwardModelError
-            If the noise is negative, K is not usable, or there is not one amplitude for each mode.
-        """
-        return add_noise(self.coefficients(latents, resolution), noise, self.box_size, generator)

@@ -24,8 +24,8 @@ from torch.autograd.function import once_differentiable
 
 from cryoanm_lib.imaging import _fourier_loops as fourier_loops
 from cryoanm_lib.numerics import compiled
+from cryoanm_lib.numerics.batching import pieces
 from cryoanm_lib.numerics.fourier import highest_frequency
-from cryoanm_lib.numerics.pieces import pieces
 
 
 def fourier_coefficients(
@@ -83,15 +83,8 @@ def fourier_slopes(
     """The coefficients of `fourier_coefficients`, and how fast they change as the atoms move.
 
     With X' = dX/dx an atom that moves by (v_x, v_y) changes its product by v_x X' Y + v_y X Y', so that a
-    direction costs one product twice as long as that of the coefficients, and no sine or cosine. No gradient
-    passes through the answer.
-
-    Parameters
-    ----------
-    velocities : Float[Tensor, "*batch directions atoms 2"]
-        Pixels that each atom moves for one unit of each direction.
-    positions, box_size, atom_width, resolution, accuracy
-        As for `fourier_coefficients`.
+    direction costs one product twice as long as that of the coefficients, and no sine or cosine. Velocities
+    are the pixels that each atom moves for one unit of each direction. No gradient passes through the answer.
 
     Examples
     --------
@@ -202,18 +195,6 @@ def _few_at_a_time(positions: Float[Tensor, "images atoms 2"], axis: "_Axis", co
     return pieces(len(positions), bytes_each, positions.device)
 
 
-@functools.lru_cache(maxsize=64)
-def _axis_of(
-    box_size: int,
-    atom_width: float,
-    resolution: int,
-    accuracy: float,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> "_Axis":
-    return _Axis(box_size, atom_width, highest_frequency(resolution), accuracy, dtype, device)
-
-
 def _axis(like: Tensor, box_size: int, atom_width: float, resolution: int, accuracy: float | None) -> "_Axis":
     accuracy = torch.finfo(like.dtype).eps if accuracy is None else accuracy
     return _axis_of(box_size, atom_width, resolution, accuracy, like.dtype, like.device)
@@ -230,11 +211,12 @@ class _Axis:
         self,
         box_size: int,
         atom_width: float,
-        highest: int,
+        resolution: int,
         accuracy: float,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        highest = highest_frequency(resolution)
         self.box_size, self.highest, self.width, self.dtype = box_size, highest, 2 * (highest + 1), dtype
         # exp(-2 (π σ_a f)²) falls below the accuracy at this frequency f, in cycles per pixel.
         cutoff = math.sqrt(-0.5 * math.log(accuracy)) / (math.pi * atom_width)
@@ -248,7 +230,6 @@ class _Axis:
             [part.to(device, dtype) for part in self._even_and_odd(weights)]
             for weights in (envelope, angular * envelope)  # d/dx exp(-iωx) = -iω exp(-iωx)
         ]
-
         self.compiled = compiled.compiled_for(self._orders[0][0])
         if self.compiled:
             orders = np.stack(
@@ -314,3 +295,6 @@ def _multiply(a: Tensor, b: Tensor, c: Tensor, d: Tensor, real: Tensor, imag: Te
     """Write (a + ib)(c + id) to `real` and `imag`."""
     torch.mul(a, c, out=real).addcmul_(b, d, value=-1)
     torch.mul(a, d, out=imag).addcmul_(b, c)
+
+
+_axis_of = functools.lru_cache(maxsize=64)(_Axis)

@@ -17,13 +17,13 @@ from torch.autograd.function import once_differentiable
 
 from cryoanm_lib.imaging import _gridded_loops as gridded_loops
 from cryoanm_lib.numerics import compiled
+from cryoanm_lib.numerics.batching import pieces
 from cryoanm_lib.numerics.fourier import (
     grid_to_coefficients,
     half_plane_frequencies,
     highest_frequency,
     table_to_grid,
 )
-from cryoanm_lib.numerics.pieces import pieces
 
 #: That of the gridded projector by default: about the rounding of single precision in a sum over atoms.
 ACCURACY = 1e-6
@@ -84,12 +84,8 @@ def gridded_coefficients(
 ) -> Complex[Tensor, "*batch kept"]:
     """Coefficients of the crop Π_K of the projection of atoms, which may be very many.
 
-    Atoms beyond the edge of the box come in again on the other side. There are first derivatives alone.
-
-    Parameters
-    ----------
-    positions, box_size, atom_width, resolution, accuracy
-        As for `fourier_coefficients`; the default of the accuracy is `ACCURACY`.
+    Parameters as of `fourier_coefficients`; the default of the accuracy is `ACCURACY`. Atoms beyond the edge
+    of the box come in again on the other side. There are first derivatives alone.
 
     Examples
     --------
@@ -120,12 +116,8 @@ def gridded_image(
 ) -> Float[Tensor, "*batch box box"]:
     """The projection on the pixels themselves, each atom on those alone where it is seen.
 
-    Parameters
-    ----------
-    positions, box_size, atom_width
-        As for `fourier_coefficients`.
-    accuracy : float, optional
-        What may be cut off an atom, as a share of its peak; default the rounding of the type.
+    Parameters as of `fourier_coefficients`; the accuracy is what may be cut off an atom as a share of its
+    peak, by default the rounding of the type.
 
     Examples
     --------

@@ -42,23 +42,13 @@ class Projector(Protocol):
         accuracy: float | None = None,
     ) -> Complex[Tensor, "*batch kept"]:
         """See `fourier_coefficients`."""
+        ...
 
 
 def fastest(n_atoms: int, box_size: int, atom_width: float, resolution: int, accuracy: float) -> str:
-    """Which projector takes least time for an image, by the operations that each asks for.
+    """Which projector takes least time for an image of P atoms, by the operations that each asks for.
 
-    Parameters
-    ----------
-    n_atoms : int
-        P.
-    box_size : int
-        N, pixels along an edge.
-    atom_width : float
-        σ_a in pixels.
-    resolution : int
-        K.
-    accuracy : float
-        Of the gridded projector; the other has that of rounding.
+    Sizes as of `fourier_coefficients`; the accuracy is the gridded one's, the other has that of rounding.
 
     Examples
     --------
@@ -75,7 +65,7 @@ def fastest(n_atoms: int, box_size: int, atom_width: float, resolution: int, acc
         "gridded": n_atoms * (_NS_AN_ATOM + patch * _NS_A_PATCH_VALUE)
         + points * math.log2(points) * _NS_A_POINT,
     }
-    return min(nanoseconds, key=nanoseconds.get)
+    return min(nanoseconds, key=lambda name: nanoseconds[name])
 
 
 def project(

@@ -15,14 +15,7 @@ def separable_image(
 ) -> Float[Tensor, "*batch box box"]:
     """The exact image, as a product of one-dimensional Gaussians summed over the atoms.
 
-    Parameters
-    ----------
-    positions : Float[Tensor, "*batch atoms 2"]
-        (x, y) of each atom in pixels from the origin.
-    box_size : int
-        N, pixels along an edge, odd or even.
-    atom_width : float
-        σ_a in pixels.
+    Parameters as of `fourier_coefficients`.
 
     Examples
     --------
@@ -44,14 +37,7 @@ def sparse_image(
     Pixels further than 5.5 σ_a from an atom along x or y are left out, an error of at most 3e-7 of the
     peak for each atom. Pixels outside the box are dropped.
 
-    Parameters
-    ----------
-    positions : Float[Tensor, "*batch atoms 2"]
-        (x, y) of each atom in pixels from the origin.
-    box_size : int
-        N, pixels along an edge, odd or even.
-    atom_width : float
-        σ_a in pixels.
+    Parameters as of `fourier_coefficients`.
     """
     flat = positions[None].flatten(end_dim=-3)
     radius = math.ceil(PATCH_RADIUS_IN_WIDTHS * atom_width)

@@ -12,8 +12,7 @@ from cryoanm_lib.inference.templates import Lattice, Templates, coefficients_reu
 from cryoanm_lib.numerics.fourier import crop_coefficients
 from cryoanm_lib.numerics.segment_ops import segment_argmax, segment_logsumexp, segment_max
 from cryoanm_lib.particles.particles import Particles
-from cryoanm_lib.program.program import CryoProgram
-from cryoanm_lib.program.unknowns import Unknowns
+from cryoanm_lib.program.program import Model
 
 #: A cell that cannot rise to within this many nats of the best one is dropped.
 NEGLIGIBLE = 14.0
@@ -28,7 +27,7 @@ class Cells:
 
     Attributes
     ----------
-    program, particles, resolution : CryoProgram, Particles, int
+    model, particles, resolution : Model, Particles, int
         Whose density it is.
     lattice : Lattice
         The coarsest one.
@@ -42,7 +41,7 @@ class Cells:
         log p(image, latents) in the middle.
     """
 
-    program: CryoProgram
+    model: Model
     particles: Particles
     resolution: int
     lattice: Lattice
@@ -58,7 +57,7 @@ class Cells:
         image, best = torch.arange(len(particles)), log_joint.argmax(1)
         level = torch.zeros(len(particles), lattice.index.shape[1], dtype=torch.long)
         peaks = cls(
-            *(templates.program, particles, templates.resolution, lattice),
+            *(templates.model, particles, templates.resolution, lattice),
             *(image, lattice.index[best], level, log_joint[image, best]),
         )
         least = peaks._least(peaks.fisher())
@@ -75,33 +74,34 @@ class Cells:
         """Middles of the cells."""
         return self.lattice.origin + (self.index + 0.5) * self.spacing[self.image]
 
-    def _latents(self, which: Int[Tensor, "some"] | slice = slice(None)) -> dict[str, Tensor]:
+    def _values(self, which: Int[Tensor, "some"] | slice = slice(None)) -> dict[str, Tensor]:
         """All latents at some of the cells."""
-        image, like = self.image[which], self.program.forward_model.reference
-        chosen = Unknowns.of(self.program).latents(self.centre[which].to(like))
-        return {name: value[image] for name, value in self.particles.latents.items()} | chosen
+        image, like = self.image[which], self.model.forward_model.reference
+        chosen = self.model.unknowns.values(self.centre[which].to(like))
+        return {name: value[image] for name, value in self.particles.given.items()} | chosen
 
     def _evaluated(self, marked: Bool[Tensor, "cells"]) -> "Cells":
         """With log p(image, latents) worked out at the cells that are marked."""
-        program, model = self.program, self.program.forward_model
+        model = self.model
         observed = crop_coefficients(self.particles.coefficients, self.resolution)
         cells = torch.nonzero(marked)[:, 0]
-        group = same_projection(program, self.index[cells], self.image[cells])
+        group = same_projection(model.unknowns, self.index[cells], self.image[cells])
         order = group.argsort()  # cells that share a projection stand together, whatever the chunk
-        log_joint, latents = self.log_joint.clone(), self._latents(cells)
+        log_joint, latents = self.log_joint.clone(), self._values(cells)
         for part in order.split(_CHUNK):
             here = {name: value[part] for name, value in latents.items()}
             same = torch.unique(group[part], return_inverse=True)[1]
-            predicted = coefficients_reusing(program, here, same, self.resolution)
-            image, noise = self.image[cells[part]], program.noise_of(here)
-            likelihood = log_likelihood(observed[image], predicted, noise, self.resolution, model.box_size)
-            log_joint[cells[part]] = likelihood.double() + program.log_prior(here)
+            predicted = coefficients_reusing(model.forward_model, here, same, self.resolution)
+            image = self.image[cells[part]]
+            noise = self.particles.noise[image]
+            likelihood = log_likelihood(observed[image], predicted, noise, self.resolution)
+            log_joint[cells[part]] = likelihood.double() + model.log_prior(here)
         return replace(self, log_joint=log_joint)
 
     def fisher(self) -> Float[Tensor, "images columns columns"]:
         """Fisher information at the best cell of each image."""
         best = segment_argmax(self.log_joint, self.image, len(self.particles))
-        return fisher_information(self.program, self._latents(best), self.resolution)
+        return fisher_information(self.model, self.particles, self._values(best), self.resolution)
 
     def _least(self, fisher: Tensor) -> Float[Tensor, "images"]:
         """The density that a cell must have to hold a peak near the height of the best."""
@@ -111,8 +111,7 @@ class Cells:
 
     def pruned(self, fisher: Tensor) -> "Cells":
         """Without the cells that cannot hold a peak near the height of the best."""
-        keep = self.log_joint >= self._least(fisher)[self.image]
-        return replace(self, image=self.image[keep], index=self.index[keep], log_joint=self.log_joint[keep])
+        return self._rows(self.log_joint >= self._least(fisher)[self.image])
 
     def too_wide(self, fisher: Tensor) -> Tensor:
         """For each image and column whether the cells are wider than the posterior."""
@@ -142,10 +141,11 @@ class Cells:
 
     def in_order(self) -> "Cells":
         """The cells of each image together, in the order of the images."""
-        order = self.image.argsort(stable=True)
-        return replace(
-            self, image=self.image[order], index=self.index[order], log_joint=self.log_joint[order]
-        )
+        return self._rows(self.image.argsort(stable=True))
+
+    def _rows(self, which: Tensor) -> "Cells":
+        image, index, log_joint = self.image[which], self.index[which], self.log_joint[which]
+        return replace(self, image=image, index=index, log_joint=log_joint)
 
     def parabolas(self) -> tuple[Float[Tensor, "cells columns"], Float[Tensor, "cells columns"]]:
         """Slope and bend of the log-density across each cell, from its neighbours; 0 where one is missing."""
@@ -153,12 +153,13 @@ class Cells:
         key = self._key(self.index, counts)
         sorted_key, order = key.sort()
         slopes, bends = torch.zeros_like(self.centre), torch.zeros_like(self.centre)
-        for column, name in enumerate(Unknowns.of(self.program).columns):
+        turns = self.model.unknowns.of(lambda latent: latent.manifold.turns)
+        for column, round_ in enumerate(turns.tolist()):
             heights, found = [], torch.ones(len(key), dtype=torch.bool)
             for way in (-1, 1):
                 beside = self.index.clone()
                 beside[:, column] += way
-                if name == "pose":
+                if round_:
                     beside[:, column] %= counts[self.image, column]
                 wanted = self._key(beside, counts)
                 place = torch.searchsorted(sorted_key, wanted).clamp(max=len(key) - 1)

@@ -1,6 +1,6 @@
 """The exact posterior of a few latents, on a lattice that is refined wherever probability may hide."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,12 +8,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoanm_lib.errors import CryoANMError
+from cryoanm_lib.imaging.latents import Values
 from cryoanm_lib.inference.adaptive_lattice import Cells
 from cryoanm_lib.inference.templates import Templates
 from cryoanm_lib.numerics.segment_ops import segment_logsumexp, segment_max
 from cryoanm_lib.particles.particles import Particles, require_images
-from cryoanm_lib.program.program import CryoProgram
-from cryoanm_lib.program.unknowns import Unknowns
+from cryoanm_lib.program.log_joint import log_joint
+from cryoanm_lib.program.program import Model
 
 # Cells of the covering lattice that are held at a time.
 _HELD = 2**23
@@ -28,7 +29,7 @@ class ExactPosterior:
 
     Attributes
     ----------
-    program, particles, resolution : CryoProgram, Particles, int
+    model, particles, resolution : Model, Particles, int
         Whose posterior it is.
     image : Int[Tensor, "cells"]
         The image that a cell belongs to, in rising order.
@@ -42,7 +43,7 @@ class ExactPosterior:
         log p(image), the latents integrated out.
     """
 
-    program: CryoProgram
+    model: Model
     particles: Particles
     resolution: int
     image: Int[Tensor, "cells"]
@@ -66,43 +67,39 @@ class ExactPosterior:
         # A cell's mass is its density in the middle times what the parabolas add on the way to the edges.
         mass = (self.log_mass + log_within.exp().mean(-1).log().sum(-1)).exp()
         reached = mass.cumsum(0)
-        before, total = _before_and_total(reached, self.image, len(self))
+        after = segment_max(reached, self.image, len(self))
+        before = torch.cat([after.new_zeros(1), after[:-1]])
         uniform = torch.rand(count, len(self), generator=generator, dtype=torch.float64)
-        cell = torch.searchsorted(reached, before + uniform * total).clamp(max=len(reached) - 1)
+        cell = torch.searchsorted(reached, before + uniform * (after - before)).clamp(max=len(reached) - 1)
         within = log_within[cell].softmax(-1).cumsum(-1)
         uniform = torch.rand(*cell.shape, self.centre.shape[-1], 2, generator=generator, dtype=torch.float64)
         point = (within < uniform[..., :1]).sum(-1).clamp(max=_POINTS - 1)
         place = (point + uniform[..., 1]) / _POINTS - 0.5
-        unknowns = Unknowns.of(self.program)
-        drawn = unknowns.latents(unknowns.moved(self.centre[cell], place * self.spacing[cell]))
-        return {name: value.to(self.program.forward_model.reference) for name, value in drawn.items()}
+        unknowns = self.model.unknowns
+        drawn = unknowns.values(unknowns.moved(self.centre[cell], place * self.spacing[cell]))
+        return {name: value.to(self.model.forward_model.reference) for name, value in drawn.items()}
 
     @torch.no_grad()
-    def log_density(self, latents: Mapping[str, Tensor]) -> Float[Tensor, "*draws images"]:
+    def log_density(self, latents: Values) -> Float[Tensor, "*draws images"]:
         """log p(latents | image), by the model itself."""
-        return self.program.log_joint(self.particles, latents, self.resolution) - self.log_evidence
+        return log_joint(self.model, self.particles, latents, self.resolution) - self.log_evidence
 
     def mean(self) -> dict[str, Float[Tensor, "images ..."]]:
         """Posterior mean of each latent; of the pose the mean direction, a unit vector."""
-        weight = self.log_mass.exp()[:, None]
-        means = {}
-        for name, value in Unknowns.of(self.program).latents(self.centre).items():
-            rows = value if value.ndim > 1 else value[:, None]
+        weight, means = self.log_mass.exp()[:, None], {}
+        for latent in self.model.unknowns.latents:
+            rows = latent.rows(self.model.unknowns.values(self.centre)[latent.name])
             mean = rows.new_zeros(len(self), rows.shape[1]).index_add(0, self.image, weight * rows)
-            means[name] = mean if value.ndim > 1 else mean[:, 0]
-        if "pose" in means:
-            means["pose"] = torch.nn.functional.normalize(means["pose"], dim=-1)
+            if latent.manifold.turns:
+                mean = torch.nn.functional.normalize(mean, dim=-1)
+            means[latent.name] = latent.unrows(mean)
         return means
 
     @classmethod
-    def joined(cls, parts: Sequence["ExactPosterior"]) -> "ExactPosterior":
-        """The posterior of all images, from those of some."""
+    def joined(cls, parts: Sequence["ExactPosterior"], particles: Particles) -> "ExactPosterior":
+        """The posterior of all images, from those of some in their order."""
         starts = torch.tensor([0, *(len(part) for part in parts[:-1])]).cumsum(0)
         image = torch.cat([part.image + start for part, start in zip(parts, starts, strict=True)])
-        particles = Particles(
-            torch.cat([part.particles.coefficients for part in parts]),
-            {k: torch.cat([p.particles.latents[k] for p in parts]) for k in parts[0].particles.latents},
-        )
         names = ("centre", "spacing", "log_mass", "slope", "bend", "log_evidence")
         columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
         return replace(parts[0], particles=particles, image=image, **columns)
@@ -110,9 +107,9 @@ class ExactPosterior:
 
 @torch.no_grad()
 def exact_posterior(
-    program: CryoProgram, particles: Particles, resolution: int, tolerance: float = 0.01
+    model: Model, particles: Particles, resolution: int, tolerance: float = 0.01
 ) -> ExactPosterior:
-    """Posterior of the program's unknown latents for each image, and its evidence, to a stated tolerance.
+    """Posterior of the model's unknown latents for each image, and its evidence, to a stated tolerance.
 
     A lattice over the whole prior is first laid so that neighbouring cells differ by half a pixel of the
     crop. Then, again and again, cells are dropped that cannot hold a peak worth keeping, and the others
@@ -123,12 +120,8 @@ def exact_posterior(
 
     Parameters
     ----------
-    program : CryoProgram
-        Its model, prior and noise; the guide plays no part.
-    particles : Particles
-        Images, and the latents that are given.
-    resolution : int
-        K.
+    model, particles, resolution : Model, Particles, int
+        What made which images, with latents that are given of each, and K.
     tolerance : float
         Nats by which the evidence of either half of the lattice may differ from the other.
 
@@ -138,10 +131,11 @@ def exact_posterior(
         If the evidence does not settle, there is no image, one is not finite, or they are not on the CPU.
     """
     require_images(particles)
-    templates = Templates(program, resolution)
+    templates = Templates(model, resolution)
     held = max(1, _HELD // len(templates.lattice))
     chunks = (particles[start : start + held] for start in range(0, len(particles), held))
-    return ExactPosterior.joined([_settled(Cells.covering(templates, c), tolerance) for c in chunks])
+    parts = [_settled(Cells.covering(templates, chunk), tolerance) for chunk in chunks]
+    return ExactPosterior.joined(parts, particles)
 
 
 def _settled(cells: Cells, tolerance: float) -> ExactPosterior:
@@ -165,15 +159,6 @@ def _posterior_of(cells: Cells) -> ExactPosterior:
     weight = cells.log_joint + spacing.log().sum(-1)
     evidence = segment_logsumexp(weight, image, len(cells.particles))
     return ExactPosterior(
-        *(cells.program, cells.particles, cells.resolution),
+        *(cells.model, cells.particles, cells.resolution),
         *(image, cells.centre, spacing, weight - evidence[image], *cells.parabolas(), evidence),
     )
-
-
-def _before_and_total(
-    reached: Float[Tensor, "cells"], image: Int[Tensor, "cells"], n_images: int
-) -> tuple[Float[Tensor, "images"], Float[Tensor, "images"]]:
-    """Of a running sum over cells in the order of their images: where each image starts, and its share."""
-    after = segment_max(reached, image, n_images)
-    before = torch.cat([after.new_zeros(1), after[:-1]])
-    return before, after - before

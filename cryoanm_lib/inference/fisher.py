@@ -1,27 +1,20 @@
 """What an image can tell of its latents: Fisher information, and the residual of an honest answer."""
 
 import math
-from collections.abc import Mapping
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cryoanm_lib.numerics.fourier import to_real
-from cryoanm_lib.numerics.rotation import angle_to_unit_vector, unit_vector_to_angle
-from cryoanm_lib.particles.particles import to_forward
-from cryoanm_lib.program.distributions import ProjectedNormal
-from cryoanm_lib.program.prior import Prior
-from cryoanm_lib.program.program import CryoProgram
-from cryoanm_lib.program.unknowns import Unknowns
-
-#: Mean distance in degrees of two poses of which nothing is known: on the circle, and in space 90° + 360°/π².
-ANYWHERE = {"plane": 90.0, "space": 90.0 + 360.0 / math.pi**2}
+from cryoanm_lib.imaging.latents import Values
+from cryoanm_lib.imaging.noise import WhiteNoise
+from cryoanm_lib.particles.particles import Particles, Simulated
+from cryoanm_lib.program.gauss_newton import gauss_newton
+from cryoanm_lib.program.program import Model
 
 
-def information_limit(
-    program: CryoProgram, latents: Mapping[str, Tensor], resolution: int
-) -> dict[str, Float[Tensor, "images"]]:
+def information_limit(model: Model, images: Simulated, resolution: int) -> dict[str, Float[Tensor, "images"]]:
     """Expected residual of a draw from the exact posterior, image by image, where that is a Gaussian.
 
     The covariance is Σ = F⁻¹. Posterior mean and draw each deviate by Σ, hence E|draw - truth| = 2 √(Σ/π). It
@@ -29,26 +22,17 @@ def information_limit(
     nothing of its error, can be closer by √2. Same keys and units as `residuals`: degrees for the pose, the
     mean over modes for the amplitude, over x and y for the shift. Two poses in space differ by a rotation
     vector, whose mean length is that of `mean_length`.
-
-    Parameters
-    ----------
-    program : CryoProgram
-        Its forward model, noise, prior, and which latents are unknown; the others are given.
-    latents : mapping of str to Tensor
-        All latents of each image, as in `Particles`.
-    resolution : int
-        K.
     """
-    covariance = torch.linalg.inv(fisher_information(program, latents, resolution))
+    covariance = torch.linalg.inv(fisher_information(model, images, images.truth, resolution))
     expected = 2 * (covariance.diagonal(dim1=1, dim2=2) / math.pi).sqrt()
-    unknowns, limit = Unknowns.of(program), {}
-    for name in unknowns.names:
-        own = torch.tensor([column == name for column in unknowns.columns])
-        limit[name] = expected[:, own].mean(1)
-        if name == "pose":
+    limit = {}
+    for latent in model.unknowns.latents:
+        own = model.unknowns.of(lambda other, latent=latent: other is latent)
+        limit[latent.name] = expected[:, own].mean(1)
+        if latent.manifold.turns:
             # Draw and truth differ by twice the covariance of either.
-            length = torch.rad2deg(mean_length(2 * covariance[:, own][:, :, own]))
-            limit[name] = length.clamp(max=ANYWHERE["space" if unknowns.in_space else "plane"])
+            length = latent.in_units(mean_length(2 * covariance[:, own][:, :, own]))
+            limit[latent.name] = length.clamp(max=latent.manifold.anywhere)
     return limit
 
 
@@ -73,72 +57,17 @@ def mean_length(covariance: Float[Tensor, "*batch dim dim"]) -> Float[Tensor, "*
 
 
 def fisher_information(
-    program: CryoProgram, latents: Mapping[str, Tensor], resolution: int
+    model: Model, particles: Particles, latents: Values, resolution: int
 ) -> Float[Tensor, "images columns columns"]:
-    """F = JᵀJ/σ² + prior precision in float64, J the derivative of the crop by the unknowns.
+    """F = JᵀJ + prior precision in float64, J the derivative of the whitened crop by the unknowns.
 
-    Parameters
-    ----------
-    program : CryoProgram
-        Its forward model, noise, prior, and which latents are unknown. A prior counts by its curvature at the
-        latents, where that is positive.
-    latents : mapping of str to Tensor
-        All latents of each image, as in `Particles`.
-    resolution : int
-        K.
+    It is worked out at `latents`: those that are unknown, and any that take the place of given ones. A prior
+    counts by its curvature there, where that is positive.
     """
-    model = program.forward_model
-    _, slopes = model.slopes(to_forward(latents), resolution, Unknowns.of(program).directions)
-    jacobian = to_real(slopes, resolution).double()
-    jacobian = jacobian / program.sigma_of(latents, resolution, jacobian)[..., None, None]
-    _, precision = prior_slopes(program, latents)
-    return jacobian @ jacobian.transpose(1, 2) + torch.diag_embed(precision)
+    return gauss_newton(model, particles, latents, resolution).precision
 
 
-def prior_slopes(
-    program: CryoProgram, latents: Mapping[str, Tensor]
-) -> tuple[Float[Tensor, "images columns"], Float[Tensor, "images columns"]]:
-    """Gradient of the log-prior in float64, and minus its second derivatives, 0 where they are negative."""
-    prior, n_modes = program.prior, program.forward_model.n_modes
-    slopes, precisions = [], []
-    for name in program.inferred:
-        value = latents[name].double()
-        if name == "pose":
-            slope, precision = _of_pose(prior, value)
-        else:
-            mean, scale = prior.moments(name, n_modes, value)
-            slope = (mean - (value if prior.shape(name, n_modes) else value[:, None])) / scale**2
-            precision = (scale**-2).expand_as(slope)
-        slopes.append(slope)
-        precisions.append(precision)
-    return torch.cat(slopes, dim=1), torch.cat(precisions, dim=1)
-
-
-def _of_pose(
-    prior: Prior, pose: Float[Tensor, "images dim"]
-) -> tuple[Float[Tensor, "images columns"], Float[Tensor, "images columns"]]:
-    """The same of the pose, by automatic differentiation; a uniform prior has neither."""
-    if prior.pose_concentration == (0.0, 0.0):
-        nothing = pose.new_zeros(len(pose), 3 if prior.pose == "space" else 1)
-        return nothing, nothing
-    with torch.enable_grad():
-        angle = unit_vector_to_angle(pose).detach().requires_grad_()
-        distribution = ProjectedNormal(angle.new_tensor(prior.pose_concentration))
-        log_density = distribution.log_prob(angle_to_unit_vector(angle)).sum()
-        (slope,) = torch.autograd.grad(log_density, angle, create_graph=True)
-        (curvature,) = torch.autograd.grad(slope.sum(), angle)
-    return slope.detach()[:, None], (-curvature).clamp(min=0.0)[:, None]
-
-
-def signal_to_noise(program: CryoProgram, latents: Mapping[str, Tensor]) -> Float[Tensor, "images"]:
-    """Variance of the pixels of each noise-free image over that of the noise, at full resolution.
-
-    Parameters
-    ----------
-    program : CryoProgram
-        Its forward model and noise.
-    latents : mapping of str to Tensor
-        All latents of each image, as in `Particles`.
-    """
-    images = program.forward_model.images(to_forward(latents))
-    return images.flatten(1).var(dim=1) / program.noise_of(latents) ** 2
+def signal_to_noise(model: Model, images: Simulated) -> Float[Tensor, "images"]:
+    """Variance of the pixels of each noise-free image over that of the white noise, at full resolution."""
+    clean, noise = model.forward_model.images(images.truth), cast(WhiteNoise, images.noise)
+    return clean.flatten(1).var(dim=1) / noise.deviation.to(clean) ** 2

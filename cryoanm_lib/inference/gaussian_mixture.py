@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cryoanm_lib.imaging.unknowns import Unknowns
 from cryoanm_lib.numerics.per_image_rng import PerImageRNG
-from cryoanm_lib.program.unknowns import Unknowns
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,7 @@ from cryoanm_lib.inference.peak_finding import Peaks, Starts
 from cryoanm_lib.inference.templates import Templates
 from cryoanm_lib.numerics.segment_ops import segment_argmax, segment_logsumexp
 from cryoanm_lib.particles.particles import Particles, require_images
-from cryoanm_lib.program.program import CryoProgram
-from cryoanm_lib.program.unknowns import Unknowns
+from cryoanm_lib.program.program import Model
 
 #: K of the templates: lower ones lose the molecule sooner in the noise, higher ones cost more.
 SEARCH_RESOLUTION = 32
@@ -28,36 +27,23 @@ _IMAGES = 512
 
 
 class LatticeSearch:
-    """Finds points to climb from, whatever a guide may say.
+    """Finds points to climb from by templates at resolution K, whatever a guide may say."""
 
-    Parameters
-    ----------
-    program : CryoProgram
-        The model; the guide plays no part.
-    resolution : int
-        K of the templates.
-    """
-
-    def __init__(self, program: CryoProgram, resolution: int = SEARCH_RESOLUTION) -> None:
-        self.resolution = min(resolution, program.forward_model.box_size)
-        self._templates = Templates(program, self.resolution)
+    def __init__(self, model: Model, resolution: int = SEARCH_RESOLUTION) -> None:
+        self.resolution = min(resolution, model.forward_model.box_size)
+        self._templates = Templates(model, self.resolution)
         self._lattice = self._templates.lattice
-        self._round = torch.tensor([name == "pose" for name in Unknowns.of(program).columns])
+        self._round = model.unknowns.of(lambda latent: latent.manifold.turns)
 
     def starts(self, particles: Particles, seen: Peaks | None = None) -> Starts:
         """The most probable cell of the lattice that is not beside a peak or a start, again and again.
 
-        Parameters
-        ----------
-        particles : Particles
-            Images, and the latents that are given.
-        seen : Peaks, optional
-            What has been found already, in the order of the images.
+        Peaks that have been seen already stand in the order of the images.
         """
         require_images(particles)
         image, cell, log_mass = self._probable(particles)
         if seen is not None:
-            index = ((seen.values - self._lattice.origin) / self._lattice.spacing).floor().long()
+            index = ((seen.points - self._lattice.origin) / self._lattice.spacing).floor().long()
             rank = torch.arange(len(seen)) - torch.searchsorted(seen.image, seen.image)
             for number in range(int(rank.max()) + 1):
                 one_each = rank == number
@@ -87,7 +73,8 @@ class LatticeSearch:
             enough = log_mass > math.log(LEFT_OVER / len(self._lattice))
             image, cell = torch.nonzero(enough, as_tuple=True)
             parts.append((image + start, cell, log_mass[enough]))
-        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+        image, cell, log_mass = zip(*parts, strict=True)
+        return torch.cat(image), torch.cat(cell), torch.cat(log_mass)
 
     def _beside(
         self,

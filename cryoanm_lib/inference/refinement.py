@@ -1,21 +1,23 @@
 """From a guide's guess to the posterior of each image: peaks climbed and weighed, and their shape checked."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cryoanm_lib.checks.predictive import explained_p_value
+from cryoanm_lib.imaging.latents import Values
+from cryoanm_lib.imaging.unknowns import Unknowns
+from cryoanm_lib.inference.amortised import propose
 from cryoanm_lib.inference.gaussian_mixture import GaussianMixture
 from cryoanm_lib.inference.peak_finding import Peaks, Search, Starts, distinct, march
 from cryoanm_lib.numerics.per_image_rng import PerImageRNG
-from cryoanm_lib.numerics.rotation import mean_quaternion
 from cryoanm_lib.particles.particles import Particles, require_images
-from cryoanm_lib.program.program import CryoProgram
-from cryoanm_lib.program.unknowns import Unknowns
+from cryoanm_lib.program.log_joint import log_joint
+from cryoanm_lib.program.program import Guide, Model
 
 #: Draws that check the shape of a posterior, and the effective share of them that passes.
 CHECK_DRAWS, GOOD_SHARE = 12, 0.97
@@ -41,7 +43,7 @@ class RefinedPosterior:
 
     Attributes
     ----------
-    program, particles, resolution : CryoProgram, Particles, int
+    model, particles, resolution : Model, Particles, int
         Whose posterior it is.
     mixture : GaussianMixture
         One component a peak.
@@ -55,7 +57,7 @@ class RefinedPosterior:
         How probable a residual as large as that of the best peak would be if the model were right.
     """
 
-    program: CryoProgram
+    model: Model
     particles: Particles
     resolution: int
     mixture: GaussianMixture
@@ -76,13 +78,13 @@ class RefinedPosterior:
     def __getitem__(self, which: Tensor) -> "RefinedPosterior":
         parts = (self.log_evidence, self.ess_fraction, self.weighed, self.surprise)
         return RefinedPosterior(
-            *(self.program, self.particles[which], self.resolution, self.mixture[which]),
+            *(self.model, self.particles[which], self.resolution, self.mixture[which]),
             *(part[which] for part in parts),
         )
 
     def with_images(self, which: Tensor, others: "RefinedPosterior") -> "RefinedPosterior":
         """The same, some images' posteriors replaced."""
-        changed = {"mixture": self.mixture.with_images(which, others.mixture)}
+        changed: dict[str, Any] = {"mixture": self.mixture.with_images(which, others.mixture)}
         for name in ("log_evidence", "ess_fraction", "weighed", "surprise"):
             changed[name] = getattr(self, name).clone()
             changed[name][which] = getattr(others, name)
@@ -97,8 +99,8 @@ class RefinedPosterior:
         values = self.mixture.sample(count, streams)
         if self.weighed.any():
             values[:, self.weighed] = self[self.weighed]._picked(count, streams[self.weighed])
-        latents = self.mixture.unknowns.latents(values)
-        return {name: value.to(self.program.forward_model.reference) for name, value in latents.items()}
+        latents = self.mixture.unknowns.values(values)
+        return {name: value.to(self.model.forward_model.reference) for name, value in latents.items()}
 
     def _picked(self, count: int, streams: PerImageRNG) -> Float[Tensor, "draws images width"]:
         """Of several candidates for each draw, one by its importance weight."""
@@ -123,24 +125,20 @@ class RefinedPosterior:
 
     def _log_joint(self, values: Float[Tensor, "draws images width"]) -> Float[Tensor, "draws images"]:
         """log p(image, latents) at points."""
-        latents = self.mixture.unknowns.latents(values.to(self.program.forward_model.reference))
-        return self.program.log_joint(self.particles, latents, self.resolution)
+        latents = self.mixture.unknowns.values(values.to(self.model.forward_model.reference))
+        return log_joint(self.model, self.particles, latents, self.resolution)
 
-    def log_density(self, latents: Mapping[str, Tensor]) -> Float[Tensor, "draws images"]:
+    def log_density(self, latents: Values) -> Float[Tensor, "draws images"]:
         """Log-density of the mixture, by which coverage is judged: where a peak was missed there is none."""
-        values = self.mixture.unknowns.values({n: latents[n] for n in self.mixture.unknowns.names}).double()
-        return self.mixture.log_density(values)
+        return self.mixture.log_density(self.mixture.unknowns.points(latents).double())
 
     def mean(self) -> dict[str, Float[Tensor, "images ..."]]:
         """Mean of each latent under the mixture; of the pose the mean direction or rotation."""
-        weight = self.mixture.log_weight.exp()
-        middles = self.mixture.unknowns.latents(self.mixture.centre)
-        means = {name: torch.einsum("ic,ic...->i...", weight, value) for name, value in middles.items()}
-        if "pose" in means and self.mixture.unknowns.in_space:
-            means["pose"] = mean_quaternion(middles["pose"].transpose(0, 1), weight.T)
-        elif "pose" in means:
-            means["pose"] = torch.nn.functional.normalize(means["pose"], dim=-1)
-        return means
+        weight, middles = self.mixture.log_weight.exp(), self.mixture.unknowns.values(self.mixture.centre)
+        return {
+            latent.name: latent.unrows(latent.manifold.mean(latent.rows(middles[latent.name]), weight))
+            for latent in self.mixture.unknowns.latents
+        }
 
     def covariance(self) -> Float[Tensor, "images columns columns"]:
         """Covariance of the mixture in steps from the heaviest component of each image."""
@@ -152,25 +150,23 @@ class RefinedPosterior:
         between = torch.einsum("ic,ica,icb->iab", weight, away, away)
         return within + between - mean[:, :, None] * mean[:, None, :]
 
-    def standardised(self, truth: Mapping[str, Tensor]) -> Float[Tensor, "images columns"]:
+    def standardised(self, truth: Values) -> Float[Tensor, "images columns"]:
         """How far the truth is from the mean along every column, in the posterior's deviations."""
         unknowns = self.mixture.unknowns
-        mean, true = (
-            unknowns.values({n: found[n] for n in unknowns.names}).double() for found in (self.mean(), truth)
-        )
+        mean, true = (unknowns.points(found).double() for found in (self.mean(), truth))
         return unknowns.offset(true, mean) / self.covariance().diagonal(dim1=1, dim2=2).sqrt()
 
 
 @torch.no_grad()
 def refine(
-    program: CryoProgram,
+    model: Model,
     particles: Particles,
     resolution: int,
-    starts: Starts | None = None,
+    starts: Starts | Guide,
     search: Search | None = None,
     generator: torch.Generator | None = None,
 ) -> RefinedPosterior:
-    """The posterior of each image, from where the guide thinks that its peaks are.
+    """The posterior of each image, from where somebody thinks that its peaks are.
 
     Every start is climbed at rising resolution. If there is a wide search, what it sees beside the peaks that
     were found is climbed too. Each peak becomes a Gaussian with the curvature at its top, weighed by its
@@ -180,14 +176,10 @@ def refine(
 
     Parameters
     ----------
-    program : CryoProgram
-        Model, prior, noise, and by default the guide that proposes.
-    particles : Particles
-        Images, and the latents that are given.
-    resolution : int
-        K.
-    starts : Starts, optional
-        Points to climb from, at least one an image, in place of the guide's.
+    model, particles, resolution : Model, Particles, int
+        What made which images, with latents that are given of each, and K.
+    starts : Starts or Guide
+        Points to climb from, at least one an image, or a guide that proposes them.
     search : LatticeSearch or SO3Search, optional
         Looks for what the starts have missed. Without it nothing does: then `explained` tells a wrong peak
         from a right one where there is enough signal, and where there is little, nothing can.
@@ -200,19 +192,19 @@ def refine(
         If there is no image, one is not finite, or they are not on the CPU.
     """
     require_images(particles)
-    unknowns = Unknowns.of(program)
-    if starts is None:
-        starts = Starts.of_each(unknowns.values(program.propose(particles, resolution)))
-    peaks = march(program, particles, starts, resolution)
-    if search is not None and len((missed := search.starts(particles, peaks)).image):
-        more = march(program, particles, missed, resolution, lowest=search.resolution)
+    unknowns = model.unknowns
+    if isinstance(starts, Guide):
+        starts = Starts.of_each(unknowns.points(propose(starts, particles, resolution)))
+    peaks = march(model, particles, starts, resolution)
+    if search is not None and len(missed := search.starts(particles, peaks)):
+        more = march(model, particles, missed, resolution, lowest=search.resolution)
         peaks = distinct(peaks.joined(more), unknowns, len(particles))
     mixture = _mixture_of(peaks, unknowns, len(particles))
-    highest = unknowns.latents(mixture.centre[:, 0].to(program.forward_model.reference))
-    surprise = explained_p_value(program, particles, highest, resolution)
+    highest = unknowns.values(mixture.centre[:, 0].to(model.forward_model.reference))
+    surprise = explained_p_value(model, particles, highest, resolution)
     nothing = torch.zeros_like(surprise)
     posterior = RefinedPosterior(
-        *(program, particles, resolution, mixture, nothing, nothing, nothing.bool(), surprise)
+        *(model, particles, resolution, mixture, nothing, nothing, nothing.bool(), surprise)
     )
     streams = PerImageRNG.of(len(particles), generator)
     values = mixture.sample(CHECK_DRAWS, streams)
@@ -228,10 +220,9 @@ def _mixture_of(peaks: Peaks, unknowns: Unknowns, n_images: int) -> GaussianMixt
     log_share = peaks.log_joint.new_full(shape, -math.inf)
     log_share[peaks.image, rank] = peaks.log_evidence
     # Where an image has fewer peaks than the most, its first one stands with no weight.
-    centre = peaks.values[torch.searchsorted(peaks.image, torch.arange(n_images))][:, None].repeat(
-        1, shape[1], 1
-    )
-    centre[peaks.image, rank] = peaks.values
+    first = torch.searchsorted(peaks.image, torch.arange(n_images))
+    centre = peaks.points[first][:, None].repeat(1, shape[1], 1)
+    centre[peaks.image, rank] = peaks.points
     scale = torch.eye(columns, dtype=centre.dtype).repeat(*shape, 1, 1)
     covariance = torch.linalg.inv(peaks.precision)
     scale[peaks.image, rank] = torch.linalg.cholesky(0.5 * (covariance + covariance.transpose(1, 2)))

@@ -16,11 +16,6 @@ def so3_grid(count: int) -> Float64[Tensor, "count 4"]:
     With s_i = i + 1/2, quaternion i is (√t sin a, √t cos a, √(1 - t) sin b, √(1 - t) cos b) at t = s_i/count,
     a = 2π s_i/√2, b = 2π s_i/ψ (Alexa, CVPR 2022).
 
-    Parameters
-    ----------
-    count : int
-        How many.
-
     Examples
     --------
     >>> so3_grid(1000).norm(dim=1).max().item()

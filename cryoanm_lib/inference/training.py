@@ -1,31 +1,31 @@
 """Stochastic variational inference, stage by stage in resolution: frequency marching."""
 
-import itertools
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-import pyro
 import torch
 from pydantic import Field, model_validator
 from pyro import poutine
-from pyro.infer import ELBO, SVI, Trace_ELBO
-from pyro.optim import ClippedAdam
+from pyro.infer import Trace_ELBO
+from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 from tqdm import tqdm
 
 from cryoanm_lib.checks.residuals import FLIP_DEGREES, TWO_SIDED_WEIGHT, opposite_weight, residuals
 from cryoanm_lib.errors import CryoANMError, TrainingError
-from cryoanm_lib.imaging.noise import cropped_noise
+from cryoanm_lib.imaging.latents import LatentName
+from cryoanm_lib.inference.amortised import draw_from
 from cryoanm_lib.inference.divergence import first_not_finite
-from cryoanm_lib.numerics.fourier import highest_frequency
-from cryoanm_lib.numerics.memory import is_out_of_memory
-from cryoanm_lib.particles.particles import Particles
+from cryoanm_lib.numerics.batching import is_out_of_memory
+from cryoanm_lib.numerics.fourier import degrees_of_freedom
+from cryoanm_lib.particles.particles import Particles, Simulated
+from cryoanm_lib.particles.source import Source
 from cryoanm_lib.program.elbo import ForwardKL, StratifiedELBO
-from cryoanm_lib.program.program import CryoProgram
-from cryoanm_lib.settings import Count, LatentName, Positive, Section
+from cryoanm_lib.program.program import Guide
+from cryoanm_lib.settings import Count, Positive, Section
 
 #: Images count as explained when the loss is above the noise floor by less than this many nats for each of
 #: their independent values: a quarter of a nat is a residual with 1.5 times the variance of the noise.
@@ -102,58 +102,45 @@ class Progress:
 
 
 class Trainer:
-    """Trains the guide of one program through a schedule of stages; can stop and resume after any window."""
+    """Trains a guide through a schedule of stages; can stop and resume after any window.
+
+    Parameters
+    ----------
+    guide : Guide
+        With its model.
+    stages : list of Stage
+        The schedule.
+    source : Source
+        Draws the images of a step.
+    test : Simulated
+        Images that are never trained on, for the residuals of the history.
+    window : int
+        Steps between two records of the history, and the length over which a stage must settle.
+    show_progress : bool
+        Show a bar with loss, K and residual.
+    """
 
     def __init__(
         self,
-        program: CryoProgram,
+        guide: Guide,
         stages: list[Stage],
-        draw_batch: Callable[[int, int], Particles],
-        test: Particles,
+        source: Source,
+        test: Simulated,
         window: int = 100,
         show_progress: bool = True,
     ) -> None:
-        """Prepare a run.
-
-        Parameters
-        ----------
-        program : CryoProgram
-            Model and guide.
-        stages : list of Stage
-            The schedule.
-        draw_batch : callable
-            Returns the images of a step, given K and how many steps were done before.
-        test : Particles
-            Images that are never trained on, for the residuals of the history.
-        window : int
-            Steps between two records of the history, and the length over which a stage must settle.
-        show_progress : bool
-            Show a bar with loss, K and residual.
-        """
-        self.program, self.stages, self.draw_batch, self.test = program, stages, draw_batch, test
+        self.guide, self.stages, self.source, self.test = guide, stages, source, test
         self.window, self.show_progress = window, show_progress
         self.progress = Progress()
-        self.truth = {name: value.cpu() for name, value in test.latents.items()}
-        self.optimizer = ClippedAdam({"lr": stages[0].learning_rate if stages else 1e-3})
+        self.truth = {name: value.cpu() for name, value in test.truth.items()}
+        # Pyro's Adam, which is torch's with each number of a gradient kept within ±10.
+        self.optimizer = ClippedAdam(guide.encoders.parameters())
 
-    def _objective(self) -> ELBO:
+    def _objective(self) -> Trace_ELBO | StratifiedELBO:
         """The loss of this stage: the paper's `Trace_ELBO`, or one of ours."""
         if self.stage.objective == "forward_kl":
             return ForwardKL()
-        return StratifiedELBO() if self.program.stratified else Trace_ELBO()
-
-    def _loss_and_grads(self, model: Callable, guide: Callable, *args) -> float:
-        """The loss of this stage, with gradients that are no longer than allowed.
-
-        One image of which the guide is sure, and wrong, has a gradient that is large beyond measure: as a
-        whole, and shortened, it does no harm.
-        """
-        loss = self._objective().loss_and_grads(model, guide, *args)
-        if self.stage.clip_norm is not None:
-            networks = [self.program.encoders[name] for name in self._networks()]
-            parameters = [p for network in networks for p in network.parameters()]
-            torch.nn.utils.clip_grad_norm_(parameters, self.stage.clip_norm)
-        return loss
+        return StratifiedELBO() if self.guide.stratified else Trace_ELBO()
 
     @property
     def stage(self) -> Stage:
@@ -162,27 +149,23 @@ class Trainer:
 
     def _networks(self) -> tuple[str, ...]:
         """Those that learn in this stage."""
-        latents = self.program.inferred if self.stage.train is None else self.stage.train
-        return self.program.family.networks_of(latents)
+        latents = self.guide.model.inferred if self.stage.train is None else self.stage.train
+        return self.guide.family.networks_of(latents)
 
     def _model(self, particles: Particles, resolution: int) -> None:
         """The model, its log-densities divided by the number of images."""
         with poutine.scale(scale=1.0 / len(particles)):
-            self.program.model(particles, resolution)
+            self.guide.model.model(particles, resolution)
 
     def _guide(self, particles: Particles, resolution: int) -> None:
-        """The guide, scaled alike, with the networks that learn in this stage made known to the optimiser."""
-        for name in self._networks():
-            pyro.module(name, self.program.encoders[name])
+        """The guide, scaled alike."""
         # What is not learned needs no gradient, and where the answer is known, no sample.
-        only = self.program.family.learned if self.stage.objective == "forward_kl" else None
+        only = self.guide.family.learned if self.stage.objective == "forward_kl" else None
         with poutine.scale(scale=1.0 / len(particles)):
-            self.program.guide(particles, resolution, only)
+            self.guide.guide(particles, resolution, only)
 
     def run(self, after_window: Callable[["Trainer"], None] = lambda trainer: None) -> Progress:
         """Train to the end of the schedule; `after_window` is called where a checkpoint may be written."""
-        # Pyro keeps parameters in a global store; ours are in the networks, so a run starts it empty.
-        pyro.clear_param_store()
         total = sum(stage.steps for stage in self.stages)
         with tqdm(total=total, disable=not self.show_progress, unit="step", mininterval=1.0) as bar:
             bar.update(self.progress.total_steps)
@@ -191,8 +174,8 @@ class Trainer:
                 after_window(self)
         if not self.stages and not self.progress.snapshots:
             # Trained weights are asked as they are, at full resolution.
-            whole = self.program.forward_model.box_size
-            self.progress.snapshots.append(self.program.sample_guide(self.test, whole))
+            whole = self.guide.model.forward_model.box_size
+            self.progress.snapshots.append(draw_from(self.guide, self.test, whole))
         return self.progress
 
     def _run_window(self, bar: tqdm) -> None:
@@ -202,11 +185,11 @@ class Trainer:
         self.take_steps(min(self.window, stage.steps - first), bar.update)
         progress.seconds += time.perf_counter() - started
         # The last step may have spoilt the weights after its own loss was fine: nothing of it must be kept.
-        if not all(weight.isfinite().all() for weight in self.program.encoders.state_dict().values()):
+        if not all(weight.isfinite().all() for weight in self.guide.encoders.state_dict().values()):
             raise self._diverged("a step left the networks unusable", self.test[:1])
-        answer = self.program.sample_guide(self.test, stage.resolution)
+        answer = draw_from(self.guide, self.test, stage.resolution)
         progress.history.append(self._record(progress.losses[first:], answer))
-        shown = ("resolution", "loss", *(f"{name}_residual" for name in self.program.inferred))
+        shown = ("resolution", "loss", *(f"{name}_residual" for name in self.guide.model.inferred))
         bar.set_postfix({name: f"{progress.history[-1][name]:.4g}" for name in shown})
         if progress.step >= stage.steps or self._settled():
             bar.total -= stage.steps - progress.step
@@ -216,20 +199,20 @@ class Trainer:
     def take_steps(self, steps: int, after_step: Callable[[], object] = lambda: None) -> None:
         """Take so many steps of the present stage, whose end is not looked for."""
         self._freeze()
-        svi = SVI(self._model, self._guide, self.optimizer, self._objective().loss, self._loss_and_grads)
         for _ in range(steps):
-            self._set_learning_rate(self.stage.learning_rate_at(self.progress.step))
-            self.progress.losses.append(self._step(svi))
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.stage.learning_rate_at(self.progress.step)
+            self.progress.losses.append(self._step())
             self.progress.step += 1
             self.progress.total_steps += 1
             after_step()
 
-    def _step(self, svi: SVI) -> float:
+    def _step(self) -> float:
         """One gradient step; the mean loss of an image, for the ELBO in nats above the noise floor."""
         resolution = self.stage.resolution
-        particles = self.draw_batch(resolution, self.progress.total_steps)
+        particles = self.source(resolution, self.progress.total_steps)
         try:
-            loss = svi.step(particles, resolution)
+            loss = self._descend(particles, resolution)
         except CryoANMError:
             raise
         except ValueError as error:  # Pyro refuses the parameters of a distribution
@@ -246,8 +229,24 @@ class Trainer:
             raise self._diverged(f"the loss is {loss}", particles)
         return loss if self.stage.objective == "forward_kl" else loss - self.noise_floor(resolution)
 
+    def _descend(self, particles: Particles, resolution: int) -> float:
+        """Move the networks by one gradient, and say what the loss was before.
+
+        One image of which the guide is sure, and wrong, has a gradient that is large beyond measure: as a
+        whole, and shortened, it does no harm.
+        """
+        loss = self._objective().differentiable_loss(self._model, self._guide, particles, resolution)
+        loss.backward()
+        if self.stage.clip_norm is not None:
+            networks = [self.guide.encoders[name] for name in self._networks()]
+            parameters = [p for network in networks for p in network.parameters()]
+            torch.nn.utils.clip_grad_norm_(parameters, self.stage.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.item()
+
     def _diverged(self, what: str, particles: Particles) -> TrainingError:
-        bad = first_not_finite(self.program, particles, self.stage.resolution)
+        bad = first_not_finite(self.guide, particles, self.stage.resolution)
         where = "all tensors are finite" if bad is None else f"the first tensor that is not finite: {bad}"
         return TrainingError(
             f"training diverged at step {self.progress.total_steps} (stage {self.progress.stage}, "
@@ -265,39 +264,23 @@ class Trainer:
         if self.stage.settle is None or len(losses) < 2 * window:
             return False
         before, after = sum(losses[-2 * window : -window]) / window, sum(losses[-window:]) / window
-        explained = after < EXPLAINED * self.degrees_of_freedom(self.stage.resolution)
+        explained = after < EXPLAINED * degrees_of_freedom(self.stage.resolution)
         return explained and before - after < self.stage.settle * before
-
-    def degrees_of_freedom(self, resolution: int) -> int:
-        """Number of independent values in an image at resolution K."""
-        return (2 * highest_frequency(resolution) + 1) ** 2
 
     def noise_floor(self, resolution: int) -> float:
         """Expected minus log-likelihood of an image given its own latents: what noise costs, in nats."""
-        dof, noise = self.degrees_of_freedom(resolution), self.program.noise
-        if isinstance(noise, tuple):
-            noise = math.sqrt(noise[0] * noise[1])  # its logarithm is uniform, and that is what counts
-        sigma = cropped_noise(noise, resolution, self.program.forward_model.box_size)
-        return 0.5 * dof * (1 + math.log(2 * math.pi * sigma**2))
+        constant = self.guide.model.noise.log_normaliser(resolution).item()
+        return 0.5 * degrees_of_freedom(resolution) + constant
 
     def _freeze(self) -> None:
         """Gradients and batch statistics for the networks that learn in this stage, and for no others."""
-        for name, encoder in self.program.encoders.items():
+        for name, encoder in self.guide.encoders.items():
             encoder.train(name in self._networks()).requires_grad_(name in self._networks())
-
-    def _set_learning_rate(self, learning_rate: float) -> None:
-        """Pyro makes one optimiser for each parameter when it is first seen, from a loaded state if any."""
-        self.optimizer.pt_optim_args["lr"] = learning_rate
-        loaded = self.optimizer._state_waiting_to_be_consumed.values()
-        groups = [state["param_groups"] for state in loaded]
-        groups += [optimizer.param_groups for optimizer in self.optimizer.optim_objs.values()]
-        for group in itertools.chain.from_iterable(groups):
-            group["lr"] = learning_rate
 
     def _record(self, losses: list[float], answer: dict[str, Tensor]) -> dict:
         """A line of the history."""
         progress, stage = self.progress, self.stage
-        found = residuals(answer, self.truth)
+        found = residuals(answer, self.truth, self.guide.model.prior.latents)
         sides = {}
         if "pose" in found:
             opposite = opposite_weight(answer)

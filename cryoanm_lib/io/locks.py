@@ -25,10 +25,8 @@ def alone(results: Path, artifact: Path) -> Iterator[bool]:
 
     Parameters
     ----------
-    results : Path
-        Folder of results, which holds the locks in `.locks/`.
-    artifact : Path
-        Where the artifact will be, below it.
+    results, artifact : Path
+        Folder of results, which holds the locks in `.locks/`, and where the artifact will be, below it.
 
     Raises
     ------
@@ -55,7 +53,7 @@ def _lock(handle: IO[str], made: Path) -> bool:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         print(f"another run is making {made}: waiting until it ends", file=sys.stderr)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX)  # pyright: ignore[reportOptionalMemberAccess]
         return True
     except OSError as error:
         warnings.warn(

@@ -83,15 +83,13 @@ def provenance(begun: Mapping[str, str], device: "torch.device", **of: object) -
 
     Parameters
     ----------
-    begun : mapping of str
-        What `beginning` said when this process began with it; it ends now.
-    device : torch.device
-        Where it was computed.
+    begun, device : mapping of str, torch.device
+        What `beginning` said when this process began with it, which ends now, and where it was computed.
     **of
         What it is of: configuration, data and seed.
     """
     finished = now().isoformat(timespec="seconds")
-    made_by = circumstances(begun, device) | dict(begun)
+    made_by = {**circumstances(begun, device), **begun}
     return {**of, **made_by, "finished": finished, "packages": loaded_packages()}
 
 

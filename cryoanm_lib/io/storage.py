@@ -4,9 +4,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cryoanm_lib.errors import ArtifactError
+
+_Kind = TypeVar("_Kind", dict, list)
 
 #: What a file is called while it is written.
 HALF_WRITTEN = re.compile(r"\..+\.[0-9]+")
@@ -97,6 +101,20 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
+def flat(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Groups of tensors as one table, "<group>.<name>"."""
+    return {f"{group}.{name}": value for group, found in groups.items() for name, value in found.items()}
+
+
+def grouped(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The inverse of `flat`; a group that is missing is empty."""
+    groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, value in tensors.items():
+        group, _, name = key.partition(".")
+        groups[group][name] = value
+    return groups
+
+
 def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     """SHA-256 of all names, texts, shapes and bytes."""
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
@@ -108,13 +126,7 @@ def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """The text of a safetensors file alone.
-
-    Raises
-    ------
-    ArtifactError
-        If the file is missing or damaged.
-    """
+    """The text of a safetensors file alone; errors as of `load_tensors`."""
     with _opened(path) as file:
         return {key: value for key, value in (file.metadata() or {}).items() if key != _CHECKSUM}
 
@@ -134,14 +146,8 @@ def save_json(path: Path, content: dict | list) -> None:
     write_atomically(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
-def load_json(path: Path, kind: type = dict) -> dict | list:
-    """Read JSON whose outermost element is of the given kind.
-
-    Raises
-    ------
-    ArtifactError
-        If the file is missing or damaged.
-    """
+def load_json(path: Path, kind: type[_Kind] = dict) -> _Kind:
+    """Read JSON whose outermost element is of the given kind; errors as of `load_tensors`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

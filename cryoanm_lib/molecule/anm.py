@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from cryoanm_lib.errors import NetworkModelError
@@ -29,20 +29,14 @@ class NormalModes:
         Stiffness λ of each mode, in the unit of the spring constant (energy per Å²).
     vectors : Float64[Tensor, "modes atoms 3"]
         Each of unit norm over all 3n coordinates; its component of largest magnitude is positive.
-    n_zero : int
-        Number of zero modes left out: the six rigid-body motions.
-    cutoff : float
-        Distance in Å within which pseudo-atoms were connected.
+    n_zero, cutoff : int, float
+        Zero modes left out, the six rigid-body motions, and how near in Å pseudo-atoms were connected.
     """
 
     eigenvalues: Float64[Tensor, "modes"]
     vectors: Float64[Tensor, "modes atoms 3"]
     n_zero: int
     cutoff: float
-
-    def rmsd_per_unit_amplitude(self) -> float:
-        """RMSD in Å of a structure displaced along one mode by an amplitude of 1 Å: 1 / √n."""
-        return self.vectors.shape[1] ** -0.5
 
 
 def hessian(
@@ -53,20 +47,15 @@ def hessian(
     H_ij = -γ r_ij r_ijᵀ / |r_ij|² for |r_ij| ≤ cutoff and H_ii = -Σ_j H_ij, the paper's Eq. 4, which lacks
     the minus sign of the off-diagonal blocks.
 
+    It is symmetric and positive semi-definite, 3n by 3n, in energy per Å², with rows in the order x, y, z of
+    atom 0, x, y, z of atom 1, and so on.
+
     Parameters
     ----------
     coordinates : Float[Tensor, "atoms 3"]
         Pseudo-atom positions in Å.
-    cutoff : float
-        Distance in Å up to which two pseudo-atoms share a spring.
-    spring_constant : float
-        γ, in energy per Å².
-
-    Returns
-    -------
-    Float64[Tensor, "dof dof"]
-        Symmetric, positive semi-definite, 3n by 3n, in energy per Å², rows in the order
-        x, y, z of atom 0, x, y, z of atom 1, and so on.
+    cutoff, spring_constant : float
+        Distance in Å up to which two pseudo-atoms share a spring, and γ in energy per Å².
 
     Raises
     ------
@@ -84,7 +73,11 @@ def hessian(
     separation = coordinates[:, None] - coordinates[None]
     squared_distance = separation.square().sum(dim=-1)
     themselves = torch.eye(len(coordinates), dtype=torch.bool, device=coordinates.device)
-    _reject_coincident(squared_distance, themselves)
+    if (coincident := (squared_distance == 0) & ~themselves).any():
+        first, second = coincident.nonzero()[0].tolist()
+        raise NetworkModelError(
+            f"atoms {first} and {second} coincide, so no direction joins them: keep one of them"
+        )
     connected = (squared_distance <= cutoff**2) & ~themselves
     # The division sees 1 instead of 0 where nothing is connected, which keeps gradients free of NaN.
     stiffness = torch.where(connected, spring_constant / squared_distance.where(connected, 1.0), 0.0)
@@ -107,23 +100,16 @@ def normal_modes(
     coordinates that need no gradient, by iteration on the sparse Hessian with the rigid-body motions kept out
     (see `sparse_network`). A warning names the loose ends of a chain if they flap in the softest mode.
 
+    Computed in float64, on the device of `coordinates`.
+
     Parameters
     ----------
-    coordinates : Float[Tensor, "atoms 3"]
-        Pseudo-atom positions in Å.
+    coordinates, cutoff, spring_constant
+        As of `hessian`.
     n_modes : int
         How many modes to return, at most 3n - 6.
-    cutoff : float
-        Distance in Å up to which two pseudo-atoms share a spring.
-    spring_constant : float
-        γ, in energy per Å².
     residue_numbers : sequence of int, optional
         Of each pseudo-atom, by which messages name it; by default they count from 0.
-
-    Returns
-    -------
-    NormalModes
-        Computed in float64, on the device of `coordinates`.
 
     Raises
     ------
@@ -186,8 +172,10 @@ def _by_iteration(
         return coordinates.new_empty(0), coordinates.new_empty(0, network.shape[0]), RIGID_BODY_MODES + lonely
     eigenvalues, vectors, largest = softest_modes(network, atoms, n_modes)
     n_zero = RIGID_BODY_MODES + int((eigenvalues <= ITERATED_TOLERANCE * largest).sum())
-    found = (torch.from_numpy(numbers.copy()).to(coordinates.device) for numbers in (eigenvalues, vectors))
-    return *found, n_zero
+    stiffness, modes = (
+        torch.from_numpy(found.copy()).to(coordinates.device) for found in (eigenvalues, vectors)
+    )
+    return stiffness, modes, n_zero
 
 
 def boltzmann_variances(eigenvalues: Float[Tensor, "modes"], thermal_energy: float) -> Float[Tensor, "modes"]:
@@ -195,10 +183,8 @@ def boltzmann_variances(eigenvalues: Float[Tensor, "modes"], thermal_energy: flo
 
     Parameters
     ----------
-    eigenvalues : Float[Tensor, "modes"]
-        Stiffness λ of each mode, in energy per Å².
-    thermal_energy : float
-        kT, in the same unit of energy.
+    eigenvalues, thermal_energy : Float[Tensor, "modes"], float
+        Stiffness λ of each mode in energy per Å², and kT in the same unit of energy.
 
     Raises
     ------
@@ -224,11 +210,6 @@ def collectivity(mode: Float[Tensor, "atoms 3"]) -> float:
 
     κ = exp(-Σ_i u_i² log u_i²) / n, with u_i² the squared displacement of atom i, normalised to Σ_i u_i² = 1.
 
-    Parameters
-    ----------
-    mode : Float[Tensor, "atoms 3"]
-        Displacement of each atom; its norm does not matter.
-
     Raises
     ------
     NetworkModelError
@@ -247,10 +228,7 @@ def collectivity(mode: Float[Tensor, "atoms 3"]) -> float:
 def overlap(mode: Float[Tensor, "atoms 3"], displacement: Float[Tensor, "atoms 3"]) -> float:
     """Agreement |v·d| / (|v| |d|) of a mode with an observed displacement, from 0 to 1.
 
-    Parameters
-    ----------
-    mode, displacement : Float[Tensor, "atoms 3"]
-        Displacement of each atom, of any norm; superpose the two structures before taking their difference.
+    Superpose the two structures before taking their difference; norms do not matter.
 
     Raises
     ------
@@ -293,17 +271,6 @@ def _checked(coordinates: Tensor) -> Tensor:
             "structure or leave the atom out"
         )
     return coordinates
-
-
-def _reject_coincident(
-    squared_distance: Float[Tensor, "atoms atoms"], themselves: Bool[Tensor, "atoms atoms"]
-) -> None:
-    coincident = (squared_distance == 0) & ~themselves
-    if coincident.any():
-        first, second = coincident.nonzero()[0].tolist()
-        raise NetworkModelError(
-            f"atoms {first} and {second} coincide, so no direction joins them: keep one of them"
-        )
 
 
 def _require_positive(**parameters: float) -> None:

@@ -12,10 +12,8 @@ def loose_ends(coordinates: Float64[np.ndarray, "atoms 3"], cutoff: float) -> Bo
 
     Parameters
     ----------
-    coordinates : Float64[np.ndarray, "atoms 3"]
-        Pseudo-atom positions in Å, in the order of the chain.
-    cutoff : float
-        Distance in Å within which two pseudo-atoms are neighbours.
+    coordinates, cutoff : Float64[np.ndarray, "atoms 3"], float
+        Pseudo-atom positions in the order of the chain, and how near neighbours are, in Å.
 
     Examples
     --------

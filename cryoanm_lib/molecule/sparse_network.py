@@ -58,12 +58,8 @@ def softest_modes(
 
     Parameters
     ----------
-    network : bsr_array
-        Of `sparse_hessian`.
-    coordinates : Float64[np.ndarray, "atoms 3"]
-        Pseudo-atom positions in Å.
-    n_modes : int
-        How many.
+    network, coordinates, n_modes : bsr_array, Float64[np.ndarray, "atoms 3"], int
+        Of `sparse_hessian`, pseudo-atom positions in Å, and how many.
 
     Raises
     ------

@@ -38,10 +38,8 @@ class Structure:
         Positions in Å, their centroid at the origin.
     residue_numbers : tuple of int
         The author's residue number of each pseudo-atom; a number repeats where insertion codes were used.
-    chain : str
-        The author's chain identifier.
-    stride : int
-        Every `stride`-th Cα of the chain was kept, starting with the first.
+    chain, stride : str, int
+        The author's chain identifier, of which every `stride`-th Cα was kept, starting with the first.
     provenance : str
         A sentence that says where the coordinates came from.
     """
@@ -94,11 +92,6 @@ def load_structure(
     cache : Path, optional
         Folder for downloaded entries; by default ``$CRYOANM_CACHE``, else ``~/.cache/cryoanm``.
 
-    Returns
-    -------
-    Structure
-        Positions in Å, centred at the centroid of the kept Cα.
-
     Raises
     ------
     StructureError
@@ -143,11 +136,6 @@ def superpose(mobile: Float[Tensor, "atoms 3"], target: Float[Tensor, "atoms 3"]
     mobile, target : Float[Tensor, "atoms 3"]
         Positions in Å of the same atoms in the same order.
 
-    Returns
-    -------
-    Float[Tensor, "atoms 3"]
-        `mobile` in the frame of `target`, in Å.
-
     Raises
     ------
     StructureError
@@ -171,15 +159,7 @@ def superpose(mobile: Float[Tensor, "atoms 3"], target: Float[Tensor, "atoms 3"]
 def rmsd(a: Float[Tensor, "atoms 3"], b: Float[Tensor, "atoms 3"]) -> float:
     """Root-mean-square distance in Å between the atoms of `a` and `b` where they stand.
 
-    Parameters
-    ----------
-    a, b : Float[Tensor, "atoms 3"]
-        Positions in Å of the same atoms in the same order.
-
-    Raises
-    ------
-    StructureError
-        If the two do not have the same number of atoms.
+    Parameters and errors as of `superpose`.
     """
     _require_pairs(a, b)
     return (a - b).square().sum(dim=-1).mean().sqrt().item()
@@ -209,10 +189,9 @@ def _select_residues(name: str, trace: Trace, residues: str) -> Trace:
             )
         rows.update(found)
     kept = sorted(rows)
-    numbers, molecules = (
-        [column[row] for row in kept] for column in (trace.residue_numbers, trace.molecules)
-    )
-    return Trace(trace.chain, tuple(numbers), trace.coordinates[kept], tuple(molecules))
+    numbers = tuple(trace.residue_numbers[row] for row in kept)
+    molecules = tuple(trace.molecules[row] for row in kept)
+    return Trace(trace.chain, numbers, trace.coordinates[kept], molecules)
 
 
 def _warn_of_molecules(name: str, trace: Trace) -> None:
@@ -260,6 +239,5 @@ def _read_embedded(name: str, chain: str | None) -> tuple[Trace, str]:
     rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
     coordinates = torch.tensor([[float(row[axis]) for axis in "xyz"] for row in rows], dtype=torch.float64)
     numbers = tuple(int(row["residue_number"]) for row in rows)
-    return Trace(EMBEDDED_CHAIN, numbers, coordinates, ("",) * len(numbers)), lines[0].removeprefix(
-        "#"
-    ).strip()
+    origin = lines[0].removeprefix("#").strip()
+    return Trace(EMBEDDED_CHAIN, numbers, coordinates, ("",) * len(numbers)), origin

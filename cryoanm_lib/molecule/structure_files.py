@@ -4,7 +4,6 @@ Gemmi parses the text and is imported only when there is some to parse. Chains a
 identifiers, those of the publication, in both formats.
 """
 
-import contextlib
 import gzip
 import http.client
 import io
@@ -15,7 +14,8 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cryoanm_lib.errors import StructureError
+from cryoanm_lib.errors import ArtifactError, StructureError
+from cryoanm_lib.io.storage import write_atomically
 from cryoanm_lib.molecule.calphas import Trace, select_chain
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def read_entry(pdb_id: str, chain: str | None = None, cache: Path | None = None)
     pdb_id : str
         Four characters, or ``pdb_`` and eight, in lower case.
     chain : str, optional
-        The author's chain identifier; by default the first chain that has Cα.
+        As of `read_file`.
     cache : Path, optional
         Folder of downloaded entries; by default ``$CRYOANM_CACHE``, else ``~/.cache/cryoanm``.
 
@@ -110,16 +110,11 @@ def _download(pdb_id: str) -> bytes:
 
 
 def _store(content: bytes, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        write_atomically(path, lambda beside: beside.write_bytes(content))
+    except ArtifactError as error:
         raise StructureError(
-            f"{str(path)!r} cannot be written ({error.strerror}): set CRYOANM_CACHE to a writable folder"
+            f"{str(path)!r} cannot be written ({error.__cause__}): set CRYOANM_CACHE to a writable folder"
         ) from error
 
 

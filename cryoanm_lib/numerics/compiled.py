@@ -35,7 +35,8 @@ def _has_folder(function: Callable[..., None]) -> bool:
     """Whether Numba may look for a folder: for a user without a home it would make one that is called `~`."""
     beside = Path(function.__code__.co_filename).with_name("__pycache__")
     has_home = os.path.expanduser("~") != "~"
-    return has_home or bool(numba.config.CACHE_DIR) or os.access(beside, os.W_OK | os.X_OK)
+    named = numba.config.CACHE_DIR  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
+    return has_home or bool(named) or os.access(beside, os.W_OK | os.X_OK)
 
 
 def compiled_for(tensor: Tensor) -> bool:

@@ -34,25 +34,20 @@ def check_resolution(resolution: int, box_size: int) -> None:
         )
 
 
-def check_count(coefficients: Complex[Tensor, "*batch kept"], resolution: int) -> None:
-    """Refuse coefficients that are not as many as the crop to K keeps.
-
-    Raises
-    ------
-    ForwardModelError
-        If there are more or fewer.
-    """
-    m = highest_frequency(resolution)
-    if coefficients.shape[-1] != 2 * m * (m + 1) + 1:
-        raise ForwardModelError(
-            f"{coefficients.shape[-1]} coefficients are not those of K = {resolution}, which keeps "
-            f"{2 * m * (m + 1) + 1}: crop them to K first"
-        )
-
-
 def highest_frequency(resolution: int) -> int:
     """The largest integer frequency k < K/2 that the crop Π_K keeps."""
     return (resolution - 1) // 2
+
+
+def degrees_of_freedom(resolution: int) -> int:
+    """Independent real values K'² of the crop Π_K, K' = 2m + 1 for the highest frequency m.
+
+    Examples
+    --------
+    >>> degrees_of_freedom(32), degrees_of_freedom(5)
+    (961, 25)
+    """
+    return (2 * highest_frequency(resolution) + 1) ** 2
 
 
 def half_plane_frequencies(
@@ -119,12 +114,7 @@ def coefficients_to_image(
 ) -> Float[Tensor, "*batch box box"]:
     """The band-limited image, on a grid of any size that holds its frequencies, with intensity preserved.
 
-    Parameters
-    ----------
-    coefficients : Complex[Tensor, "*batch kept"]
-        The half plane of frequencies up to m, as of `image_to_coefficients`.
-    box_size : int
-        Pixels along an edge of the image, at least 2m + 1.
+    A half plane of frequencies up to m takes a box of at least 2m + 1 pixels along an edge.
 
     Raises
     ------
@@ -143,12 +133,7 @@ def coefficients_to_image(
 def table_to_grid(table: Complex[Tensor, "*batch kx ky"], box_size: int) -> Float[Tensor, "*batch box box"]:
     """Re Σ w c(k) exp(2πi k·r/N) with w = 1 at k_x = 0 and 2 at k_x > 0, the origin at the first pixel.
 
-    Parameters
-    ----------
-    table : Complex[Tensor, "*batch kx ky"]
-        c at k_x = 0 … m and k_y = -m … m.
-    box_size : int
-        N, at least 2m + 1.
+    The table holds c at k_x = 0 … m and k_y = -m … m, and N is at least 2m + 1.
     """
     m = table.shape[-2] - 1
     half = table.new_zeros(*table.shape[:-2], box_size, box_size // 2 + 1)
@@ -203,13 +188,15 @@ def crop_coefficients(
     ForwardModelError
         If the coefficients end at a lower frequency than K asks for.
     """
-    grid = _vector_to_grid(coefficients)
-    m, highest = highest_frequency(resolution), grid.shape[-2] - 1
+    m, highest = highest_frequency(resolution), _highest_of(coefficients)
+    if m == highest:
+        return coefficients
     if m > highest:
         raise ForwardModelError(
             f"resolution K = {resolution} needs frequencies up to {m}, but the coefficients end at "
             f"{highest}: choose K of at most {2 * highest + 2}"
         )
+    grid = _vector_to_grid(coefficients)
     return _grid_to_vector(grid[..., : m + 1, highest - m : highest + m + 1])
 
 
@@ -219,6 +206,11 @@ def to_real(coefficients: Complex[Tensor, "*batch kept"], resolution: int) -> Fl
     By Parseval the squared length equals the sum of the squared pixels of the crop, and white noise of
     standard deviation σ_n on N × N pixels becomes independent entries of deviation σ_n K/N.
 
+    Raises
+    ------
+    ForwardModelError
+        If there are more or fewer coefficients than K keeps.
+
     Examples
     --------
     >>> images = torch.rand(2, 9, 9)
@@ -226,9 +218,24 @@ def to_real(coefficients: Complex[Tensor, "*batch kept"], resolution: int) -> Fl
     >>> coordinates.shape, torch.allclose(coordinates.norm(dim=-1), crop(images, 5).norm(dim=(-2, -1)))
     (torch.Size([2, 25]), True)
     """
-    check_count(coefficients, resolution)
+    kept = (degrees_of_freedom(resolution) + 1) // 2
+    if coefficients.shape[-1] != kept:
+        raise ForwardModelError(
+            f"{coefficients.shape[-1]} coefficients are not those of K = {resolution}, which keeps {kept}: "
+            "crop them to K first"
+        )
     rest = math.sqrt(2.0) * torch.view_as_real(coefficients[..., 1:]).flatten(-2)
     return resolution * torch.cat([coefficients[..., :1].real, rest], dim=-1)
+
+
+def resolution_of(coefficients: Complex[Tensor, "*batch kept"]) -> int:
+    """The even K that a vector of coefficients is kept at."""
+    return 2 * _highest_of(coefficients) + 2
+
+
+def _highest_of(coefficients: Complex[Tensor, "*batch kept"]) -> int:
+    """The highest frequency that a vector of coefficients holds."""
+    return (math.isqrt(2 * coefficients.shape[-1] - 1) - 1) // 2
 
 
 def _grid_to_vector(grid: Complex[Tensor, "*batch kx ky"]) -> Complex[Tensor, "*batch kept"]:
@@ -238,6 +245,6 @@ def _grid_to_vector(grid: Complex[Tensor, "*batch kx ky"]) -> Complex[Tensor, "*
 
 def _vector_to_grid(coefficients: Complex[Tensor, "*batch kept"]) -> Complex[Tensor, "*batch kx ky"]:
     """Restore the redundant half of the k_x = 0 line, the conjugate of what was kept of it."""
-    m = (math.isqrt(2 * coefficients.shape[-1] - 1) - 1) // 2
+    m = _highest_of(coefficients)
     mirrored = coefficients[..., 1 : m + 1].flip(-1).conj()
     return torch.cat([mirrored, coefficients], dim=-1).unflatten(-1, (m + 1, 2 * m + 1))

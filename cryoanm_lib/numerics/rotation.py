@@ -38,44 +38,12 @@ def unit_vector_to_angle(vector: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*b
     return torch.atan2(vector[..., 1], vector[..., 0])
 
 
-def rotation_z(angle: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch 3 3"]:
-    """The active, right-handed rotation by θ (radians) about z, the viewing direction.
-
-    Examples
-    --------
-    >>> quarter_turn = rotation_z(torch.tensor(math.pi / 2))
-    >>> (quarter_turn @ torch.tensor([2.0, 0.0, 1.0])).round().tolist()
-    [-0.0, 2.0, 1.0]
-    """
-    return rotation_from_unit_vector(angle_to_unit_vector(angle))
-
-
 def rotation_from_unit_vector(vector: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch 3 3"]:
     """The rotation about z that takes the x axis to (c, s): [[c, -s, 0], [s, c, 0], [0, 0, 1]]."""
     cos, sin = vector.unbind(-1)
     zero, one = torch.zeros_like(cos), torch.ones_like(cos)
     rows = [cos, -sin, zero, sin, cos, zero, zero, zero, one]
     return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
-
-
-def rotation_distance(
-    a: Float[Tensor, "*#batch 3 3"], b: Float[Tensor, "*#batch 3 3"]
-) -> Float[Tensor, "*batch"]:
-    """Geodesic distance on SO(3), the angle in radians in [0, π] of the rotation Q = aᵀb that takes a to b.
-
-    θ = atan2(||Q - Qᵀ||_F / √8, (tr Q - 1) / 2), sine and cosine, is accurate to rounding at every angle; the
-    usual arccos of the trace loses half of its digits near 0 and near π.
-
-    Examples
-    --------
-    >>> turned = rotation_z(torch.tensor([0.0, 1e-7, 3.0]))
-    >>> [f"{distance:.3g}" for distance in rotation_distance(turned, torch.eye(3))]
-    ['0', '1e-07', '3']
-    """
-    relative = a.transpose(-2, -1) @ b
-    sine = torch.linalg.matrix_norm(relative - relative.transpose(-2, -1)) / math.sqrt(8.0)
-    trace = relative.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return torch.atan2(sine, (trace - 1) / 2)
 
 
 def quaternion_product(

@@ -31,10 +31,8 @@ def seconds_of(work: Callable[[], object], at_least: float = 0.05, rounds: int =
     ----------
     work : callable
         What is timed. It must have finished when it returns.
-    at_least : float
-        Seconds of a round.
-    rounds : int
-        How many.
+    at_least, rounds : float, int
+        Seconds of a round, and how many there are.
     """
     first = seconds_each(work, 1)
     if first > _VERY_LONG:

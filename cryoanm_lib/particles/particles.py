@@ -1,44 +1,72 @@
-"""A batch of particle images with what is known of each."""
+"""A batch of particle images with what is known of each; and images whose truth is known."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
 from cryoanm_lib.errors import CryoANMError
-from cryoanm_lib.imaging.latents import Latents
-from cryoanm_lib.numerics.rotation import rotation_from_quaternion, rotation_from_unit_vector
+from cryoanm_lib.imaging.latents import Values
+from cryoanm_lib.imaging.noise import Noise
+
+_Images = TypeVar("_Images", bound="Particles")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Particles:
-    """Images as Fourier coefficients at the highest resolution in use, with the latents that made them.
+    """Images as Fourier coefficients at the highest resolution in use.
 
     Attributes
     ----------
     coefficients : Complex[Tensor, "images kept"]
         The half plane of each image.
-    latents : mapping of str to Tensor
-        "pose" (B, 2), a unit vector, or (B, 4), a unit quaternion; "amplitude" (B, M); "defocus" (B,). Where
-        images have them, "shift" (B, 2) in pixels and "contrast" (B,). Where it differs from image to image,
-        "noise" (B,), σ_n of a pixel, which is always known.
+    given : mapping of str to Tensor
+        Latents that are known of each image, by name.
+    noise : Noise
+        Of the images.
     """
 
     coefficients: Complex[Tensor, "images kept"]
-    latents: Mapping[str, Float[Tensor, "images ..."]]
+    given: Values
+    noise: Noise
 
     def __len__(self) -> int:
+        """Number of images."""
         return len(self.coefficients)
 
-    def __getitem__(self, index: Tensor | slice) -> "Particles":
-        return Particles(self.coefficients[index], {name: v[index] for name, v in self.latents.items()})
+    def __getitem__(self: _Images, index: Tensor | slice) -> _Images:
+        return self._changed(lambda value: value[index], self.noise[index])
 
-    def to(self, device: torch.device | str) -> "Particles":
+    def to(self: _Images, device: torch.device | str) -> _Images:
         """The same images on another device."""
-        latents = {name: v.to(device) for name, v in self.latents.items()}
-        return Particles(self.coefficients.to(device), latents)
+        return self._changed(lambda value: value.to(device), self.noise.to(device))
+
+    def _changed(self: _Images, change: Callable[[Tensor], Tensor], noise: Noise) -> _Images:
+        """With the coefficients and every table of values changed alike."""
+        tables = {name: table for name, table in vars(self).items() if isinstance(table, Mapping)}
+        changed = {name: {key: change(table[key]) for key in table} for name, table in tables.items()}
+        return replace(self, coefficients=change(self.coefficients), noise=noise, **changed)
+
+
+@dataclass(frozen=True, eq=False)
+class Simulated(Particles):
+    """Images with the latents that made them, which nothing but a check asks for, and simulated training.
+
+    Attributes
+    ----------
+    truth : mapping of str to Tensor
+        "pose" (B, 2), a unit vector, or (B, 4), a unit quaternion; "amplitude" (B, M); "defocus" (B,). Where
+        images have them, "shift" (B, 2) in pixels and "contrast" (B,).
+    """
+
+    truth: Mapping[str, Float[Tensor, "images ..."]]
+
+    def giving(self, names: Iterable[str]) -> "Simulated":
+        """The same images, of which these latents are given."""
+        return replace(self, given={name: self.truth[name] for name in names if name in self.truth})
 
 
 def require_images(particles: Particles) -> None:
@@ -53,25 +81,10 @@ def require_images(particles: Particles) -> None:
     if device.type != "cpu":
         raise CryoANMError(
             f"the images are on {device}, and posteriors are computed on the CPU: use particles.to('cpu') "
-            "and program.cpu()"
+            "and guide.cpu()"
         )
     if not len(particles):
         raise CryoANMError("there are 0 images: give at least one")
     wrong = torch.nonzero(~particles.coefficients.isfinite().all(-1))[:, 0].tolist()
     if wrong:
         raise CryoANMError(f"images {wrong[:5]} hold NaN or infinite values: leave them out")
-
-
-def pose_to_rotation(pose: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch 3 3"]:
-    """The rotation matrix of a pose: a unit vector turns in the plane, a unit quaternion in every way."""
-    return rotation_from_unit_vector(pose) if pose.shape[-1] == 2 else rotation_from_quaternion(pose)
-
-
-def to_forward(latents: Mapping[str, Tensor]) -> Latents:
-    """The forward model's latents from the program's: a pose becomes a rotation, what is absent no change."""
-    rotations = pose_to_rotation(latents["pose"])
-    none = rotations.new_zeros(*rotations.shape[:-2], 2)
-    return Latents(
-        *(latents["amplitude"], rotations, latents["defocus"]),
-        *(latents.get("shift", none), latents.get("contrast")),
-    )

@@ -1,13 +1,13 @@
 """The distribution of a pose in space: a projected normal on quaternions, to which q and -q are the same."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
+from torch.types import _size
 
 
 def log_line_integral(t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
@@ -50,19 +50,20 @@ class AntipodalProjectedNormal(TorchDistribution):
     torch.Size([5, 4])
     """
 
-    support = constraints.sphere
     has_rsample = True
-    arg_constraints = {"concentration": constraints.real_vector}
+    # Torch declares both as properties, and sets them as attributes itself.
+    support = constraints.sphere  # pyright: ignore[reportAssignmentType]
+    arg_constraints = {"concentration": constraints.real_vector}  # pyright: ignore[reportAssignmentType]
 
     def __init__(self, concentration: Float[Tensor, "*batch 4"]) -> None:
         self.concentration = concentration
         super().__init__(concentration.shape[:-1], concentration.shape[-1:], validate_args=False)
 
-    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "AntipodalProjectedNormal":
+    def expand(self, batch_shape: _size, _instance: None = None) -> "AntipodalProjectedNormal":
         """The same distribution repeated over a larger batch."""
         return AntipodalProjectedNormal(self.concentration.expand(*batch_shape, 4))
 
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... 4"]:
+    def rsample(self, sample_shape: _size = ()) -> Float[Tensor, "... 4"]:
         """Unit quaternions; the sign is that of the Gaussian, and means nothing."""
         shape = self._extended_shape(sample_shape)
         gaussian = self.concentration.expand(shape)
@@ -73,14 +74,3 @@ class AntipodalProjectedNormal(TorchDistribution):
         along = (self.concentration * value).sum(-1)
         across = self.concentration - along[..., None] * value
         return log_line_integral(along) - 0.5 * across.square().sum(-1) - math.log(32 * math.pi**2)
-
-
-def uniform_rotations(count: int, generator: torch.Generator | None = None) -> Float[Tensor, "count 4"]:
-    """Unit quaternions of uniform rotations.
-
-    Examples
-    --------
-    >>> uniform_rotations(3).norm(dim=-1)
-    tensor([1.0000, 1.0000, 1.0000])
-    """
-    return torch.nn.functional.normalize(torch.randn(count, 4, generator=generator), dim=-1)

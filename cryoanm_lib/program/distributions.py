@@ -1,7 +1,6 @@
 """Distributions of the pose: the projected normal on the circle, and mixtures on the circle or in space."""
 
 import math
-from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
@@ -9,6 +8,7 @@ from jaxtyping import Float
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
+from torch.types import _size
 
 from cryoanm_lib.program.antipodal import AntipodalProjectedNormal
 
@@ -36,7 +36,7 @@ def log_ray_integral(t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     mills = math.sqrt(math.pi / 2) * torch.special.erfcx(-back / math.sqrt(2.0))
     scaled = -0.5 * back.square() + (1 + back * mills).log()
     inverse = t.clamp(max=_SERIES_BELOW).square().reciprocal()
-    series = sum(c * inverse**n for n, c in enumerate(_SERIES))
+    series = sum((c * inverse**n for n, c in enumerate(_SERIES)), torch.zeros_like(inverse))
     tail = -0.5 / inverse + inverse.log() + series.log()
     return torch.where(t > -1.0, direct, torch.where(t > _SERIES_BELOW, scaled, tail))
 
@@ -69,7 +69,7 @@ class ProjectedNormal(dist.ProjectedNormal):
         across = mu[..., 0] * value[..., 1] - mu[..., 1] * value[..., 0]
         return log_ray_integral(along) - 0.5 * across.square() - math.log(2 * math.pi)
 
-    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "ProjectedNormal":
+    def expand(self, batch_shape: _size, _instance: None = None) -> "ProjectedNormal":
         """The same distribution repeated over a larger batch."""
         batch_shape = torch.Size(batch_shape)
         return ProjectedNormal(self.concentration.expand(batch_shape + self.event_shape))
@@ -87,14 +87,8 @@ class ProjectedNormalMixture(TorchDistribution):
 
         q(v) = Σ_c w_c p(v | μ_c),  w = softmax(logits)
 
-    Vectors of two numbers are poses in the plane, of four unit quaternions: poses in space.
-
-    Parameters
-    ----------
-    logits : Float[Tensor, "*batch components"]
-        Logarithms of the weights, up to a constant.
-    concentrations : Float[Tensor, "*batch components dim"]
-        μ_c of each component.
+    with the concentrations μ_c. Vectors of two numbers are poses in the plane, of four unit quaternions:
+    poses in space.
 
     Examples
     --------
@@ -105,9 +99,9 @@ class ProjectedNormalMixture(TorchDistribution):
     ['1.384', '1.384']
     """
 
-    support = constraints.sphere
-    has_rsample = False
-    arg_constraints = {
+    # Torch declares both as properties, and sets them as attributes itself.
+    support = constraints.sphere  # pyright: ignore[reportAssignmentType]
+    arg_constraints = {  # pyright: ignore[reportAssignmentType]
         "logits": constraints.real_vector,
         "concentrations": constraints.independent(constraints.real, 2),
     }
@@ -120,7 +114,7 @@ class ProjectedNormalMixture(TorchDistribution):
         self.logits, self.concentrations = logits, concentrations
         super().__init__(logits.shape[:-1], concentrations.shape[-1:], validate_args=False)
 
-    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "ProjectedNormalMixture":
+    def expand(self, batch_shape: _size, _instance: None = None) -> "ProjectedNormalMixture":
         """The same mixture repeated over a larger batch."""
         logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
         return type(self)(logits, self.concentrations.expand(*logits.shape, *self.event_shape))
@@ -135,7 +129,7 @@ class ProjectedNormalMixture(TorchDistribution):
         """The components as one batched distribution."""
         return projected_normal(self.concentrations)
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*shape dim"]:
+    def sample(self, sample_shape: _size = ()) -> Float[Tensor, "*shape dim"]:
         """Draw a component for each batch entry, then a direction from it."""
         with torch.no_grad():
             chosen = dist.Categorical(logits=self.logits).sample(sample_shape)
@@ -155,13 +149,6 @@ class StratifiedMixture(ProjectedNormalMixture):
     The components come first in the batch shape, (components, *batch), and an expectation under the mixture
     is the sum over them with `strata_weights`. The density is that of the whole mixture.
 
-    Parameters
-    ----------
-    logits : Float[Tensor, "*batch components"]
-        Logarithms of the weights, up to a constant.
-    concentrations : Float[Tensor, "*batch components dim"]
-        μ_c of each component.
-
     Examples
     --------
     >>> pose = StratifiedMixture(torch.zeros(5, 2), torch.randn(5, 2, 2))
@@ -180,15 +167,15 @@ class StratifiedMixture(ProjectedNormalMixture):
         super().__init__(logits, concentrations)
         self._batch_shape = torch.Size([logits.shape[-1], *logits.shape[:-1]])
 
-    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "StratifiedMixture":
+    def expand(self, batch_shape: _size, _instance: None = None) -> "StratifiedMixture":
         """The same mixture repeated over a larger batch, (components, *batch)."""
         return super().expand(batch_shape[1:])
 
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... dim"]:
+    def rsample(self, sample_shape: _size = ()) -> Float[Tensor, "... dim"]:
         """One direction from each component."""
         return self.components.rsample(sample_shape).movedim(-2, len(sample_shape))
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... dim"]:
+    def sample(self, sample_shape: _size = ()) -> Float[Tensor, "... dim"]:
         """One direction from each component, without a gradient."""
         with torch.no_grad():
             return self.rsample(sample_shape)

@@ -10,6 +10,7 @@ from pyro.infer import ELBO
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from cryoanm_lib.particles.particles import Simulated
 from cryoanm_lib.program.distributions import StratifiedMixture
 
 
@@ -50,12 +51,6 @@ class StratifiedELBO(ELBO):
         with torch.no_grad():
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
-    def loss_and_grads(self, model, guide, *args, **kwargs) -> float:
-        """The loss, with gradients added to every parameter of the guide."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        loss.backward()
-        return loss.item()
-
 
 class ForwardKL(StratifiedELBO):
     """Cross-entropy -log q(latents | image) of simulated images, whose latents are known.
@@ -64,9 +59,9 @@ class ForwardKL(StratifiedELBO):
     so there is no likelihood to climb and no half-turn to get stuck in; but it learns from the model alone.
     """
 
-    def differentiable_loss(self, model, guide, particles, resolution: int) -> Tensor:
+    def differentiable_loss(self, model, guide, particles: Simulated, resolution: int) -> Tensor:
         """Minus the guide's log-density at the latents that made the images."""
-        with poutine.condition(data=particles.latents):
+        with poutine.condition(data=dict(particles.truth)):
             trace = poutine.trace(guide).get_trace(particles, resolution)
         return -_log_joint(trace).sum()
 
@@ -77,7 +72,7 @@ def _log_joint(trace: poutine.Trace) -> Tensor:
     sites = (
         site for site in trace.nodes.values() if site["type"] == "sample" and not site_is_subsample(site)
     )
-    return sum(site["log_prob"] for site in sites)
+    return sum((site["log_prob"] for site in sites), torch.zeros(()))
 
 
 def _stratified_sites(guide_trace: poutine.Trace) -> list[tuple[str, StratifiedMixture]]:

@@ -26,30 +26,25 @@ class Representation(Protocol):
 
     def __call__(self, images: Float[Tensor, "*batch size size"]) -> Tensor:
         """What is seen of images."""
+        ...
 
     def turn_back(self, seen: Tensor, pose: Float[Tensor, "*batch 2"]) -> Tensor:
         """What would be seen at pose zero."""
+        ...
 
     def pose_encoder(self, components: int) -> nn.Module:
         """A network that returns logits (*batch, components) and vectors (*batch, components, 2)."""
+        ...
 
     def encoder(self, n_outputs: int) -> nn.Module:
         """A network that returns numbers (*batch, n_outputs)."""
+        ...
 
 
 class Pixels(nn.Module):
-    """The paper's representation: the image itself, read by convolutions."""
+    """The paper's representation: the image itself, `size` pixels along an edge, read by convolutions."""
 
     def __init__(self, size: int, channels: tuple[int, ...] = CHANNELS) -> None:
-        """Fix what the networks will be built for.
-
-        Parameters
-        ----------
-        size : int
-            Pixels along an edge; it is halved by each double convolution.
-        channels : tuple of int
-            Output channels of each double convolution.
-        """
         super().__init__()
         self.size, self.channels = size, channels
 
@@ -100,25 +95,16 @@ class DoubleConvolution(nn.Sequential):
 
 
 class ConvolutionalEncoder(nn.Module):
-    """Three double convolutions with pooling, then two dense layers of 512, then a linear head."""
+    """Three double convolutions with pooling, then two dense layers of 512, then a linear head.
+
+    Each double convolution makes so many channels, and halves the pixels along an edge.
+    """
 
     def __init__(self, image_size: int, n_outputs: int, channels: tuple[int, ...] = CHANNELS) -> None:
-        """Build a network for square images.
-
-        Parameters
-        ----------
-        image_size : int
-            Pixels along an edge; it is halved by each double convolution.
-        n_outputs : int
-            Length of the parameter vector that the head returns.
-        channels : tuple of int
-            Output channels of each double convolution.
-        """
         super().__init__()
-        widths = (1, *channels)
         stages = [
             nn.Sequential(DoubleConvolution(before, after), nn.MaxPool2d(2))
-            for before, after in itertools.pairwise(widths)
+            for before, after in itertools.pairwise((1, *channels))
         ]
         self.image_size = image_size
         self.convolutions = nn.Sequential(*stages)
@@ -158,7 +144,7 @@ class SharedEncoder(nn.Module):
     layers of 512.
 
     Each image is divided by its standard deviation, so that one network serves every noise level. The
-    logarithms of that deviation and of σ_n join the dense layers.
+    logarithm of that deviation, and what is told of the noise, join the dense layers.
 
     Parameters
     ----------
@@ -168,11 +154,13 @@ class SharedEncoder(nn.Module):
         Output channels of each convolution.
     half : bool
         Convolve in bfloat16 while training: on a CPU that computes with it, twice as fast.
+    n_told : int
+        Numbers that are told of the noise of an image, as `Noise.n_told`.
     """
 
-    def __init__(self, size: int, channels: tuple[int, ...], half: bool = False) -> None:
+    def __init__(self, size: int, channels: tuple[int, ...], half: bool = False, n_told: int = 1) -> None:
         super().__init__()
-        self.size, self.half = size, half
+        self.size, self.in_half = size, half
         layers = [
             Convolution(before, after, stride=2 if number else 1)
             for number, (before, after) in enumerate(itertools.pairwise((1, *channels)))
@@ -182,7 +170,7 @@ class SharedEncoder(nn.Module):
         # No statistics over the batch here: of a hundred numbers they are so noisy that poses would be a
         # third less accurate, and the guide would learn to be as unsure as that noise makes it.
         self.dense = nn.Sequential(
-            nn.Linear(channels[-1] * smallest**2 + 2, HIDDEN, bias=False),
+            nn.Linear(channels[-1] * smallest**2 + 1 + n_told, HIDDEN, bias=False),
             nn.LayerNorm(HIDDEN),
             nn.ReLU(),
             nn.Linear(HIDDEN, HIDDEN, bias=False),
@@ -191,12 +179,12 @@ class SharedEncoder(nn.Module):
         )
 
     def forward(
-        self, images: Float[Tensor, "images size size"], noise: Float[Tensor, "images"]
+        self, images: Float[Tensor, "images size size"], told: Float[Tensor, "images told"]
     ) -> Float[Tensor, "images features"]:
         """Features of each image."""
         deviation = images.flatten(1).std(dim=1).clamp(min=1e-12)
-        levels = torch.stack([deviation, noise], dim=-1).log()
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.half and self.training):
+        levels = torch.cat([deviation.log()[:, None], told], dim=-1)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.in_half and self.training):
             maps = self.convolutions((images / deviation[:, None, None])[:, None])
             return self.dense(torch.cat([maps, levels.to(maps.dtype)], dim=-1)).to(images.dtype)
 

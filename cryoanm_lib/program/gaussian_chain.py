@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+#: What a latent beside the pose may be drawn from.
+Gaussian = dist.Normal | dist.MultivariateNormal | dist.Independent
+
 
 class GaussianChain:
     """One Gaussian N(m, L Lᵀ) over the numbers of several latents as a product of conditionals.
@@ -42,7 +45,7 @@ class GaussianChain:
     ) -> None:
         self.mean, self.scale, self.shapes = mean, scale, shapes
 
-    def conditional(self, name: str, drawn: Mapping[str, Tensor]) -> dist.Distribution:
+    def conditional(self, name: str, drawn: Mapping[str, Tensor]) -> Gaussian:
         """The distribution of a latent, given those that come before it."""
         standard, start = self.mean[..., :0], 0
         for before, shape in self.shapes.items():

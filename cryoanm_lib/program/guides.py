@@ -2,20 +2,24 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cryoanm_lib.particles.particles import pose_to_rotation
+from cryoanm_lib.imaging.latents import pose_to_rotation
+from cryoanm_lib.imaging.unknowns import Unknowns
 from cryoanm_lib.program.encoders import HIDDEN, Representation, SharedEncoder, small_head
-from cryoanm_lib.program.gaussian_chain import GaussianChain
-from cryoanm_lib.program.prior import POSE_WIDTH, Prior
+from cryoanm_lib.program.gaussian_chain import Gaussian, GaussianChain
+from cryoanm_lib.program.prior import Prior
+
+#: Logits and vectors of the components of the pose's mixture.
+Components = tuple[Float[Tensor, "images components"], Float[Tensor, "images components dim"]]
 
 #: Returns the distribution of a latent by its name, given the values of those drawn before it.
-Others = Callable[[str, Mapping[str, Tensor]], dist.Distribution]
+Others = Callable[[str, Mapping[str, Tensor]], Gaussian]
 
 #: Returns mean and Cholesky factor of the others, side by side, at a pose: what the model says of them.
 Computed = Callable[
@@ -25,20 +29,14 @@ Computed = Callable[
 
 
 class Seen:
-    """A batch of images as the networks see it, and what each of them says of it, which is asked once.
-
-    Parameters
-    ----------
-    features : Tensor
-        Of `Family.see`.
-    """
+    """The features of `Family.see`, and what each network says of them, which is asked once."""
 
     def __init__(self, features: Tensor) -> None:
         self.features = features
-        self._said: dict[nn.Module, Tensor | tuple[Tensor, ...]] = {}
+        self._said: dict[nn.Module, Any] = {}
 
-    def read_by(self, network: nn.Module) -> Tensor | tuple[Tensor, ...]:
-        """What a network makes of the features."""
+    def read_by(self, network: nn.Module) -> Any:
+        """What a network makes of the features: numbers, or logits and vectors."""
         if network not in self._said:
             self._said[network] = network(self.features)
         return self._said[network]
@@ -55,19 +53,21 @@ class Family(Protocol):
     #: Latents whose distributions networks choose.
     learned: tuple[str, ...]
 
-    def see(self, images: Float[Tensor, "images size size"], noise: Float[Tensor, "images"]) -> Tensor:
-        """What the networks see of images, and of σ_n."""
+    def see(self, images: Float[Tensor, "images size size"], told: Float[Tensor, "images told"]) -> Tensor:
+        """What the networks see of images, and what they are told of the noise."""
+        ...
 
-    def pose(
-        self, seen: Seen
-    ) -> tuple[Float[Tensor, "images components"], Float[Tensor, "images components dim"]]:
+    def pose(self, seen: Seen) -> Components:
         """Logits and vectors of the components of the pose's mixture."""
+        ...
 
     def others(self, seen: Seen, pose: Float[Tensor, "*batch dim"], computed: Computed) -> Others:
         """The distributions of the other latents, where the pose is what it is."""
+        ...
 
     def networks_of(self, latents: tuple[str, ...]) -> tuple[str, ...]:
         """Names of the networks that learn when these latents do."""
+        ...
 
 
 class SeparateNetworks(nn.Module):
@@ -79,63 +79,58 @@ class SeparateNetworks(nn.Module):
         How the networks see the image.
     prior : Prior
         Where the normals start, and their units.
-    n_modes : int
-        Modes.
-    inferred : tuple of str
-        Latents, in order.
+    unknowns : Unknowns
+        What is inferred.
     components : int
         Projected normals in the pose's mixture.
     upright : bool
-        Let the networks of all but the shift see the image turned back by the pose.
+        Let the networks of what is of the molecule see the image turned back by the pose.
     """
 
     def __init__(
         self,
         representation: Representation,
         prior: Prior,
-        n_modes: int,
-        inferred: tuple[str, ...],
+        unknowns: Unknowns,
         components: int,
         upright: bool,
     ) -> None:
         super().__init__()
-        self.representation, self.prior, self.n_modes, self.upright = representation, prior, n_modes, upright
-        self.size, self.inferred, self.learned = representation.size, inferred, inferred
+        self.representation, self.prior, self.upright = representation, prior, upright
+        self.size, self.learned, self.n_modes = representation.size, unknowns.names, unknowns.n_modes
+        self.latents = {latent.name: latent for latent in unknowns.latents}
         self.encoders = nn.ModuleDict(
             {
                 name: representation.pose_encoder(components)
                 if name == "pose"
-                else representation.encoder(2 * math.prod(prior.shape(name, n_modes)))
-                for name in inferred
+                else representation.encoder(2 * latent.width_for(self.n_modes))
+                for name, latent in self.latents.items()
             }
         )
 
-    def see(self, images: Float[Tensor, "images size size"], noise: Float[Tensor, "images"]) -> Tensor:
+    def see(self, images: Float[Tensor, "images size size"], told: Float[Tensor, "images told"]) -> Tensor:
         """The representation of the images; the noise plays no part."""
         return self.representation(images)
 
-    def pose(
-        self, seen: Seen
-    ) -> tuple[Float[Tensor, "images components"], Float[Tensor, "images components 2"]]:
+    def pose(self, seen: Seen) -> Components:
         """Logits and vectors of the components of the pose's mixture."""
         return seen.read_by(self.encoders["pose"])
 
     def others(self, seen: Seen, pose: Float[Tensor, "*batch dim"], computed: Computed) -> Others:
         """Independent normals, which start as the prior."""
-        turning = self.upright and any(name not in ("pose", "shift") for name in self.inferred)
+        others = [latent for name, latent in self.latents.items() if name != "pose"]
+        turning = self.upright and any(latent.frame == "molecule" for latent in others)
         # A pose in space, which can only be given, is more than a turn of the image.
         turning &= self.prior.pose == "plane"
-        # Bend and focus are easier to see once the image is upright.
         turned = Seen(self.representation.turn_back(seen.features, pose.detach())) if turning else seen
 
-        def normal(name: str, drawn: Mapping[str, Tensor]) -> dist.Distribution:
-            looked_at = seen if name == "shift" else turned
-            middle, log_scale = looked_at.read_by(self.encoders[name]).chunk(2, dim=-1)
+        def normal(name: str, drawn: Mapping[str, Tensor]) -> Gaussian:
+            latent = self.latents[name]
+            view = turned if latent.frame == "molecule" else seen
+            middle, log_scale = view.read_by(self.encoders[name]).chunk(2, dim=-1)
             mean, scale = self.prior.moments(name, self.n_modes, middle)
-            loc, deviation = mean + scale * middle, scale * log_scale.exp()
-            if self.prior.shape(name, self.n_modes):
-                return dist.Normal(loc, deviation).to_event(1)
-            return dist.Normal(loc[..., 0], deviation[..., 0])
+            mean, scale = (latent.unrows(rows) for rows in (mean + scale * middle, scale * log_scale.exp()))
+            return dist.Normal(mean, scale).to_event(len(latent.shape))
 
         return normal
 
@@ -155,14 +150,8 @@ class SharedNetwork(nn.Module):
     ----------
     encoder : SharedEncoder
         Turns an image into features.
-    prior : Prior
-        Where learned Gaussians start, and their units.
-    n_modes : int
-        Modes.
-    inferred : tuple of str
-        Latents, in order.
-    components : int
-        Projected normals in the pose's mixture.
+    prior, unknowns, components
+        As of `SeparateNetworks`.
     others : str
         One of the three ways.
     """
@@ -171,19 +160,21 @@ class SharedNetwork(nn.Module):
         self,
         encoder: SharedEncoder,
         prior: Prior,
-        n_modes: int,
-        inferred: tuple[str, ...],
+        unknowns: Unknowns,
         components: int,
         others: Literal["independent", "learned", "computed"] = "computed",
     ) -> None:
         super().__init__()
-        self.prior, self.n_modes, self.components = prior, n_modes, components
-        self.size, self.way, self.inferred = encoder.size, others, inferred
-        self.shapes = {name: prior.shape(name, n_modes) for name in inferred if name != "pose"}
+        self.prior, self.n_modes, self.components = prior, unknowns.n_modes, components
+        self.size, self.way = encoder.size, others
+        # The pose alone, where the others are computed.
+        self.learned = tuple(name for name in unknowns.names if name == "pose" or others != "computed")
+        shapes = {latent.name: latent.shape_for(self.n_modes) for latent in unknowns.latents}
+        self.shapes = {name: shape for name, shape in shapes.items() if name != "pose"}
         self.total = sum(math.prod(shape) for shape in self.shapes.values())
         self.encoders = nn.ModuleDict({"image": encoder})
-        if "pose" in inferred:
-            self.encoders["pose"] = small_head(HIDDEN, components * (1 + POSE_WIDTH[prior.pose]))
+        if "pose" in shapes:
+            self.encoders["pose"] = small_head(HIDDEN, components * (1 + math.prod(shapes["pose"])))
         if self.shapes and others != "computed":
             n_spreads = self.total**2 if others == "learned" else self.total
             self.encoders["others"] = nn.Sequential(
@@ -192,20 +183,13 @@ class SharedNetwork(nn.Module):
                 small_head(HIDDEN, self.total + n_spreads),
             )
 
-    @property
-    def learned(self) -> tuple[str, ...]:
-        """The pose alone, where the others are computed."""
-        return tuple(n for n in self.inferred if n == "pose" or self.way != "computed")
-
     def see(
-        self, images: Float[Tensor, "images size size"], noise: Float[Tensor, "images"]
+        self, images: Float[Tensor, "images size size"], told: Float[Tensor, "images told"]
     ) -> Float[Tensor, "images features"]:
         """Features of the images."""
-        return self.encoders["image"](images, noise)
+        return self.encoders["image"](images, told)
 
-    def pose(
-        self, seen: Seen
-    ) -> tuple[Float[Tensor, "images components"], Float[Tensor, "images components dim"]]:
+    def pose(self, seen: Seen) -> Components:
         """Logits and vectors of the components of the pose's mixture."""
         outputs = seen.read_by(self.encoders["pose"]).unflatten(-1, (self.components, -1))
         return outputs[..., 0], outputs[..., 1:]
@@ -223,8 +207,7 @@ class SharedNetwork(nn.Module):
             factor = square.tril(-1) + torch.diag_embed(square.diagonal(dim1=-2, dim2=-1).exp())
         else:
             factor = torch.diag_embed(spread.exp())
-        moments = [self.prior.moments(name, self.n_modes, middle) for name in self.shapes]
-        mean, scale = (torch.cat(parts) for parts in zip(*moments, strict=True))
+        mean, scale = self.prior.all_moments(tuple(self.shapes), self.n_modes, middle)
         return GaussianChain(mean + scale * middle, scale[:, None] * factor, self.shapes).conditional
 
     def networks_of(self, latents: tuple[str, ...]) -> tuple[str, ...]:

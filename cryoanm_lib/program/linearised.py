@@ -1,17 +1,16 @@
 """What the model itself says of shift, bend, focus and contrast, once the pose is given."""
 
 import math
-from collections.abc import Mapping
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from cryoanm_lib.imaging.forward_model import ForwardModel
-from cryoanm_lib.imaging.noise import cropped_noise
-from cryoanm_lib.numerics.fourier import crop_coefficients, half_plane_frequencies, to_real
-from cryoanm_lib.particles.particles import to_forward
-from cryoanm_lib.program.prior import Prior
+from cryoanm_lib.imaging.latents import Values
+from cryoanm_lib.imaging.unknowns import Unknowns
+from cryoanm_lib.numerics.fourier import crop_coefficients, half_plane_frequencies
+from cryoanm_lib.particles.particles import Particles
+from cryoanm_lib.program.gauss_newton import HasPosterior, gauss_newton
 
 # K at which the shift is looked for, deviations of its prior that are searched, and Newton steps at the end.
 _SHIFT_RESOLUTION, _REACH, _STEPS = 20, 4.0, 3
@@ -23,118 +22,84 @@ _LONGEST = 2.0
 _ROWS = 256
 
 
-@torch.no_grad()
-def linearised_posterior(
-    model: ForwardModel,
-    prior: Prior,
-    names: tuple[str, ...],
-    observed: Complex[Tensor, "images kept"],
-    latents: Mapping[str, Tensor],
-    noise: Float[Tensor, "images"],
-    resolution: int,
-) -> tuple[Float[Tensor, "*batch images total"], Float[Tensor, "*batch images total total"]]:
-    """Mean and Cholesky factor of p(others | pose, image), the model made linear in the others.
+class ComputedOthers:
+    """p(others | pose, image), the model made linear in the others.
 
-    Given the pose, an image is nearly linear in amplitudes, defocus and contrast, so that with the derivative
-    J of the crop in units of the noise, what it leaves r, and the prior's precision P the posterior is the
-    Gaussian with precision F = JᵀJ + P about x + F⁻¹ (Jᵀ r + ∇log p): a Newton step. The shift, in which the
-    image is not linear, is first looked for on a grid. No gradient passes through the answer: where it is the
-    posterior of the others at the K of the likelihood, the terms that are missing cancel on average.
+    Given the pose, an image is nearly linear in amplitudes, defocus and contrast, so that with the
+    `gauss_newton` precision F and slope g at x the posterior is the Gaussian of precision F about x + F⁻¹ g.
+    The shift, in which the image is not linear, is first looked for on a grid. No gradient passes through the
+    answer: where it is the posterior of the others at the K of the likelihood, the terms that are missing
+    cancel on average.
 
     Parameters
     ----------
-    model, prior : ForwardModel, Prior
-        The model.
-    names : tuple of str
-        The others, in the order of the answer.
-    observed : Complex[Tensor, "images kept"]
-        The images, at K.
-    latents : mapping of str to Tensor
-        "pose" (*batch, images, dim), and the latents that are given, (images, …).
-    noise : Float[Tensor, "images"]
-        σ_n of each image.
-    resolution : int
-        K.
+    model, particles, resolution : Model, Particles, int
+        What made which images, with latents that are given of each, and K; the latents but the pose are the
+        others.
     """
-    batch = latents["pose"].shape[:-1]
-    image = torch.arange(len(observed), device=observed.device).expand(batch).reshape(-1)
-    pose, parts = latents["pose"].flatten(end_dim=-2), []
-    for rows in torch.arange(len(image), device=image.device).split(_ROWS):
-        own = image[rows]
-        at = {name: value[own] for name, value in latents.items() if name not in ("pose", *names)}
-        at["pose"] = pose[rows]
-        parts.append(_linearised(model, prior, names, observed[own], at, noise[own], resolution))
-    mean, spread = (torch.cat(found) for found in zip(*parts, strict=True))
-    return mean.view(*batch, -1), spread.view(*batch, *spread.shape[1:])
 
+    def __init__(self, model: HasPosterior, particles: Particles, resolution: int) -> None:
+        self.model, self.particles, self.resolution = model, particles, resolution
+        others = tuple(latent for latent in model.unknowns.latents if latent.name != "pose")
+        self.unknowns = Unknowns(others, model.unknowns.n_modes)
 
-def _linearised(
-    model: ForwardModel,
-    prior: Prior,
-    names: tuple[str, ...],
-    observed: Complex[Tensor, "rows kept"],
-    at: Mapping[str, Tensor],
-    noise: Float[Tensor, "rows"],
-    resolution: int,
-) -> tuple[Float[Tensor, "rows total"], Float[Tensor, "rows total total"]]:
-    """The same for one pose an image."""
-    moments = [prior.moments(name, model.n_modes, noise) for name in names]
-    mean, scale = (torch.cat(parts) for parts in zip(*moments, strict=True))
-    values = mean.repeat(len(observed), 1)
-    if "shift" in names:
-        start = sum(math.prod(prior.shape(n, model.n_modes)) for n in names[: names.index("shift")])
-        values[:, start : start + 2] = _best_shift(
-            model, prior, observed, at | _split(values, names, prior, model), noise, resolution
+    @torch.no_grad()
+    def __call__(
+        self, pose: Float[Tensor, "*batch images dim"]
+    ) -> tuple[Float[Tensor, "*batch images total"], Float[Tensor, "*batch images total total"]]:
+        """Mean and Cholesky factor of the covariance at poses, the others side by side."""
+        batch, device = pose.shape[:-1], pose.device
+        image = torch.arange(len(self.particles), device=device).expand(batch).reshape(-1)
+        flat, parts = pose.flatten(end_dim=-2), []
+        for rows in torch.arange(len(image), device=device).split(_ROWS):
+            parts.append(self._of_rows(self.particles[image[rows]], flat[rows]))
+        mean, spread = (torch.cat(found) for found in zip(*parts, strict=True))
+        return mean.view(*batch, -1), spread.view(*batch, *spread.shape[1:])
+
+    def _of_rows(
+        self, particles: Particles, pose: Float[Tensor, "rows dim"]
+    ) -> tuple[Float[Tensor, "rows total"], Float[Tensor, "rows total total"]]:
+        """The same for one pose an image."""
+        model, unknowns = self.model, self.unknowns
+        mean, scale = model.prior.all_moments(unknowns.names, unknowns.n_modes, pose.double())
+        values = unknowns.values(mean.repeat(len(pose), 1)) | {"pose": pose}
+        if "shift" in unknowns.names:
+            values["shift"] = self._best_shift(particles, values).to(mean)
+        points = unknowns.points(values)
+        for k in (min(_SHIFT_RESOLUTION, self.resolution), *[self.resolution] * _STEPS):
+            at = unknowns.values(points) | {"pose": pose}
+            about = gauss_newton(model, particles, at, k, unknowns.latents)
+            # In deviations of the prior, so that numbers of all units weigh alike.
+            precision = scale[:, None] * about.precision * scale
+            factor = torch.linalg.cholesky(precision)
+            step = torch.cholesky_solve((scale * about.slope)[..., None], factor)[..., 0]
+            points = points + scale * step * (_LONGEST / step.abs().amax(1, keepdim=True)).clamp(max=1.0)
+        covariance = torch.cholesky_inverse(factor)
+        spread = scale[:, None] * torch.linalg.cholesky(covariance)
+        return points.to(pose), spread.to(pose)
+
+    def _best_shift(self, particles: Particles, values: Values) -> Float[Tensor, "rows 2"]:
+        """The most probable shift on a grid of half a pixel of the crop, everything else as it is."""
+        forward, scale = self.model.forward_model, self.model.prior.shift_scale
+        k = min(_SHIFT_RESOLUTION, self.resolution)
+        here = {**particles.given, **values}
+        predicted = forward.coefficients({n: v.to(forward.reference) for n, v in here.items()}, k)
+        grid = shift_grid(_REACH * scale, 0.5 * forward.box_size / k).to(predicted.real)
+        phase = 2 * math.pi * half_plane_frequencies(k).to(grid) @ grid.T / forward.box_size
+        # Moving the image back is moving the prediction there; whitened, their product is the likelihood's.
+        observed, expected = (
+            particles.noise.whiten(c, k) for c in (crop_coefficients(particles.coefficients, k), predicted)
         )
-    for k in (min(_SHIFT_RESOLUTION, resolution), *[resolution] * _STEPS):
-        here = to_forward(at | _split(values, names, prior, model))
-        predicted, slopes = model.slopes(here, k, names)
-        sigma = cropped_noise(noise, k, model.box_size)[:, None]
-        jacobian = to_real(slopes, k) / sigma[..., None]
-        left = to_real(crop_coefficients(observed, k) - predicted, k) / sigma
-        # In deviations of the prior, whose precision is then the identity.
-        jacobian = jacobian * scale[:, None]
-        precision = jacobian @ jacobian.transpose(1, 2) + torch.eye(len(scale)).to(scale)
-        factor = torch.linalg.cholesky(precision)
-        slope = (jacobian @ left[..., None])[..., 0] - (values - mean) / scale
-        step = torch.cholesky_solve(slope[..., None], factor)[..., 0]
-        values = values + scale * step * (_LONGEST / step.abs().amax(1, keepdim=True)).clamp(max=1.0)
-    identity = torch.eye(len(scale)).to(scale).expand_as(factor)
-    covariance = torch.cholesky_solve(identity, factor)
-    spread = scale[:, None] * torch.linalg.cholesky(covariance)
-    return values, spread
+        matched = _from_real(observed) * _from_real(expected).conj()
+        score = matched.real @ phase.cos() - matched.imag @ phase.sin()
+        return grid[(score - 0.5 * (grid / scale).square().sum(1)).argmax(1)]
 
 
-def _split(
-    values: Float[Tensor, "rows total"], names: tuple[str, ...], prior: Prior, model: ForwardModel
-) -> dict[str, Tensor]:
-    """Latents by name, from numbers side by side."""
-    shapes = [prior.shape(name, model.n_modes) for name in names]
-    parts = values.split([math.prod(shape) for shape in shapes], dim=1)
-    return {n: part.view(-1, *shape) for n, part, shape in zip(names, parts, shapes, strict=True)}
-
-
-def _best_shift(
-    model: ForwardModel,
-    prior: Prior,
-    observed: Complex[Tensor, "rows kept"],
-    latents: Mapping[str, Tensor],
-    noise: Float[Tensor, "rows"],
-    resolution: int,
-) -> Float[Tensor, "rows 2"]:
-    """The most probable shift on a grid of half a pixel of the crop, everything else as it is."""
-    k = min(_SHIFT_RESOLUTION, resolution)
-    grid = shift_grid(_REACH * prior.shift_scale, 0.5 * model.box_size / k).to(noise)
-    predicted = model.coefficients(to_forward(latents), k)
-    matched = crop_coefficients(observed, k) * predicted.conj()
-    # Every coefficient of the half plane but k = 0 stands for its partner too.
-    matched[:, 1:] *= 2
-    phase = 2 * math.pi * half_plane_frequencies(k).to(grid) @ grid.T / model.box_size
-    correlation = matched.real @ phase.cos() - matched.imag @ phase.sin()
-    # to_real counts K² times the squared coefficients.
-    score = correlation * (k / cropped_noise(noise, k, model.box_size)[:, None]) ** 2
-    score = score - 0.5 * (grid / prior.shift_scale).square().sum(1)
-    return grid[score.argmax(1)]
+def _from_real(values: Float[Tensor, "*batch dof"]) -> Tensor:
+    """Coefficients from values in the order of `to_real`, up to its factors."""
+    mean = torch.view_as_complex(torch.stack([values[..., :1], torch.zeros_like(values[..., :1])], dim=-1))
+    rest = torch.view_as_complex(values[..., 1:].unflatten(-1, (-1, 2)).contiguous())
+    return torch.cat([mean, rest], dim=-1)
 
 
 def shift_grid(reach: float, step: float) -> Float[Tensor, "shifts 2"]:

@@ -1,29 +1,27 @@
-"""The latents of an image, and what is known of them before it is seen."""
+"""What is known of the latents of an image before it is seen."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pyro.distributions as dist
+import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from cryoanm_lib.errors import ConfigurationError
+from cryoanm_lib.imaging.latents import LATENTS, POSES, Latent, Values
 from cryoanm_lib.program.antipodal import AntipodalProjectedNormal
 from cryoanm_lib.program.distributions import ProjectedNormal
 from cryoanm_lib.settings import Finite, Positive, Section
 
-#: The latents of an image, in the order in which the guide draws them.
-LATENTS = ("pose", "shift", "amplitude", "defocus", "contrast")
-
-#: Those of them that are vectors; the others are numbers.
-VECTORS = ("pose", "shift", "amplitude")
-
-#: Numbers in a pose: a unit vector in the plane, or a unit quaternion.
-POSE_WIDTH = {"plane": 2, "space": 4}
-
 
 class Prior(Section):
-    """What is known before an image is seen."""
+    """Independent distributions of the latents.
+
+    Another prior is a subclass: `distribution` says what is known of a latent, and `latents` which vary.
+    Everything else follows from these two.
+    """
 
     pose: Literal["plane", "space"] = Field("plane", description="turned in plane, or in every way")
     pose_concentration: tuple[Finite, Finite] = Field(
@@ -52,52 +50,83 @@ class Prior(Section):
         return self
 
     @property
-    def latents(self) -> tuple[str, ...]:
-        """Latents that vary from image to image."""
-        absent = {"shift": not self.shift_scale, "contrast": not self.contrast_scale}
-        return tuple(name for name in LATENTS if not absent.get(name, False))
+    def latents(self) -> tuple[Latent, ...]:
+        """Those that vary from image to image, in the order in which a guide draws them."""
+        # A scale of 0 says that there is no such latent; the pose has none.
+        known = LATENTS | {"pose": POSES[self.pose]}
+        return tuple(latent for name, latent in known.items() if getattr(self, f"{name}_scale", 1.0))
 
-    def distribution(self, name: str, n_modes: int, like: Float[Tensor, "..."]) -> dist.Distribution:
-        """The prior of one latent.
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the latents that vary."""
+        return tuple(latent.name for latent in self.latents)
 
-        Parameters
-        ----------
-        name : str
-            One of `latents`.
-        n_modes : int
-            Modes that the amplitude is for.
-        like : Tensor
-            Has the dtype and device of the answer.
-        """
+    def latent(self, name: str) -> Latent:
+        """The record of one that varies."""
+        return next(latent for latent in self.latents if latent.name == name)
+
+    def distribution(self, name: str, n_modes: int, like: Float[Tensor, "..."]) -> TorchDistributionMixin:
+        """The prior of one of `latents`, for so many modes, in the dtype and on the device of `like`."""
+        if name == "pose" and self.pose == "space":
+            return AntipodalProjectedNormal(like.new_zeros(4))
         if name == "pose":
-            if self.pose == "space":
-                return AntipodalProjectedNormal(like.new_zeros(4))
             return ProjectedNormal(like.new_tensor(self.pose_concentration))
-        mean, scale = self.moments(name, n_modes, like)
-        if self.shape(name, n_modes):
-            return dist.Normal(mean, scale).to_event(1)
-        return dist.Normal(mean[0], scale[0])
+        mean, scale = {
+            "shift": ((0.0,) * 2, (self.shift_scale,) * 2),
+            "amplitude": ((0.0,) * n_modes, self.amplitude_scales(n_modes)),
+            "defocus": (self.defocus_mean, self.defocus_scale),
+            "contrast": (1.0, self.contrast_scale),
+        }[name]
+        normal = dist.Normal(like.new_tensor(mean), like.new_tensor(scale))
+        return normal.to_event(len(normal.batch_shape))
 
     def moments(
         self, name: str, n_modes: int, like: Float[Tensor, "..."]
     ) -> tuple[Float[Tensor, "width"], Float[Tensor, "width"]]:
         """Mean and deviation of every number of a latent that is not the pose."""
-        mean, scale = {
-            "shift": ((0.0,) * 2, (self.shift_scale,) * 2),
-            "amplitude": ((0.0,) * n_modes, self.amplitude_scales(n_modes)),
-            "defocus": ((self.defocus_mean,), (self.defocus_scale,)),
-            "contrast": ((1.0,), (self.contrast_scale,)),
-        }[name]
-        return like.new_tensor(mean), like.new_tensor(scale)
+        own: Any = self.distribution(name, n_modes, like)
+        own = getattr(own, "base_dist", own)
+        width = self.latent(name).width_for(n_modes)
+        return own.mean.expand(width), own.stddev.expand(width)
+
+    def all_moments(
+        self, names: tuple[str, ...], n_modes: int, like: Float[Tensor, "..."]
+    ) -> tuple[Float[Tensor, "total"], Float[Tensor, "total"]]:
+        """The same of several latents, side by side."""
+        moments = [self.moments(name, n_modes, like) for name in names]
+        mean, scale = zip(*moments, strict=True)
+        return torch.cat(mean), torch.cat(scale)
 
     def means(self, count: int, n_modes: int, like: Float[Tensor, "..."]) -> dict[str, Float[Tensor, "..."]]:
         """The molecule at rest: the mean of every latent but the pose, for a number of images."""
-        found = {}
-        for name in self.latents:
-            if name != "pose":
-                mean = self.moments(name, n_modes, like)[0].expand(count, -1)
-                found[name] = mean if self.shape(name, n_modes) else mean[:, 0]
-        return found
+        return {
+            latent.name: latent.unrows(self.moments(latent.name, n_modes, like)[0].expand(count, -1))
+            for latent in self.latents
+            if latent.name != "pose"
+        }
+
+    def slopes(
+        self, latent: Latent, values: Values, n_modes: int
+    ) -> tuple[Float[Tensor, "images columns"], Float[Tensor, "images columns"]]:
+        """Gradient of a latent's log-density by steps, and minus its second derivatives, 0 where negative."""
+        value = latent.rows(values[latent.name])
+        own = self.distribution(latent.name, n_modes, value)
+        own = getattr(own, "base_dist", own)
+        if type(own) is dist.Normal:
+            return (own.mean - value) / own.scale**2, (own.scale**-2).expand_as(value)
+        point = latent.manifold.point(value)
+        step = point.new_zeros(len(point), latent.manifold.n_columns(value.shape[-1]))
+        concentration = getattr(own, "concentration", None)
+        if concentration is not None and not concentration.any():  # uniform
+            return step, step
+        with torch.enable_grad():
+            step = step.requires_grad_()
+            there = latent.unrows(latent.manifold.value(latent.manifold.moved(point, step)))
+            log_density = self.distribution(latent.name, n_modes, value).log_prob(there).sum()
+            (slope,) = torch.autograd.grad(log_density, step, create_graph=True)
+            each = [torch.autograd.grad(c.sum(), step, retain_graph=True)[0] for c in slope.unbind(1)]
+        bends = torch.stack([bend[:, column] for column, bend in enumerate(each)], dim=1)
+        return slope.detach(), (-bends).clamp(min=0.0)
 
     def amplitude_scales(self, n_modes: int) -> tuple[float, ...]:
         """σ_α of each mode.
@@ -116,11 +145,6 @@ class Prior(Section):
             )
         return self.amplitude_scale
 
-    def shape(self, name: str, n_modes: int) -> tuple[int, ...]:
-        """Shape of one latent of an image."""
-        vectors = {"pose": (POSE_WIDTH[self.pose],), "shift": (2,), "amplitude": (n_modes,)}
-        return vectors.get(name, ())
-
 
 #: The paper's.
-PAPER_PRIOR = Prior()
+PAPER_PRIOR = Prior()  # pyright: ignore[reportCallIssue]  # sees no default where pydantic does

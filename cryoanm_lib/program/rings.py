@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 
 from cryoanm_lib.numerics.fourier import half_plane_frequencies, image_to_coefficients
@@ -31,6 +31,10 @@ class Rings(nn.Module):
     references : int
         Learned references of the pose encoder.
     """
+
+    ring: Int[Tensor, "kept"]
+    order: Int[Tensor, "kept"]
+    basis: Float[Tensor, "pixels parts"]
 
     def __init__(self, size: int, references: int = REFERENCES) -> None:
         super().__init__()
@@ -83,13 +87,6 @@ class EquivariantPoseEncoder(nn.Module):
     of a projected normal. Where the harmonics turn by one of the angles, so do the vectors, and the logits
     stay. So does the posterior under a uniform prior; a prior that prefers some pose is not in the network's
     reach, but in what the image says.
-
-    Parameters
-    ----------
-    rings : Rings
-        The representation that is read.
-    components : int
-        Vectors to return.
     """
 
     def __init__(self, rings: Rings, components: int) -> None:

@@ -109,6 +109,7 @@ def test_many_damaged_structure_files_are_read_or_refused(tmp_path, count) -> No
 PROFILE = """
 structure: adk_open
 chain: A
+residues: 1-214
 stride: 4
 seed: 1
 device: cpu

@@ -18,6 +18,7 @@ from cryoanm_lib.experiments.assess import Assessment, assess_or_load
 from cryoanm_lib.experiments.datasets import draw_test_images
 from cryoanm_lib.experiments.fit import Fit, fit_or_load, load_fit, make_trainer
 from cryoanm_lib.experiments.profile import load_profile
+from cryoanm_lib.inference.fisher import information_limit
 
 matplotlib.use("Agg")
 
@@ -74,13 +75,14 @@ def texts(figure: Figure) -> set[str]:
 
 
 def test_an_experiment_has_a_model_of_its_own(folder) -> None:
-    settings = load_profile(folder / "tiny.yaml")
-    program = settings.program("space")
-    assert (program.forward_model.n_modes, program.forward_model.box_size) == (2, 32)
-    assert program.noise == (0.05, 0.2) and settings.program("space", noise=0.1).noise == 0.1
-    eigenvalues = settings.modes(experiment="space").eigenvalues
+    run = load_profile(folder / "tiny.yaml").run("space")
+    model = run.model()
+    assert (model.forward_model.n_modes, model.forward_model.box_size) == (2, 32)
+    assert (model.noise.low, model.noise.high) == (0.05, 0.2)
+    assert run.model(noise=0.1).noise.deviation == 0.1
+    eigenvalues = run.model_section.normal_modes(run.profile.load_structure()).eigenvalues
     expected = (0.0019872041 * 300.0 / eigenvalues).sqrt()
-    torch.testing.assert_close(torch.tensor(program.prior.amplitude_scale).double(), expected)
+    torch.testing.assert_close(torch.tensor(model.prior.amplitude_scale).double(), expected)
 
 
 def test_the_fit_says_how_near_its_components_are(fitted) -> None:
@@ -89,7 +91,10 @@ def test_the_fit_says_how_near_its_components_are(fitted) -> None:
     assert metrics["pose_residual_median_deg"] > metrics["pose_residual_mean_deg_limit"] > 0
     assert {"shift_residual_mean_px", "amplitude_residual_mean", "defocus_residual_mean"} <= set(metrics)
     assert fitted.truth["pose"].shape == (12, 4)
-    assert (fitted.truth["noise"] == torch.tensor(0.05)).all()
+    images = draw_test_images(fitted.run, 0.05)
+    assert images.noise.deviation == 0.05
+    limit = information_limit(fitted.model, images, 16)["pose"].mean().item()
+    assert metrics["pose_residual_mean_deg_limit"] == pytest.approx(limit, rel=1e-5)
 
 
 def test_refined_from_a_guide_that_knows_nothing(assessments) -> None:
@@ -126,16 +131,16 @@ def test_weights_that_were_kept_need_no_training(folder, fitted, monkeypatch, ca
     assert made["made_by"].endswith("space") and int(made["steps"]) == 7
     kept = fit_or_load("kept", folder / "tiny.yaml", results=folder)
     assert kept.metrics["steps"] == 0 and kept.metrics["resolution"] == 32 and not kept.history
-    for name, value in fitted.program.encoders.state_dict().items():
-        torch.testing.assert_close(kept.program.encoders.state_dict()[name], value, rtol=1e-3, atol=1e-6)
+    for name, value in fitted.guide.encoders.state_dict().items():
+        torch.testing.assert_close(kept.guide.encoders.state_dict()[name], value, rtol=1e-3, atol=1e-6)
     again = load_fit(load_profile(folder / "tiny.yaml"), "kept", folder)
     assert len(again.snapshots) == 1
 
 
 def test_only_the_pose_is_learned_where_the_others_are_computed(folder) -> None:
-    trainer = make_trainer(load_profile(folder / "tiny.yaml"), "space")
+    trainer = make_trainer(load_profile(folder / "tiny.yaml").run("space"))
     assert trainer._networks() == ("image", "pose")
-    assert set(trainer.program.encoders) == {"image", "pose"}
+    assert set(trainer.guide.encoders) == {"image", "pose"}
 
 
 @pytest.mark.parametrize(
@@ -172,29 +177,29 @@ def test_a_molecule_that_fits_in_the_plane_only_is_refused(tmp_path) -> None:
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY.replace("pixel_size: 2.6", "pixel_size: 2.05"))
     with pytest.raises(ForwardModelError, match="beyond half a box of 32 pixels"):
-        load_profile(path).program("space")
+        load_profile(path).run("space").model()
 
 
 def test_tables_and_figures_of_it(folder, fitted, assessments) -> None:
     table = space_table([found.metrics for found in assessments])
     assert len(table.splitlines()) == 4 and "within 5 limits" in table
     assert {"pose (°)", "shift (px)"} <= texts(figures.plot_beside_limit(assessments[0]))
-    images = draw_test_images(fitted.profile, "space", 0.05)
+    images = draw_test_images(fitted.run, 0.05)
     assert "SNR 1" in texts(figures.plot_particles({"SNR 1": images}, 32, count=3))
     assert "turn φ (°)" in texts(figures.plot_double_cover())
     assert "pose residual (°)" in texts(figures.plot_ways_to_train({"one": fitted.history}))
 
 
 def test_figures_of_views(folder, fitted, assessments) -> None:
-    program = fitted.profile.program("space", noise=0.05)
+    model = fitted.run.model(noise=0.05)
     _, _, cells = globe(6)
-    limits = amplitude_limits(program, cells, 32)
+    limits = amplitude_limits(model, cells, 32)
     refined = assessments[0].tested["refined"]
     claimed = refined["deviation"][:, 5:7].float()
     maps = figures.plot_view_maps(6, {"deviation (Å)": limits}, assessments[0].truth["pose"], claimed)
     assert {"limit", "mode 2\ndeviation (Å)"} <= texts(maps)
-    assert "share in the image" in texts(figures.plot_in_plane(limits, program.forward_model, cells))
+    assert "share in the image" in texts(figures.plot_in_plane(limits, model.forward_model, cells))
     error = refined["mean.amplitude"].float() - assessments[0].truth["amplitude"]
     assert "deviation claimed (Å)" in texts(figures.plot_knows(claimed, error, bins=2))
-    rivals = {"K = 16": find_rivals(program, directions(10), 16)}
+    rivals = {"K = 16": find_rivals(model, directions(10), 16)}
     assert "share of views" in texts(figures.plot_rivals(rivals))

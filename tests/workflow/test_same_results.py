@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from cryoanm_lib.checks.residuals import RESIDUAL_KEYS
+from cryoanm_lib.imaging.latents import LATENTS
 from cryoanm_lib.io.storage import load_json
 from tests.sameness import OWN_TO_A_RUN, differences
 
@@ -156,7 +156,7 @@ def test_more_threads_change_refined_answers_by_rounding_alone(undisturbed, tmp_
         (abs(two[name][key] - mean), mean, one[name][f"{key}_error"])
         for name in refined
         for key, mean in one[name].items()
-        if key in RESIDUAL_KEYS.values()
+        if key in {latent.metric for latent in LATENTS.values()}
     ]
     assert len(changes) >= 2 * len(refined)
     in_errors = max(change / error for change, _, error in changes)

@@ -45,9 +45,9 @@ def test_plans_every_fit_notebook_and_page(snakemake, checkout, name):
     files = planned(snakemake("--summary", "--config", f"profile={name}"))
 
     profile = load_profile(name, structure="adk_open")
-    folders = [f"results/{profile.artifact_path(name).as_posix()}" for name in profile.runs]
+    folders = [f"results/{profile.run(name).path.as_posix()}" for name in profile.runs]
     fits = {f"{folder}/{file}" for folder in folders for file in FIT_FILES}
-    folders = [f"results/{profile.assessment_path(name).as_posix()}" for name in profile.assessments]
+    folders = [f"results/{profile.assessed(name).path.as_posix()}" for name in profile.assessments]
     assessments = {f"{folder}/{file}" for folder in folders for file in ASSESSMENT_FILES}
     notebooks = {f"results/notebooks/{p.name}" for p in (checkout / "notebooks").glob("*.ipynb")}
 

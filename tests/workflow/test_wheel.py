@@ -54,8 +54,8 @@ assert len(load_structure("adk_closed").coordinates) == modes.vectors.shape[1]
 
 settings = load_profile("laptop")
 for name in ("so3_all_latents", "so3_any_noise"):
-    kept = settings.experiment(name).weights
-    assert weights.load_weights(settings.program(name), kept, settings.images_hash(name))
+    run, kept = settings.run(name), settings.experiments[name].weights
+    assert weights.load_weights(run.guide(), kept, run.images_hash)
 
 assert reference.load_reference("full").metrics
 assert reference.load_benchmarks()["rows"]

@@ -162,8 +162,8 @@ def artifact_folders():
         raise WorkflowError(f"profile {PROFILE}, structure {STRUCTURE}: {error}") from None
     handed_down = {
         "of": [PROFILE, STRUCTURE],
-        "fits": {name: setup.artifact_path(name).as_posix() for name in setup.runs},
-        "assessments": {name: setup.assessment_path(name).as_posix() for name in setup.assessments},
+        "fits": {name: setup.run(name).path.as_posix() for name in setup.runs},
+        "assessments": {name: setup.assessed(name).path.as_posix() for name in setup.assessments},
         "assessed": {name: section.of for name, section in setup.assessments.items()},
     }
     os.environ.update(CRYOANM_ARTIFACTS=json.dumps(handed_down))

@@ -36,10 +36,10 @@ def write(folder: Path, settings: Profile, metrics: Mapping[str, Mapping]) -> No
     """Write `pipeline.svg` and `headline.md`."""
     folder.mkdir(parents=True, exist_ok=True)
     figures.set_style()
-    images = draw_test_images(settings, _EXPERIMENT)[:_CANDIDATES]
-    most = images.latents["amplitude"][:, 0].abs().argmax()  # bent so far that one sees it
-    program = settings.program(_EXPERIMENT)
-    figure = figures.plot_pipeline(program, images[most[None]], 16, settings.model.box_size // 2 * 2)
+    run = settings.run(_EXPERIMENT)
+    images = draw_test_images(run)[:_CANDIDATES]
+    most = images.truth["amplitude"][:, 0].abs().argmax()  # bent so far that one sees it
+    figure = figures.plot_pipeline(run.model(), images[most[None]], 16, settings.model.box_size // 2 * 2)
     figure.savefig(folder / "pipeline.svg")
     made = next(iter(metrics.values()))
     caption = (

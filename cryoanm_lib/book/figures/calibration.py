@@ -11,17 +11,23 @@ from matplotlib.patches import Ellipse
 from scipy import stats
 from torch import Tensor
 
-from cryoanm_lib.book.figures.posterior import LABELS, RESIDUAL_LABELS, plain_log_ticks
-from cryoanm_lib.book.figures.style import COLOURS, GREY, TRUTH_COLOUR, new_figure
+from cryoanm_lib.book.figures.style import (
+    COLOURS,
+    GREY,
+    TRUTH_COLOUR,
+    new_figure,
+    new_panels,
+    plain_log_ticks,
+)
 from cryoanm_lib.book.tables import two_digits
 from cryoanm_lib.book.windows import Window, window
 from cryoanm_lib.checks.calibration import coverage, coverage_band
-from cryoanm_lib.checks.residuals import RESIDUAL_KEYS
 from cryoanm_lib.experiments.assess import Assessment
+from cryoanm_lib.imaging.latents import LATENTS
 from cryoanm_lib.inference.exact_posterior import exact_posterior
 from cryoanm_lib.inference.refinement import RefinedPosterior
 from cryoanm_lib.particles.particles import Particles
-from cryoanm_lib.program.program import CryoProgram
+from cryoanm_lib.program.program import Model
 
 #: Colour and marker of each way to a posterior, wherever they are compared.
 LOOKS = {
@@ -31,38 +37,19 @@ LOOKS = {
 }
 
 
-def plot_sharpening(program: CryoProgram, image: Particles, resolutions: Sequence[int]) -> Figure:
-    """The normalised posterior of one image over pose and amplitude, zoomed to where it is, as K grows.
-
-    Parameters
-    ----------
-    program : CryoProgram
-        Infers pose and amplitude.
-    image : Particles
-        One image.
-    resolutions : sequence of int
-        K of each panel.
-    """
-    columns = 2 if len(resolutions) % 3 else 3
-    rows = -(-len(resolutions) // columns)
-    figure, axes = new_figure(rows, columns, height=0.4 + 2.5 * rows)
+def plot_sharpening(model: Model, image: Particles, resolutions: Sequence[int]) -> Figure:
+    """The posterior density of one image over pose and amplitude, zoomed to where it is, one panel a K."""
+    figure, axes = new_panels(len(resolutions), 2 if len(resolutions) % 3 else 3, 0.4, 2.5)
     for ax, resolution in zip(axes.flat, resolutions, strict=False):
-        _draw_posterior(ax, program, image, resolution)
-    for ax in axes.flat[len(resolutions) :]:
-        ax.axis("off")
-    figure.supxlabel(LABELS["pose"], fontsize=11)
-    figure.supylabel(LABELS["amplitude"], fontsize=11)
+        shown = window(exact_posterior(model, image, resolution))
+        draw_window(ax, shown, mark=11)
+        pose, amplitude = torch.rad2deg(shown.deviation[0]), shown.deviation[1]
+        ax.set_title(f"K = {resolution}: {pose:.2g}°, {amplitude:.2g} Å", fontsize=10)
+        ax.tick_params(labelsize=8)
+        ax.locator_params(nbins=3)
+    figure.supxlabel(LATENTS["pose"].label, fontsize=11)
+    figure.supylabel(LATENTS["amplitude"].label, fontsize=11)
     return figure
-
-
-def _draw_posterior(ax: Axes, program: CryoProgram, image: Particles, resolution: int) -> None:
-    """Density on a grid about the draws, with the truth and the size of the window."""
-    shown = window(exact_posterior(program, image, resolution))
-    draw_window(ax, shown, mark=11)
-    pose, amplitude = torch.rad2deg(shown.deviation[0]), shown.deviation[1]
-    ax.set_title(f"K = {resolution}: {pose:.2g}°, {amplitude:.2g} Å", fontsize=10)
-    ax.tick_params(labelsize=8)
-    ax.locator_params(nbins=3)
 
 
 def draw_window(ax: Axes, shown: Window, mark: float) -> None:
@@ -79,14 +66,8 @@ def plot_referees(
 ) -> Figure:
     """Draws for one image by several methods over pose and amplitude, with the refined Gaussians' ellipses.
 
-    Parameters
-    ----------
-    samples : mapping of str to mapping
-        Latents (draws, …) of this image, by the method's name.
-    posterior : RefinedPosterior
-        Its heaviest component is drawn at one and two deviations.
-    image : int
-        Which of its images.
+    `samples` holds latents (draws, …) of this image by the method's name. The heaviest component of the
+    refined posterior of image number `image` is drawn at one and two deviations.
     """
     unknowns = posterior.mixture.unknowns
     component = int(posterior.mixture.log_weight[image].argmax())
@@ -94,7 +75,7 @@ def plot_referees(
     covariance = posterior.mixture.covariance[image, component, :2, :2]
     figure, axes = new_figure(1, len(samples), height=2.6, sharex=True, sharey=True)
     for ax, (name, latents) in zip(axes[0], samples.items(), strict=True):
-        away = unknowns.offset(unknowns.values(latents).double(), centre)
+        away = unknowns.offset(unknowns.points(latents).double(), centre)
         ax.scatter(torch.rad2deg(away[:, 0]), away[:, 1], s=5, alpha=0.4, linewidths=0, color=COLOURS[0])
         for deviations in (1, 2):
             ax.add_patch(_ellipse(covariance, deviations))
@@ -117,12 +98,9 @@ def _ellipse(covariance: Tensor, deviations: float) -> Ellipse:
 def plot_reach(found: Mapping[str, Mapping[str, float]]) -> Figure:
     """Mean residuals from the paper's down to the limit, one row a method, on one logarithmic axis a latent.
 
-    Parameters
-    ----------
-    found : mapping of str to mapping
-        By the method's name its residual of each latent; "limit" is drawn as a line.
+    `found` holds the residual of each latent by the method's name; "limit" is drawn as a line.
     """
-    latents = [name for name in RESIDUAL_KEYS if any(name in values for values in found.values())]
+    latents = [name for name in LATENTS if any(name in values for values in found.values())]
     rows = [name for name in found if name != "limit"]
     figure, axes = new_figure(1, len(latents), height=0.9 + 0.36 * len(rows), sharey=True)
     for ax, latent in zip(axes[0], latents, strict=True):
@@ -132,17 +110,10 @@ def plot_reach(found: Mapping[str, Mapping[str, float]]) -> Figure:
                 value = found[name][latent]
                 ax.plot([found["limit"][latent], value], [row, row], color=GREY, linewidth=0.8, zorder=0)
                 ax.plot(value, row, "o", color=COLOURS[0], markersize=6)
-                ax.annotate(
-                    f"{value:.2g}",
-                    (value, row),
-                    xytext=(7, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=9,
-                )
-        ax.set(xscale="log", xlabel=RESIDUAL_LABELS[latent], yticks=range(len(rows)))
-        ax.set_yticklabels(rows, fontsize=9)
-        ax.set_ylim(len(rows) - 0.5, -0.5)
+                beside = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
+                ax.annotate(f"{value:.2g}", (value, row), fontsize=9, **beside)
+        ax.set(xscale="log", xlabel=LATENTS[latent].residual_label, ylim=(len(rows) - 0.5, -0.5))
+        ax.set_yticks(range(len(rows)), rows, fontsize=9)
         shown = [values[latent] for values in found.values() if latent in values]
         ax.set_xlim(min(shown) / 1.6, max(shown) * (max(shown) / min(shown)) ** 0.35)
         plain_log_ticks(ax, "x", most=4)
@@ -153,17 +124,14 @@ def plot_reach(found: Mapping[str, Mapping[str, float]]) -> Figure:
 def plot_against_signal(assessments: Sequence[Mapping]) -> Figure:
     """Mean residual by guide, refinement and exact posterior against the signal-to-noise ratio.
 
-    Parameters
-    ----------
-    assessments : sequence of mapping
-        Metrics of one task at several levels of noise.
+    `assessments` are metrics of one task at several levels of noise.
     """
     ordered = sorted(assessments, key=lambda metrics: -metrics["snr"])
-    latents = [name for name, key in RESIDUAL_KEYS.items() if key in ordered[0]]
+    latents = [name for name, latent in LATENTS.items() if latent.metric in ordered[0]]
     figure, axes = new_figure(1, len(latents), height=3.2)
     ratios = [metrics["snr"] for metrics in ordered]
     for ax, latent in zip(axes[0], latents, strict=True):
-        key = RESIDUAL_KEYS[latent]
+        key = LATENTS[latent].metric
         limit = [metrics[f"{key}_limit"] for metrics in ordered]
         ax.loglog(ratios, limit, color=TRUTH_COLOUR, linestyle="--", label="limit")
         for method, look in LOOKS.items():
@@ -171,10 +139,9 @@ def plot_against_signal(assessments: Sequence[Mapping]) -> Figure:
             values = [metrics.get(f"{prefix}{key}", math.nan) for metrics in ordered]
             size = 8 if method == "exact" else 5
             ax.loglog(ratios, values, linestyle="none", markersize=size, **look)
-        ax.set(xlabel="signal-to-noise ratio", title=RESIDUAL_LABELS[latent])
+        ax.set(xlabel="signal-to-noise ratio", title=LATENTS[latent].residual_label)
         ax.invert_xaxis()
-        for along in "xy":
-            plain_log_ticks(ax, along)
+        plain_log_ticks(ax, "xy")
         ax.grid(axis="y", alpha=0.3)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
@@ -183,21 +150,16 @@ def plot_against_signal(assessments: Sequence[Mapping]) -> Figure:
 def plot_coverage(assessments: Mapping[str, Assessment]) -> Figure:
     """Share of truths inside credible regions against the regions' level, for guide, refined and exact.
 
-    Parameters
-    ----------
-    assessments : mapping of str to Assessment
-        By the title of their panel. The band holds 95 % of what an honest posterior would give on as many
-        images as the guide was tested on.
+    One panel an assessment, by its title. The band holds 95 % of what an honest posterior would give on as
+    many images as the guide was tested on.
     """
     figure, axes = new_figure(1, len(assessments), height=3.3, sharex=True, sharey=True)
     levels = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
     for ax, (title, assessment) in zip(axes[0], assessments.items(), strict=True):
-        n_draws = assessment.profile.checks.draws
+        n_draws = assessment.of.checks.draws
         n_images = len(assessment.tested["guide"]["level"])
-        band = coverage_band(n_images, levels)
-        ax.fill_between(
-            levels, band[:, 0], band[:, 1], color="0.88", linewidth=0, label=f"honest, {n_images} images"
-        )
+        low, high = coverage_band(n_images, levels).T
+        ax.fill_between(levels, low, high, color="0.88", linewidth=0, label=f"honest, {n_images} images")
         ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
         for method, found in assessment.tested.items():
             values = [coverage(found["level"], level.item(), n_draws) for level in levels]
@@ -213,24 +175,18 @@ def plot_coverage(assessments: Mapping[str, Assessment]) -> Figure:
 def plot_ranks(assessment: Assessment) -> Figure:
     """Simulation-based calibration: how far the ranks' distribution is from uniform, for each latent.
 
-    Parameters
-    ----------
-    assessment : Assessment
-        Its guide, refined and exact posteriors; at each rank, the band holds an honest one 95 % of the time.
+    One row a way to the posterior; at each rank, the band holds an honest one 95 % of the time.
     """
     found = assessment.tested
-    latents = [name for name in RESIDUAL_KEYS if f"rank.{name}" in found["refined"]]
-    figure, axes = new_figure(
-        len(found), len(latents), height=0.5 + 1.35 * len(found), sharex=True, sharey=True
-    )
-    bins = np.linspace(0, 1, 21)
+    latents = [name for name in LATENTS if f"rank.{name}" in found["refined"]]
+    height, n_bins = 0.5 + 1.35 * len(found), 20
+    figure, axes = new_figure(len(found), len(latents), height, sharex=True, sharey=True)
+    bins = np.linspace(0, 1, n_bins + 1)
     for row, (method, tested) in enumerate(found.items()):
         for ax, latent in zip(axes[row], latents, strict=True):
             rank = tested[f"rank.{latent}"].flatten().numpy()
-            share = np.histogram(rank, bins)[0] / len(rank) * (len(bins) - 1)
-            ends = (
-                stats.binom.ppf([0.025, 0.975], len(rank), 1 / (len(bins) - 1)) / len(rank) * (len(bins) - 1)
-            )
+            share = np.histogram(rank, bins)[0] / len(rank) * n_bins
+            ends = stats.binom.ppf([0.025, 0.975], len(rank), 1 / n_bins) / len(rank) * n_bins
             ax.axhspan(*ends, color="0.88", linewidth=0)
             ax.axhline(1, color=GREY, linewidth=0.8)
             ax.stairs(share, bins, color=LOOKS[method]["color"], linewidth=1.4)
@@ -244,28 +200,16 @@ def plot_ranks(assessment: Assessment) -> Figure:
 
 
 def plot_elbo_gap(assessments: Mapping[str, Assessment]) -> Figure:
-    """Distribution over images of what the guide's ELBO lacks to the exact log-evidence.
-
-    Parameters
-    ----------
-    assessments : mapping of str to Assessment
-        By the name of their curve; each with an exact posterior.
-    """
+    """What the guide's ELBO lacks to the exact log-evidence, over images, one named curve an assessment."""
     figure, axes = new_figure(1, 1, height=2.9)
     ax = axes[0, 0]
     for number, (name, assessment) in enumerate(assessments.items()):
         bound = assessment.tested["guide"]["elbo"]
         gap = (assessment.tested["exact"]["log_evidence"][: len(bound)] - bound).sort().values
-        shown = gap.clamp(min=1e-2)
-        ax.plot(
-            shown,
-            np.linspace(0, 1, len(gap)),
-            color=COLOURS[number],
-            label=f"{name}: median {two_digits(gap.median().item())}",
-        )
-    ax.set(
-        xscale="log", xlabel="log-evidence less ELBO (nats)", ylabel="fraction of images below", ylim=(0, 1)
-    )
+        label = f"{name}: median {two_digits(gap.median().item())}"
+        ax.plot(gap.clamp(min=1e-2), np.linspace(0, 1, len(gap)), color=COLOURS[number], label=label)
+    ax.set(xlabel="log-evidence less ELBO (nats)", ylabel="fraction of images below")
+    ax.set(xscale="log", ylim=(0, 1))
     plain_log_ticks(ax, "x")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", fontsize=9)
     return figure

@@ -13,21 +13,14 @@ _MARKERS = "osD^vPX*<>"  # as many as there are colours
 
 
 def plot_growth(panels: Mapping[str, Sequence[Growth]]) -> Figure:
-    """Time against size on logarithmic scales, one panel for each kind of size.
-
-    Parameters
-    ----------
-    panels : mapping of str to sequence of Growth
-        The curves of each panel by what its sizes are.
-    """
+    """Time against size on logarithmic scales, one panel for each kind of size, by what its sizes are."""
     figure, axes = new_figure(len(panels), height=2.6 * len(panels))
     for ax, (size, curves) in zip(axes[:, 0], panels.items(), strict=True):
         for curve, colour, marker in zip(curves, COLOURS, _MARKERS, strict=False):
             exponent = "" if math.isnan(curve.exponent) else f"  {curve.exponent:.1f}"
             milliseconds = [1e3 * seconds for seconds in curve.seconds]
-            ax.loglog(
-                curve.sizes, milliseconds, marker + "-", color=colour, ms=4.5, label=curve.name + exponent
-            )
+            look = {"color": colour, "markersize": 4.5, "label": curve.name + exponent}
+            ax.loglog(curve.sizes, milliseconds, marker + "-", **look)
         sizes = sorted({size for curve in curves for size in curve.sizes})
         ax.xaxis.set_major_locator(FixedLocator(sizes))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -43,10 +36,7 @@ def plot_growth(panels: Mapping[str, Sequence[Growth]]) -> Figure:
 def plot_steps(recipes: Mapping[str, Mapping[str, float]]) -> Figure:
     """A bar for each recipe: the shares of kinds of work in the time of a training step.
 
-    Parameters
-    ----------
-    recipes : mapping of str to mapping of str to float
-        Of each recipe, what `step_shares` returns; the last kind is grey.
+    Of each recipe, what `step_shares` returns; the last kind is grey.
     """
     figure, axes = new_figure(height=1.5 + 0.75 * len(recipes))
     ax = axes[0, 0]

@@ -1,7 +1,6 @@
 """Figures of how an image comes about."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Complex, Float
@@ -10,12 +9,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cryoanm_lib.book.figures.structure import AXIS_NAMES, draw_trace
-from cryoanm_lib.book.figures.style import COLOURS, amplitude_label, new_figure
+from cryoanm_lib.book.figures.style import COLOURS, amplitude_label, new_figure, new_panels
 from cryoanm_lib.imaging.forward_model import ForwardModel
-from cryoanm_lib.imaging.latents import Latents
-from cryoanm_lib.imaging.noise import add_noise, cropped_noise
+from cryoanm_lib.imaging.latents import Values, pose_to_rotation
+from cryoanm_lib.imaging.noise import WhiteNoise
 from cryoanm_lib.imaging.projection import PROJECTORS
-from cryoanm_lib.imaging.transfer import ctf
+from cryoanm_lib.imaging.transfer import Transfer
 from cryoanm_lib.numerics.fourier import (
     coefficients_to_image,
     crop_coefficients,
@@ -30,8 +29,8 @@ def draw_image(axes: Axes, image: Float[Tensor, "K K"], box_in_angstrom: float, 
     size = len(image)
     pixel = box_in_angstrom / size
     first = -(size // 2) - 0.5
-    extent = (first * pixel, (first + size) * pixel)
-    axes.imshow(image.numpy(), origin="lower", extent=extent * 2, **style)
+    low, high = first * pixel, (first + size) * pixel
+    axes.imshow(image.numpy(), origin="lower", extent=(low, high, low, high), **style)
 
 
 def _draw_scale_bar(axes: Axes, length: float = 20.0) -> None:
@@ -44,18 +43,15 @@ def _draw_scale_bar(axes: Axes, length: float = 20.0) -> None:
 
 
 def _steps(
-    forward: ForwardModel, latents: Latents, noise: float, seed: int
+    forward: ForwardModel, latents: Values, noise: float, seed: int
 ) -> dict[str, Complex[Tensor, "kept"]]:
     """Coefficients of one image after each step of Algorithm 1, over the whole box."""
-    box_size = forward.box_size
-    project = PROJECTORS[forward.projector]
-    projection = project(forward.positions(latents), box_size, forward.atom_width, box_size)
+    box_size, generator = forward.box_size, torch.Generator().manual_seed(seed)
     transferred = forward.coefficients(latents, box_size)
-    generator = torch.Generator().manual_seed(seed)
     return {
-        "projection": projection,
+        "projection": forward.projections(latents, box_size),
         "contrast transfer": transferred,
-        "noise": add_noise(transferred, noise, box_size, generator),
+        "noise": WhiteNoise(noise, box_size).sample(transferred, generator),
     }
 
 
@@ -66,24 +62,12 @@ def _limits(image: Float[Tensor, "..."]) -> dict[str, float]:
 
 
 def plot_conformations(
-    forward: ForwardModel, latents: Latents, amplitude: float, noise: float, seed: int = 0
+    forward: ForwardModel, latents: Values, amplitude: float, noise: float, seed: int = 0
 ) -> Figure:
-    """The reference and the structure bent by ±α, each with its image after every step.
+    """The reference and the structure bent by ±α Å along the first mode, with an image after every step.
 
-    Counterpart of the paper's Fig. 1a.
-
-    Parameters
-    ----------
-    forward : ForwardModel
-        The model; its first mode bends the structure.
-    latents : Latents
-        Pose, defocus and shift of one image, without a batch dimension; its amplitudes are replaced.
-    amplitude : float
-        α in Å, drawn at -α, 0 and +α.
-    noise : float
-        σ_n a pixel.
-    seed : int
-        Of the noise, the same in all three images.
+    Counterpart of the paper's Fig. 1a. The latents are of one image, without a batch dimension; the noise is
+    σ_n a pixel, and the same in all three images.
     """
     n_atoms, size = len(forward.reference), forward.box_size * forward.pixel_size
     amplitudes = (-amplitude, 0.0, amplitude)
@@ -108,30 +92,21 @@ def plot_conformations(
     return figure
 
 
-def _with_first_amplitude(latents: Latents, amplitude: float, n_modes: int) -> Latents:
-    amplitudes = torch.zeros(n_modes, dtype=latents.defocus.dtype)
+def _with_first_amplitude(latents: Values, amplitude: float, n_modes: int) -> Values:
+    amplitudes = latents["pose"].new_zeros(n_modes)
     amplitudes[0] = amplitude
-    return replace(latents, amplitudes=amplitudes)
+    return {**latents, "amplitude": amplitudes}
 
 
-def _turned(forward: ForwardModel, latents: Latents) -> Float[Tensor, "atoms 3"]:
+def _turned(forward: ForwardModel, latents: Values) -> Float[Tensor, "atoms 3"]:
     """Coordinates in Å as the detector sees them."""
-    return forward.deform(latents.amplitudes) @ latents.rotations.transpose(-2, -1)
+    return forward.deform(latents["amplitude"]) @ pose_to_rotation(latents["pose"]).transpose(-2, -1)
 
 
-def plot_projection_steps(forward: ForwardModel, latents: Latents, noise: float, seed: int = 0) -> Figure:
+def plot_projection_steps(forward: ForwardModel, latents: Values, noise: float, seed: int = 0) -> Figure:
     """One image step by step: structure, projection, contrast transfer, noise; and the same in Fourier space.
 
-    Parameters
-    ----------
-    forward : ForwardModel
-        The model.
-    latents : Latents
-        Of one image, without a batch dimension.
-    noise : float
-        σ_n a pixel.
-    seed : int
-        Of the noise.
+    Parameters as of `plot_conformations`.
     """
     size = forward.box_size * forward.pixel_size
     steps = _steps(forward, latents, noise, seed)
@@ -146,19 +121,20 @@ def plot_projection_steps(forward: ForwardModel, latents: Latents, noise: float,
         ax.set_title(name if name == "projection" else f"+ {name}")
     for ax in axes[:2].flat:
         ax.set(xlabel=AXIS_NAMES[0], ylabel=AXIS_NAMES[1])
-    _draw_transfer(axes[2, 0], latents.defocus)
+    _draw_transfer(axes[2, 0], forward.transfer, latents)
     _draw_spectra(axes[2, 1], steps, noise, forward.box_size)
     return figure
 
 
-def _draw_transfer(ax: Axes, defocus: Float[Tensor, ""]) -> None:
+def _draw_transfer(ax: Axes, microscope: Transfer, latents: Values) -> None:
     """The contrast transfer along a line from the centre to the corner of Fourier space."""
     frequency = torch.linspace(0, 0.5**0.5, 300)
-    transfer = ctf(defocus, torch.stack([frequency, torch.zeros_like(frequency)], dim=-1))
+    transfer = microscope.values(latents, torch.stack([frequency, torch.zeros_like(frequency)], dim=-1))
     ax.axhline(0, color="0.75", linewidth=0.8)
     ax.axvline(0.5, color="0.75", linewidth=0.8, linestyle=":")
     ax.plot(frequency, transfer, color=COLOURS[0])
-    ax.set(xlabel="frequency (1/px)", ylabel="contrast transfer", title=f"z = {defocus.item():.3g} px²")
+    set_to = [f"{o.symbol} = {latents[o.name].item():.3g}{o.suffix}" for o in microscope.latents]
+    ax.set(xlabel="frequency (1/px)", ylabel="contrast transfer", title=", ".join(set_to))
 
 
 def _draw_spectra(
@@ -179,10 +155,7 @@ def _draw_spectra(
 def plot_projector_agreement(deviations: Mapping[str, Mapping[str, float]]) -> Figure:
     """Largest deviation of each projector from a dense float64 sum, as a share of the peak of one atom.
 
-    Parameters
-    ----------
-    deviations : mapping of str to mapping of str to float
-        Type of number, then projector, to the deviation; see `projector_deviations`.
+    By type of number, then projector, as of `projector_deviations`.
     """
     figure, ((ax,),) = new_figure(height=2.8)
     names = list(next(iter(deviations.values())))
@@ -200,15 +173,10 @@ def plot_projector_agreement(deviations: Mapping[str, Mapping[str, float]]) -> F
     return figure
 
 
-def projector_deviations(forward: ForwardModel, latents: Latents) -> dict[str, dict[str, float]]:
+def projector_deviations(forward: ForwardModel, latents: Values) -> dict[str, dict[str, float]]:
     """Largest difference of a pixel between each projector and a sum over all atoms and pixels in float64.
 
-    Parameters
-    ----------
-    forward : ForwardModel
-        Gives the structure, box and width of an atom.
-    latents : Latents
-        Of the images to compare.
+    By type of number, then projector, for images of some latents.
     """
     box_size, width = forward.box_size, forward.atom_width
     positions = forward.positions(latents).double()
@@ -230,7 +198,7 @@ def projector_deviations(forward: ForwardModel, latents: Latents) -> dict[str, d
 
 def plot_crop_levels(
     forward: ForwardModel,
-    latents: Latents,
+    latents: Values,
     noise: float,
     resolutions: Sequence[int] = (64, 48, 32, 24, 16, 12),
     seed: int = 0,
@@ -238,31 +206,19 @@ def plot_crop_levels(
     """One noisy image at several resolutions, each with its noise as measured and as predicted.
 
     Counterpart of the paper's Fig. A2. The measured noise is the deviation of what the crop holds besides the
-    noise-free image, in an orthonormal basis; the predicted one is σ_n K/N.
-
-    Parameters
-    ----------
-    forward : ForwardModel
-        The model.
-    latents : Latents
-        Of one image, without a batch dimension.
-    noise : float
-        σ_n a pixel of the uncropped image.
-    resolutions : sequence of int
-        Values of K, each at most the box size.
-    seed : int
-        Of the noise.
+    noise-free image, in an orthonormal basis; the predicted one is σ_n K/N. Parameters as of
+    `plot_conformations`, and values of K up to the box size.
     """
     box_size = forward.box_size
     clean = forward.coefficients(latents, box_size)
-    noisy = add_noise(clean, noise, box_size, torch.Generator().manual_seed(seed))
-    rows = -(-len(resolutions) // 3)
-    figure, axes = new_figure(rows, 3, height=0.4 + 2.45 * rows)
+    white = WhiteNoise(noise, box_size)
+    noisy = white.sample(clean, torch.Generator().manual_seed(seed))
+    figure, axes = new_panels(len(resolutions), 3, 0.4, 2.45)
     for ax, resolution in zip(axes.flat, resolutions, strict=False):
         image = coefficients_to_image(crop_coefficients(noisy, resolution), resolution)
         draw_image(ax, image, box_size * forward.pixel_size, **_limits(image))
         measured = to_real(crop_coefficients(noisy - clean, resolution), resolution).std().item()
-        predicted = cropped_noise(noise, resolution, box_size)
+        predicted = white.cropped(resolution).item()
         ax.set_title(f"K = {resolution}\n{measured:.4f} ({predicted:.4f})", fontsize=10)
         ax.set(xticks=[-20, 0, 20], yticks=[-20, 0, 20])
     for ax in axes[:, 0]:
@@ -270,6 +226,4 @@ def plot_crop_levels(
     for ax in axes[-1]:
         ax.set_xlabel(AXIS_NAMES[0])
     figure.suptitle("noise in the crop: measured (predicted)")
-    for ax in axes.flat[len(resolutions) :]:
-        ax.set_axis_off()
     return figure

@@ -11,13 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from torch import Tensor
 
-from cryoanm_lib.book.figures.style import COLOURS, TRUTH_COLOUR, new_figure, rmsd_axis
+from cryoanm_lib.book.figures.style import COLOURS, TRUTH_COLOUR, new_figure, new_panels, rmsd_axis
 from cryoanm_lib.book.landscapes import NEIGHBOURHOOD_DEGREES, blurred, relative_height
-
-LABELS = {"pose": "pose θ (°)", "amplitude": "amplitude α (Å)", "defocus": "defocus z (px²)"}
+from cryoanm_lib.imaging.latents import LATENTS
 
 #: Beyond so many standard deviations from the maximum the planes are of one colour.
 MOST_DEVIATIONS = 30.0
+
+# The bar of colours below all panels.
+_BAR = {"location": "bottom", "aspect": 40, "shrink": 0.9}
 
 Along = Mapping[str, Float[Tensor, "points"]]
 
@@ -31,16 +33,12 @@ def _draw_plane(
 ) -> AxesImage:
     """Draw one plane, the first latent upwards and the second to the right, with the truth marked."""
     names = list(along)[::-1]
-    edges = [_in_plot_units(name, along[name][end].item()) for name in names for end in (0, -1)]
-    image = ax.imshow(values.numpy(), origin="lower", extent=edges, aspect="auto", **style)
-    ax.plot(
-        *(_in_plot_units(name, truth[name]) for name in names),
-        "o",
-        markersize=9,
-        markerfacecolor="none",
-        markeredgecolor="white",
-        markeredgewidth=1.6,
-    )
+    ends = [[_in_plot_units(name, along[name][end].item()) for end in (0, -1)] for name in names]
+    (left, right), (low, high) = ends
+    style |= {"origin": "lower", "aspect": "auto"}
+    image = ax.imshow(values.numpy(), extent=(left, right, low, high), **style)
+    at = (_in_plot_units(name, truth[name]) for name in names)
+    ax.plot(*at, "o", markersize=9, markerfacecolor="none", markeredgecolor="white", markeredgewidth=1.6)
     return image
 
 
@@ -50,15 +48,13 @@ def plot_landscapes(
     truth: Mapping[str, float],
     n_atoms: int,
 ) -> Figure:
-    """Log-likelihood of one image over amplitude and pose, at several resolutions.
+    """Log-likelihood of one image over amplitude and pose, at several resolutions, by K; see `landscape`.
 
     Counterpart of the paper's Fig. A3. Colour is the height between the median (0) and the maximum (1) of
     each panel, whose distance in nats stands above it; a ring marks the truth.
 
     Parameters
     ----------
-    landscapes : mapping of int to Float[Tensor, "amplitude pose"]
-        By K; see `cryoanm_lib.imaging.likelihood.landscape`.
     along : mapping of str to Float[Tensor, "points"]
         The values of "amplitude" (Å) and "pose" (rad), in this order.
     truth : mapping of str to float
@@ -66,8 +62,7 @@ def plot_landscapes(
     n_atoms : int
         Pseudo-atoms, for the RMSD.
     """
-    rows = -(-len(landscapes) // 2)
-    figure, axes = new_figure(rows, 2, height=0.9 + 2.0 * rows, sharex=True, sharey=True)
+    figure, axes = new_panels(len(landscapes), 2, 0.9, 2.0, sharex=True, sharey=True)
     for ax, (resolution, values) in zip(axes.flat, landscapes.items(), strict=False):
         height = relative_height(values.flatten()).view_as(values)
         image = _draw_plane(ax, height, along, truth, vmin=0, vmax=1, cmap="viridis")
@@ -75,21 +70,12 @@ def plot_landscapes(
         ax.set_title(f"K = {resolution}, depth {depth:,.0f} nats", fontsize=10)
         ax.set_xticks([-90, 0, 90])
     for row in axes:
-        row[0].set_ylabel(LABELS["amplitude"])
+        row[0].set_ylabel(LATENTS["amplitude"].label)
         rmsd_axis(row[-1], n_atoms, along="y")
     for ax in axes[-1]:
-        ax.set_xlabel(LABELS["pose"])
-    figure.colorbar(
-        image,
-        ax=axes,
-        location="bottom",
-        extend="min",
-        aspect=40,
-        shrink=0.9,
-        label="log-likelihood, from its median (0) to its maximum (1)",
-    )
-    for ax in axes.flat[len(landscapes) :]:
-        ax.set_axis_off()
+        ax.set_xlabel(LATENTS["pose"].label)
+    label = "log-likelihood, from its median (0) to its maximum (1)"
+    figure.colorbar(image, ax=axes, extend="min", label=label, **_BAR)
     return figure
 
 
@@ -98,14 +84,8 @@ def plot_planes(
 ) -> Figure:
     """Close-ups of the log-likelihood around the truth: one row a pair of latents, one column a resolution.
 
-    Colour is √(2(ℓ_max - ℓ)), the distance from the maximum in standard deviations if the peak is Gaussian.
-
-    Parameters
-    ----------
-    planes : sequence of (along, landscapes)
-        For each row the values of its two latents, and the landscape by K.
-    truth : mapping of str to float
-        The latents that made the image.
+    For each row are given the values of its two latents, and the landscape by K. Colour is √(2(ℓ_max - ℓ)),
+    the distance from the maximum in standard deviations if the peak is Gaussian.
     """
     resolutions = list(planes[0][1])
     figure, axes = new_figure(len(planes), len(resolutions), height=0.9 + 2.1 * len(planes), sharey="row")
@@ -115,19 +95,11 @@ def plot_planes(
             values = landscapes[resolution]
             deviations = (2 * (values.max() - values)).sqrt()
             image = _draw_plane(ax, deviations, along, truth, vmin=0, vmax=MOST_DEVIATIONS, cmap="viridis_r")
-            ax.set_xlabel(LABELS[across])
-        row[0].set_ylabel(LABELS[up])
+            ax.set_xlabel(LATENTS[across].label)
+        row[0].set_ylabel(LATENTS[up].label)
     for ax, resolution in zip(axes[0], resolutions, strict=True):
         ax.set_title(f"K = {resolution}")
-    figure.colorbar(
-        image,
-        ax=axes,
-        location="bottom",
-        extend="max",
-        aspect=40,
-        shrink=0.9,
-        label="standard deviations from the maximum",
-    )
+    figure.colorbar(image, ax=axes, extend="max", label="standard deviations from the maximum", **_BAR)
     return figure
 
 
@@ -136,15 +108,9 @@ def plot_pose_profiles(
 ) -> Figure:
     """Log-likelihood along the circle of poses, every image a line and their mean on top, one panel a K.
 
-    Parameters
-    ----------
-    offsets : Float[Tensor, "poses"]
-        Angles in radians from the true pose.
-    profiles : mapping of int to Float[Tensor, "images poses"]
-        By K; see `cryoanm_lib.book.landscapes.pose_profiles`.
+    Offsets are angles in radians from the true pose; see `pose_profiles`.
     """
-    rows = -(-len(profiles) // 2)
-    figure, axes = new_figure(rows, 2, height=0.8 + 1.75 * rows, sharex=True, sharey=True)
+    figure, axes = new_panels(len(profiles), 2, 0.8, 1.75, sharex=True, sharey=True)
     degrees = torch.rad2deg(offsets)
     for ax, (resolution, each) in zip(axes.flat, profiles.items(), strict=False):
         height = relative_height(each)
@@ -164,18 +130,10 @@ def plot_pose_profiles(
 def plot_blurred_profiles(
     offsets: Float[Tensor, "poses"], profiles: Mapping[int, Float[Tensor, "images poses"]], spread: float
 ) -> Figure:
-    """What a guide that is unsure of the pose sees: the mean profile, blurred by the guide's width.
+    """What a guide that is unsure of the pose sees: the mean profile, blurred by its width in degrees.
 
-    Heights are shares of the depth of the profile before it was blurred.
-
-    Parameters
-    ----------
-    offsets : Float[Tensor, "poses"]
-        Angles in radians from the true pose.
-    profiles : mapping of int to Float[Tensor, "images poses"]
-        By K.
-    spread : float
-        Width of the guide in degrees.
+    Heights are shares of the depth of the profile before it was blurred. Offsets and profiles as of
+    `plot_pose_profiles`.
     """
     figure, ((ax,),) = new_figure(height=3.4)
     for colour, (resolution, each) in zip(_shades(len(profiles)), profiles.items(), strict=True):
@@ -193,14 +151,10 @@ def _shades(count: int) -> list[tuple[float, float, float]]:
 
 
 def plot_difficulty(measures: Mapping[str, Mapping[int, float]], limit: Mapping[int, float]) -> Figure:
-    """What resolution costs and gives a climber: widths of the peak, basin, rivals and their odds.
+    """What resolution costs and gives a climber: widths of the peak, basin, rivals and their odds, by K.
 
-    Parameters
-    ----------
-    measures : mapping of str to mapping of int to float
-        By K: "half_width" in degrees, "basin" in per cent of the circle, "maxima" a number, "gap" in nats.
-    limit : mapping of int to float
-        By K, the residual in degrees that the exact posterior would leave.
+    Measures are "half_width" in degrees, "basin" in per cent of the circle, "maxima" a number, "gap" in nats;
+    the limit is the residual in degrees that the exact posterior would leave.
     """
     figure, axes = new_figure(2, 2, height=4.9, sharex=True)
     resolutions = list(limit)
@@ -219,10 +173,8 @@ def plot_difficulty(measures: Mapping[str, Mapping[int, float]], limit: Mapping[
         ax.minorticks_off()
     for ax in (axes[0, 1], axes[1, 0]):
         ax.set_ylim(bottom=0)
-    first = axes[0, 0]
-    first.plot(
-        resolutions, list(limit.values()), "s-", color=TRUTH_COLOUR, markersize=5, label="information limit"
-    )
+    first, look = axes[0, 0], {"color": TRUTH_COLOUR, "markersize": 5, "label": "information limit"}
+    first.plot(resolutions, list(limit.values()), "s-", **look)
     first.set(yscale="log")
     first.legend(fontsize=9)
     axes[1, 1].set(yscale="log")

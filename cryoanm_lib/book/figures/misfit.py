@@ -1,47 +1,37 @@
 """Figures of what happens when the model is wrong: residual images, and what the checks see of them."""
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cryoanm_lib.book.figures.posterior import plain_log_ticks
-from cryoanm_lib.book.figures.style import COLOURS, GREY, TRUTH_COLOUR, new_figure
+from cryoanm_lib.book.figures.style import COLOURS, GREY, TRUTH_COLOUR, new_figure, plain_log_ticks
 from cryoanm_lib.checks.predictive import chi_square_rings
-from cryoanm_lib.imaging.noise import cropped_noise
-from cryoanm_lib.numerics.fourier import coefficients_to_image, crop_coefficients
-from cryoanm_lib.particles.particles import Particles, to_forward
-from cryoanm_lib.program.program import CryoProgram
+from cryoanm_lib.imaging.noise import WhiteNoise
+from cryoanm_lib.numerics.fourier import coefficients_to_image, crop_coefficients, degrees_of_freedom
+from cryoanm_lib.particles.particles import Particles
+from cryoanm_lib.program.program import Model
 
 
 def plot_explanations(
-    program: CryoProgram,
+    model: Model,
     images: Mapping[str, Particles],
     answers: Mapping[str, Mapping[str, Tensor]],
     resolution: int,
 ) -> Figure:
     """Image, what the posterior's draw predicts, and what is left in units of the noise, one row a case.
 
-    Parameters
-    ----------
-    program : CryoProgram
-        The model that explains.
-    images : mapping of str to Particles
-        One image each, by what it shows.
-    answers : mapping of str to mapping
-        A posterior draw of each.
-    resolution : int
-        K.
+    `images` holds one image for each case, by what it shows, and `answers` a posterior draw of each.
     """
     figure, axes = new_figure(len(images), 3, height=0.4 + 1.95 * len(images))
-    model = program.forward_model
     # A pixel of an even crop, which lacks the Nyquist frequency, deviates a little less.
-    kept = 2 * ((resolution - 1) // 2) + 1
-    sigma = cropped_noise(program.noise, resolution, model.box_size) * kept / resolution
+    share = degrees_of_freedom(resolution) ** 0.5 / resolution
     for row, (name, particles) in zip(axes, images.items(), strict=True):
-        chosen = {latent: answers[name][latent] for latent in program.inferred}
-        predicted = model.coefficients(to_forward({**particles.latents, **chosen}), resolution)
+        chosen = {latent: answers[name][latent] for latent in model.inferred}
+        predicted = model.forward_model.coefficients({**particles.given, **chosen}, resolution)
+        sigma = cast(WhiteNoise, particles.noise).cropped(resolution).item() * share
         observed = crop_coefficients(particles.coefficients, resolution)
         pictures = (observed, predicted, observed - predicted)
         shown = [coefficients_to_image(c, resolution)[0].numpy() for c in pictures]
@@ -59,14 +49,9 @@ def plot_explanations(
 
 
 def plot_alarm(found: Sequence[Mapping[str, float]], labels: Mapping[float, str]) -> Figure:
-    """Coverage and alarms along a path that leaves the model, one curve a level of noise.
+    """Coverage and alarms along a path that leaves the model, one curve a level of noise, by its name.
 
-    Parameters
-    ----------
-    found : sequence of mapping
-        For each case "fraction", "noise", "coverage_80", "alarm_fraction" and "pooled_p".
-    labels : mapping of float to str
-        Name of each level of noise.
+    Of each case, "fraction", "noise", "coverage_80", "alarm_fraction" and "pooled_p" are given.
     """
     panels = {
         "coverage_80": "truths inside\nthe 80 % region",
@@ -102,31 +87,22 @@ _ORIGIN, _SMALLEST = 0.005, 1e-20
 
 
 def plot_ring_misfit(
-    program: CryoProgram,
+    model: Model,
     images: Mapping[str, Particles],
     answers: Mapping[str, Mapping[str, Tensor]],
     resolution: int,
 ) -> Figure:
     """Mean squared residual in units of the noise against spatial frequency, from the first ring on.
 
-    Parameters
-    ----------
-    program : CryoProgram
-        The model that explains.
-    images : mapping of str to Particles
-        Many images each, by what they show.
-    answers : mapping of str to mapping
-        A posterior draw for each image.
-    resolution : int
-        K.
+    Parameters as of `plot_explanations`, of many images.
     """
     figure, axes = new_figure(1, 1, height=3.0)
     ax = axes[0, 0]
     ax.axhline(1, color=GREY, linewidth=0.8)
     for name, particles in images.items():
-        squared, degrees = chi_square_rings(program, particles, answers[name], resolution)
+        squared, degrees = chi_square_rings(model, particles, answers[name], resolution)
         mean = (squared / degrees).mean(0)[1:]
-        frequency = torch.arange(1, len(mean) + 1) / program.forward_model.box_size
+        frequency = torch.arange(1, len(mean) + 1) / model.forward_model.box_size
         ax.semilogy(frequency.numpy(), mean.numpy(), marker="o", markersize=3, label=name)
     ax.set(xlabel="spatial frequency (1/px)", ylabel="mean squared residual (σ²)")
     plain_log_ticks(ax, "y")

@@ -9,51 +9,43 @@ from cryoanm_lib.book.figures.images import draw_image
 from cryoanm_lib.book.figures.structure import draw_trace
 from cryoanm_lib.book.figures.style import COLOURS, GREY, new_figure
 from cryoanm_lib.book.windows import window
+from cryoanm_lib.imaging.latents import pose_to_rotation
 from cryoanm_lib.inference.exact_posterior import exact_posterior
 from cryoanm_lib.numerics.fourier import coefficients_to_image, crop_coefficients
-from cryoanm_lib.particles.particles import Particles, to_forward
-from cryoanm_lib.program.program import CryoProgram
+from cryoanm_lib.particles.particles import Simulated
+from cryoanm_lib.program.program import Model
 
 _TITLE_SIZE = 9
 
 
-def plot_pipeline(program: CryoProgram, image: Particles, coarse: int, fine: int) -> Figure:
+def plot_pipeline(model: Model, image: Simulated, coarse: int, fine: int) -> Figure:
     """From a molecule to its image along the upper row, and back to the latents along the lower one.
 
-    Parameters
-    ----------
-    program : CryoProgram
-        Infers pose and amplitude in the plane.
-    image : Particles
-        One image, at the size of the box.
-    coarse, fine : int
-        Two resolutions at which the posterior is shown.
+    The model infers pose and amplitude in the plane. The one image has the size of the box, and its posterior
+    is shown at two resolutions.
     """
-    model, latents = program.forward_model, to_forward(image.latents)
+    forward, latents = model.forward_model, image.truth
     figure, axes = new_figure(2, 4, height=4.0)
-    size = model.box_size * model.pixel_size
+    size = forward.box_size * forward.pixel_size
     half = (-size / 2, size / 2)
-    bent = model.deform(latents.amplitudes)[0]
-    turned = bent @ latents.rotations[0].T
-    draw_trace(axes[0, 0], model.reference, markersize=1)
+    bent = forward.deform(latents["amplitude"])[0]
+    turned = bent @ pose_to_rotation(latents["pose"])[0].T
+    draw_trace(axes[0, 0], forward.reference, markersize=1)
     draw_trace(axes[0, 0], bent, color=COLOURS[0], markersize=1)
     draw_trace(axes[0, 1], turned, color=COLOURS[0], markersize=1)
-    projected = coefficients_to_image(model.projections(latents, model.box_size)[0], model.box_size)
+    projected = coefficients_to_image(forward.projections(latents, forward.box_size)[0], forward.box_size)
     draw_image(axes[0, 2], projected, size)
-    draw_image(axes[0, 3], model.images(latents)[0], size)
-    seen = coefficients_to_image(image.coefficients[0], model.box_size)
+    draw_image(axes[0, 3], forward.images(latents)[0], size)
+    seen = coefficients_to_image(image.coefficients[0], forward.box_size)
     cropped = coefficients_to_image(crop_coefficients(image.coefficients[0], coarse), coarse)
     draw_image(axes[1, 3], seen, size)
     draw_image(axes[1, 2], cropped, size)
     for ax, resolution in ((axes[1, 1], coarse), (axes[1, 0], fine)):
-        _draw_posterior(ax, program, image, resolution)
-    titles = ("1. bend it\nby α", "2. turn it\nby θ", "3. look\nthrough it", "4. defocus\nby z")
-    titles += (
-        f"8. sharpen\nit, K = {fine}",
-        f"7. posterior\nK = {coarse}",
-        "6. see it\ncoarsely",
-        "5. add\nnoise",
-    )
+        _draw_posterior(ax, model, image, resolution)
+    (focus,) = forward.transfer.latents
+    titles = ["1. bend it\nby α", "2. turn it\nby θ", "3. look\nthrough it"]
+    titles += [f"4. {focus.name}\nby {focus.symbol}", f"8. sharpen\nit, K = {fine}"]
+    titles += [f"7. posterior\nK = {coarse}", "6. see it\ncoarsely", "5. add\nnoise"]
     for ax, title in zip(axes.flat, titles, strict=True):
         ax.set_title(title, fontsize=_TITLE_SIZE)
         ax.set_box_aspect(1)
@@ -67,9 +59,9 @@ def plot_pipeline(program: CryoProgram, image: Particles, coarse: int, fine: int
     return figure
 
 
-def _draw_posterior(ax: Axes, program: CryoProgram, image: Particles, resolution: int) -> None:
+def _draw_posterior(ax: Axes, model: Model, image: Simulated, resolution: int) -> None:
     """Where the latents may be, and where they were."""
-    shown = window(exact_posterior(program, image, resolution))
+    shown = window(exact_posterior(model, image, resolution))
     draw_window(ax, shown, mark=8)
     ax.locator_params(nbins=3)
     ax.tick_params(labelsize=7, pad=1, length=2)

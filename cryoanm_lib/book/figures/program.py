@@ -3,7 +3,8 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import daft
 import matplotlib.pyplot as plt
@@ -17,19 +18,12 @@ from pyro.ops.provenance import get_provenance, track_provenance
 from torch import nn
 
 from cryoanm_lib.book.figures.style import COLOURS, new_figure
+from cryoanm_lib.imaging.latents import LATENTS
 from cryoanm_lib.particles.particles import Particles
 from cryoanm_lib.program.encoders import ConvolutionalEncoder
-from cryoanm_lib.program.prior import LATENTS
-from cryoanm_lib.program.program import CryoProgram
+from cryoanm_lib.program.program import Guide, Model
 
-SYMBOLS = {
-    "pose": r"$\theta$",
-    "shift": "$s$",
-    "contrast": "$c$",
-    "amplitude": r"$\alpha$",
-    "defocus": "$z$",
-    "image": "$x$",
-}
+SYMBOLS = {name: f"${latent.symbol}$" for name, latent in LATENTS.items()} | {"image": "$x$"}
 FILLS = {"inferred": "white", "given": "#f5d9a8", "observed": "0.72"}
 
 #: Distances between nodes, in the units of daft.
@@ -59,25 +53,18 @@ class Graph:
     plates: Mapping[str, tuple[str, ...]]
 
 
-def model_graph(program: CryoProgram, particles: Particles, resolution: int) -> Graph:
+def model_graph(model: Model, particles: Particles, resolution: int) -> Graph:
     """The graph of Algorithm 1, found by running the model and following its tensors.
 
-    Parameters
-    ----------
-    program : CryoProgram
-        Model and guide.
-    particles : Particles
-        Any images, of which two are enough.
-    resolution : int
-        K, at which the model is run.
+    Of the images, two are enough.
     """
     # Tensors are followed through torch, not through compiled loops: any other projector has the same graph.
-    model, chosen = program.forward_model, program.forward_model.projector
+    forward, chosen = model.forward_model, model.forward_model.projector
     try:
-        model.projector = "separable"
-        relations = get_model_relations(program.model, (particles, resolution))
+        forward.projector = "separable"
+        relations = get_model_relations(model.model, (particles, resolution))
     finally:
-        model.projector = chosen
+        forward.projector = chosen
     roles = {
         site: "inferred" if site not in relations["observed"] else "given" if site in LATENTS else "observed"
         for site in relations["sample_sample"]
@@ -90,21 +77,14 @@ def model_graph(program: CryoProgram, particles: Particles, resolution: int) -> 
     )
 
 
-def guide_graph(program: CryoProgram, particles: Particles, resolution: int) -> Graph:
-    """The graph of Algorithm 2, found in the same way: which latent is read off the image, which off others.
-
-    Parameters
-    ----------
-    program, particles, resolution
-        See `model_graph`.
-    """
-    marked = Particles(
-        track_provenance(particles.coefficients, frozenset({"image"})),
-        {name: track_provenance(value, frozenset({name})) for name, value in particles.latents.items()},
-    )
+def guide_graph(guide: Guide, particles: Particles, resolution: int) -> Graph:
+    """The graph of Algorithm 2, found in the same way: which latent is read off the image or off others."""
+    given = {name: track_provenance(value, frozenset({name})) for name, value in particles.given.items()}
+    image = track_provenance(particles.coefficients, frozenset({"image"}))
+    marked = replace(particles, coefficients=image, given=given)
     with torch.random.fork_rng(), torch.no_grad(), TrackProvenance():
-        trace = poutine.trace(program.guide).get_trace(marked, resolution)
-    relations = get_model_relations(program.guide, (particles, resolution))
+        trace = poutine.trace(guide.guide).get_trace(marked, resolution)
+    relations = get_model_relations(guide.guide, (particles, resolution))
     drawn = list(relations["sample_sample"])
     read = {
         site: get_provenance(trace.nodes[site]["fn"].log_prob(trace.nodes[site]["value"])) - {site}
@@ -145,23 +125,20 @@ def plot_graph(graph: Graph) -> Figure:
 
     Counterpart of the paper's Fig. 1b (of `model_graph`) and Fig. 1c (of `guide_graph`). Every site stands a
     layer below the last site that it reads.
-
-    Parameters
-    ----------
-    graph : Graph
-        What to draw.
     """
     places = _layout(graph)
     pgm = daft.PGM(
         grid_unit=1.8, node_unit=1.5, line_width=1.3, directed=True, dpi=plt.rcParams["figure.dpi"]
     )
     for site, (x, y) in places.items():
+        at: dict[str, Any] = {"x": x, "y": y}  # daft has no types, and 0 for its default
         fill = {"facecolor": FILLS[graph.roles[site]]}
-        pgm.add_node(site, SYMBOLS.get(site, site), x, y, plot_params=fill, fontsize=17)
+        pgm.add_node(site, SYMBOLS.get(site, site), **at, plot_params=fill, fontsize=17)
         # A node without a circle, to hold the text beside the one with.
         words = {"fontsize": 12, "plot_params": {"ec": "none", "fc": "none"}}
         (dx, dy), text = _beside(site, graph.parents, x)
-        pgm.add_node(f"{site}:", graph.labels[site], x + dx, y + dy, scale=0.01, label_params=text, **words)
+        at = {"x": x + dx, "y": y + dy}
+        pgm.add_node(f"{site}:", graph.labels[site], **at, scale=0.01, label_params=text, **words)
     for site, parents in graph.parents.items():
         for parent in parents:
             pgm.add_edge(parent, site)
@@ -170,23 +147,23 @@ def plot_graph(graph: Graph) -> Figure:
         left, right = min(x) - LABEL_WIDTH, max(x) + LABEL_WIDTH
         box = [left, min(y) - 1.4, right - left, max(y) - min(y) + 2.9]
         pgm.add_plate(box, label=name, fontsize=12)
-    axes = pgm.render()
+    axes, figure = pgm.render(), pgm.figure
     roles = [role for role in FILLS if role in graph.roles.values()]
     handles = [
         axes.plot([], [], "o", markersize=11, color="black", markerfacecolor=FILLS[role], label=role)[0]
         for role in roles
     ]
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=len(handles))
-    plt.close(axes.figure)
-    axes.figure.set_layout_engine("none")  # daft places its axes itself
-    return axes.figure
+    plt.close(figure)
+    figure.set_layout_engine("none")  # daft places its axes itself
+    return figure
 
 
 def _layout(graph: Graph) -> dict[str, tuple[float, float]]:
     """Where each site goes: one layer below its lowest parent, spread evenly, off the way of other edges."""
     depth: dict[str, int] = {}
-    for site in graph.parents:
-        _sink(site, graph.parents, depth)
+    for site, parents in graph.parents.items():  # a program draws parents first
+        depth[site] = max((depth[parent] + 1 for parent in parents), default=0)
     layers = [[s for s in graph.parents if depth[s] == level] for level in range(max(depth.values()) + 1)]
     places: dict[str, tuple[float, float]] = {}
     for level, sites in enumerate(layers):
@@ -196,12 +173,6 @@ def _layout(graph: Graph) -> dict[str, tuple[float, float]]:
         if _is_crossed(level, sites, graph.parents, depth, places):
             places |= {site: (places[site][0] - NODE_GAP / 2, places[site][1]) for site in sites}
     return places
-
-
-def _sink(site: str, parents: Mapping[str, tuple[str, ...]], depth: dict[str, int]) -> int:
-    if site not in depth:
-        depth[site] = max((_sink(parent, parents, depth) + 1 for parent in parents[site]), default=0)
-    return depth[site]
 
 
 def _is_crossed(
@@ -239,11 +210,6 @@ KIND_COLOURS = {"image": "0.6"} | dict(zip(KINDS.values(), COLOURS, strict=False
 def encoder_layers(encoder: ConvolutionalEncoder) -> list[Layer]:
     """The steps of a network with the shapes that they have, found by sending an image through it.
 
-    Parameters
-    ----------
-    encoder : ConvolutionalEncoder
-        The network.
-
     Examples
     --------
     >>> encoder = ConvolutionalEncoder(16, 2, channels=(4,))
@@ -258,8 +224,7 @@ def encoder_layers(encoder: ConvolutionalEncoder) -> list[Layer]:
         if type(module) in KINDS:
             layers.append(Layer(_kind(module), tuple(output.shape[1:]), n_parameters))
         else:
-            last = layers.pop()
-            layers.append(Layer(last.kind, last.shape, last.n_parameters + n_parameters))
+            layers[-1] = replace(layers[-1], n_parameters=layers[-1].n_parameters + n_parameters)
 
     leaves = [module for module in encoder.modules() if not list(module.children())]
     hooks = [module.register_forward_hook(record) for module in leaves]
@@ -287,11 +252,6 @@ def plot_encoder(encoder: ConvolutionalEncoder) -> Figure:
 
     Counterpart of the paper's Fig. A1. A block is as high as its feature maps and as deep as the logarithm of
     their number; a dense step is a column.
-
-    Parameters
-    ----------
-    encoder : ConvolutionalEncoder
-        The network.
     """
     layers = encoder_layers(encoder)
     figure, ((ax,),) = new_figure(height=3.2)

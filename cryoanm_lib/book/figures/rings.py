@@ -1,5 +1,7 @@
 """How a network on rings reads a pose: image, rings, correlations, attention."""
 
+from typing import cast
+
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -8,26 +10,22 @@ from matplotlib.patches import Circle
 from cryoanm_lib.book.figures.style import COLOURS, TRUTH_COLOUR, new_figure
 from cryoanm_lib.numerics.fourier import coefficients_to_image, crop_coefficients
 from cryoanm_lib.numerics.rotation import unit_vector_to_angle
-from cryoanm_lib.particles.particles import Particles
-from cryoanm_lib.program.program import CryoProgram
+from cryoanm_lib.particles.particles import Simulated
+from cryoanm_lib.program.guides import SeparateNetworks
+from cryoanm_lib.program.program import Guide
+from cryoanm_lib.program.rings import EquivariantPoseEncoder, Rings
 
 
 @torch.no_grad()
-def plot_rings(program: CryoProgram, particles: Particles, index: int = 0, shown: int = 3) -> Figure:
+def plot_rings(guide: Guide, particles: Simulated, index: int = 0, shown: int = 3) -> Figure:
     """The way of one image through a pose network on rings.
 
-    Parameters
-    ----------
-    program : CryoProgram
-        With a guide on rings that infers the pose, in evaluation mode as of `load_fit`.
-    particles : Particles
-        Images, at the resolution of the guide or higher.
-    index : int
-        Which of them.
-    shown : int
-        Learned references to show, those that respond most sharply.
+    The guide is in evaluation mode, as of `load_fit`; of the learned references those are shown that respond
+    most sharply to the image of this index.
     """
-    rings, encoder = program.family.representation, program.encoders["pose"]
+    family, encoder = guide.family, guide.encoders["pose"]
+    assert isinstance(family, SeparateNetworks) and isinstance(encoder, EquivariantPoseEncoder)
+    rings = cast(Rings, family.representation)
     image = coefficients_to_image(
         crop_coefficients(particles.coefficients[index : index + 1], rings.size), rings.size
     )
@@ -36,7 +34,7 @@ def plot_rings(program: CryoProgram, particles: Particles, index: int = 0, shown
     unrolled = torch.fft.irfft(rings.grid(seen)[0], n=rings.n_angles, norm="ortho") / radii.sqrt()[:, None]
     correlations = encoder.correlations(seen)[0]
     sharpest = (correlations.amax(-1) / correlations.std(-1)).topk(shown).indices
-    true = torch.rad2deg(unit_vector_to_angle(particles.latents["pose"][index])).item() % 360
+    true = torch.rad2deg(unit_vector_to_angle(particles.truth["pose"][index])).item() % 360
     figure, axes = new_figure(2, 2, height=4.6)
     _draw_rings(axes[0, 0], image[0], radii)
     axes[0, 1].imshow(unrolled.numpy(), origin="lower", aspect="auto", extent=(0, 360, 0, rings.n_rings))

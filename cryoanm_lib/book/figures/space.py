@@ -8,10 +8,10 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cryoanm_lib.book.figures.posterior import RESIDUAL_LABELS, plain_log_ticks
-from cryoanm_lib.book.figures.style import COLOURS, GREY, TRUTH_COLOUR, new_figure
+from cryoanm_lib.book.figures.style import COLOURS, GREY, TRUTH_COLOUR, new_figure, plain_log_ticks
 from cryoanm_lib.checks.residuals import residuals
 from cryoanm_lib.experiments.assess import Assessment
+from cryoanm_lib.imaging.latents import LATENTS
 from cryoanm_lib.numerics.fourier import coefficients_to_image, crop_coefficients
 from cryoanm_lib.numerics.rotation import quaternion_z
 from cryoanm_lib.particles.particles import Particles
@@ -19,12 +19,9 @@ from cryoanm_lib.program.antipodal import AntipodalProjectedNormal
 
 
 def plot_double_cover(concentration: float = 4.0) -> Figure:
-    """The quaternion of a turn as it goes round twice, and the density that its sign does not matter to.
+    """The quaternion of a turn as it goes round twice, and a density that its sign does not matter to.
 
-    Parameters
-    ----------
-    concentration : float
-        |μ|.
+    The concentration is |μ| of an antipodal projected normal.
     """
     angle = torch.linspace(0, 4 * math.pi, 721, dtype=torch.float64)
     quaternion, degrees = quaternion_z(angle), torch.rad2deg(angle).numpy()
@@ -55,17 +52,7 @@ def _of_one_sign(mean: Float[Tensor, "4"], quaternion: Float[Tensor, "points 4"]
 
 
 def plot_particles(levels: Mapping[str, Particles], resolution: int, count: int = 6) -> Figure:
-    """Images in the same poses, a row for each level of noise, all pixels of a row on one scale.
-
-    Parameters
-    ----------
-    levels : mapping of str to Particles
-        By the name of their row.
-    resolution : int
-        K at which they are kept.
-    count : int
-        Images of each.
-    """
+    """Images in the same poses, a row for each level of noise, all pixels of a row on one scale."""
     figure, axes = new_figure(len(levels), count, height=1.12 * len(levels))
     for row, (name, particles) in zip(axes, levels.items(), strict=True):
         images = coefficients_to_image(crop_coefficients(particles.coefficients, resolution), resolution)
@@ -80,12 +67,9 @@ def plot_particles(levels: Mapping[str, Particles], resolution: int, count: int 
 def plot_beside_limit(assessment: Assessment) -> Figure:
     """How many images are within so many limits of the truth, for each latent, by guide and refined.
 
-    Parameters
-    ----------
-    assessment : Assessment
-        Of a program that infers a pose in space.
+    The assessment is of a program that infers a pose in space.
     """
-    latents = [name for name in RESIDUAL_LABELS if name in assessment.limit]
+    latents = [name for name in LATENTS if name in assessment.limit]
     figure, axes = new_figure(2, 2, height=4.6, sharey=True)
     for ax, latent in zip(axes.flat, latents, strict=False):
         for method, colour in (("guide", COLOURS[1]), ("refined", COLOURS[0])):
@@ -97,7 +81,7 @@ def plot_beside_limit(assessment: Assessment) -> Figure:
             share = torch.arange(1, n_images + 1) / n_images
             ax.plot(ordered.numpy(), share.numpy(), color=colour, label=method)
         ax.axvline(1.0, color=TRUTH_COLOUR, linestyle="--", linewidth=1.2, label="limit, on average")
-        ax.set(xscale="log", title=RESIDUAL_LABELS[latent], xlim=(0.05, None))
+        ax.set(xscale="log", title=LATENTS[latent].residual_label, xlim=(0.05, None))
         ax.grid(alpha=0.3)
         plain_log_ticks(ax, "x", most=5)
     for ax in axes[-1]:
@@ -109,13 +93,7 @@ def plot_beside_limit(assessment: Assessment) -> Figure:
 
 
 def plot_ways_to_train(histories: Mapping[str, Sequence[Mapping]]) -> Figure:
-    """Residual of the pose against training time, a line for each way to train.
-
-    Parameters
-    ----------
-    histories : mapping of str to sequence of mapping
-        Records of training by the name of their line, as of `Progress.history`.
-    """
+    """Residual of the pose against training time, a line for each way to train, from its history."""
     figure, axes = new_figure(height=3.2)
     ax = axes[0, 0]
     for (name, history), colour in zip(histories.items(), COLOURS, strict=False):

@@ -35,34 +35,18 @@ def _draw_arrows(
     colour: str,
     width: float = 0.012,
 ) -> None:
-    right, up, _ = view
-    ends = start + displacement
+    shown = list(view[:2])
     # An arrow is not part of the data limits, its end is.
-    axes.plot(ends[:, right].numpy(), ends[:, up].numpy(), linestyle="none")
-    axes.quiver(
-        *(x.numpy() for x in (start[:, right], start[:, up], displacement[:, right], displacement[:, up])),
-        angles="xy",
-        scale_units="xy",
-        scale=1,
-        width=width,
-        headwidth=3.5,
-        headlength=4,
-        color=colour,
-        zorder=3,
-    )
+    axes.plot(*(start + displacement)[:, shown].T.numpy(), linestyle="none")
+    places = (*start[:, shown].T.numpy(), *displacement[:, shown].T.numpy())
+    look = {"angles": "xy", "scale_units": "xy", "scale": 1, "headwidth": 3.5, "headlength": 4, "zorder": 3}
+    axes.quiver(*places, width=width, color=colour, **look)
 
 
 def plot_modes(structure: Structure, modes: NormalModes, amplitude: float = 30.0) -> Figure:
-    """The reference with the displacement of every pseudo-atom along its softest modes, from two sides.
+    """The reference with the displacement of every pseudo-atom along its three softest modes, from two sides.
 
-    Parameters
-    ----------
-    structure : Structure
-        The reference.
-    modes : NormalModes
-        Its modes; up to three are drawn.
-    amplitude : float
-        Length of the displacement in Å over all coordinates, exaggerated so that it can be seen.
+    The amplitude in Å is the length of the displacement, exaggerated so that it can be seen.
     """
     shown = modes.vectors[:3]
     figure, axes = new_figure(len(VIEWS), len(shown), height=6.3, sharey=True, sharex="row")
@@ -74,24 +58,13 @@ def plot_modes(structure: Structure, modes: NormalModes, amplitude: float = 30.0
         row[0].set_ylabel(f"seen {view[2]}\n{AXIS_NAMES[view[1]]}")
     for mode, ax in enumerate(axes[0]):
         ax.set_title(f"mode {mode + 1}\nλ = {modes.eigenvalues[mode].item():.3g} γ")
-    figure.suptitle(
-        "arrows: " + amplitude_label(amplitude, len(structure)).replace("+", "").replace("\n", ", ")
-    )
+    label = amplitude_label(amplitude, len(structure)).replace("+", "").replace("\n", ", ")
+    figure.suptitle(f"arrows: {label}")
     return figure
 
 
 def plot_swings(structure: Structure, modes: NormalModes, furthest: Float[Tensor, "modes"]) -> Figure:
-    """The chain at both ends of a swing along each of some modes, and the reference between them.
-
-    Parameters
-    ----------
-    structure : Structure
-        The reference.
-    modes : NormalModes
-        Its modes; up to three are drawn.
-    furthest : Float[Tensor, "modes"]
-        Amplitude of each in Å at the ends.
-    """
+    """The chain at both ends of a swing in Å along the three softest modes, and the reference between."""
     shown = modes.vectors[:3]
     figure, (row,) = new_figure(1, len(shown), height=3.2, sharex=True, sharey=True)
     view = VIEWS[1]
@@ -109,12 +82,7 @@ def plot_swings(structure: Structure, modes: NormalModes, furthest: Float[Tensor
 def plot_spectrum(eigenvalues: Float64[Tensor, "dof"], n_zero: int) -> Figure:
     """All eigenvalues of a Hessian, ascending, on logarithmic axes: the zero modes and the gap above them.
 
-    Parameters
-    ----------
-    eigenvalues : Float64[Tensor, "dof"]
-        In units of the spring constant γ; those of zero modes may come out negative.
-    n_zero : int
-        How many of them are zero modes.
+    They are in units of the spring constant γ; those of zero modes may come out negative.
     """
     figure, ((ax,),) = new_figure(height=3.4)
     number = torch.arange(1, len(eigenvalues) + 1)
@@ -134,18 +102,9 @@ def plot_spring_energy(
     eigenvalues: Float[Tensor, "modes"],
     n_atoms: int,
 ) -> Figure:
-    """Energy of all springs along each mode, beside the parabola λα²/2 that replaces it.
+    """Energy of all springs along each mode in γ Å², beside the parabola λα²/2 that replaces it.
 
-    Parameters
-    ----------
-    amplitudes : Float[Tensor, "points"]
-        α in Å.
-    exact : Float[Tensor, "modes points"]
-        Energy of the springs in γ Å².
-    eigenvalues : Float[Tensor, "modes"]
-        λ in γ.
-    n_atoms : int
-        Pseudo-atoms, for the RMSD.
+    Amplitudes α are in Å, eigenvalues λ in γ; the number of pseudo-atoms is for the RMSD.
     """
     figure, ((ax,),) = new_figure(height=3.8)
     for mode, (energy, stiffness) in enumerate(zip(exact, eigenvalues, strict=True)):
@@ -161,15 +120,7 @@ def plot_spring_energy(
 
 
 def plot_fluctuations(structure: Structure, modes: NormalModes) -> Figure:
-    """Share of each residue in the squared displacement of the softest modes, one panel a mode.
-
-    Parameters
-    ----------
-    structure : Structure
-        The reference, whose residue numbers label the axis.
-    modes : NormalModes
-        Its modes; up to three are drawn.
-    """
+    """Share of each residue in the squared displacement of the three softest modes, one panel a mode."""
     shares = modes.vectors[:3].square().sum(dim=-1)
     figure, axes = new_figure(len(shares), 1, height=1.2 + 1.25 * len(shares), sharex=True, sharey=True)
     for mode, (ax, share) in enumerate(zip(axes[:, 0], shares, strict=True)):
@@ -185,14 +136,9 @@ def plot_fluctuations(structure: Structure, modes: NormalModes) -> Figure:
 def plot_transition(
     opened: Float[Tensor, "atoms 3"], closed: Float[Tensor, "atoms 3"], overlaps: Sequence[float]
 ) -> Figure:
-    """A known motion between two structures, and how much of it each mode holds.
+    """A known motion between two structures in Å, superposed, and how much of it each mode holds.
 
-    Parameters
-    ----------
-    opened, closed : Float[Tensor, "atoms 3"]
-        Positions in Å of the same pseudo-atoms, superposed.
-    overlaps : sequence of float
-        Overlap of each mode of `opened` with the displacement, softest mode first.
+    Overlaps are those of the modes of `opened` with the displacement, softest mode first.
     """
     figure, ((left, right),) = new_figure(1, 2, height=3.5, width_ratios=(1.2, 1))
     view = VIEWS[1]

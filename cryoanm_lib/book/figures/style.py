@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from numpy import ndarray
 
 #: Width of every figure in inches: 11 points here are 9 pixels on a screen 390 pixels wide.
@@ -70,16 +71,38 @@ def new_figure(rows: int = 1, columns: int = 1, height: float = 3.4, **options) 
     return figure, axes
 
 
-def rmsd_axis(axes: Axes, n_atoms: int, along: str, label: bool = True) -> None:
+def new_panels(count: int, columns: int, extra: float, each: float, **options) -> tuple[Figure, ndarray]:
+    """As `new_figure`, for so many panels, each some inches high and some for all; other places are empty."""
+    rows = -(-count // columns)
+    figure, axes = new_figure(rows, columns, height=extra + each * rows, **options)
+    for ax in axes.flat[count:]:
+        ax.set_axis_off()
+    return figure, axes
+
+
+def plain_log_ticks(axes: Axes, along: str, most: int = 5) -> None:
+    """Numbers such as 0.1 and 20 on logarithmic axes, "x", "y" or "xy": a few, decades before others."""
+    for axis in (getattr(axes, f"{name}axis") for name in along):
+        low, high = sorted(axis.get_view_interval())
+        for steps in ((1, 2, 3, 4, 5, 6, 8), (1, 2, 5), (1, 3), (1,)):
+            ticks = [step * 10.0**decade for decade in range(-6, 7) for step in steps]
+            ticks = [tick for tick in ticks if low <= tick <= high]
+            if len(ticks) <= most:
+                break
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def rmsd_axis(axes: Axes, n_atoms: int, along: str) -> None:
     """A second scale beside an amplitude axis, "x" or "y", that says what RMSD α/√n it stands for."""
     scale = n_atoms**0.5
     convert = (lambda amplitude: amplitude / scale, lambda rmsd: rmsd * scale)
+    name = r"RMSD $\alpha/\sqrt{n}$ (Å)"
     if along == "x":
-        second = axes.secondary_xaxis("top", functions=convert)
-        second.set_xlabel(r"RMSD $\alpha/\sqrt{n}$ (Å)" if label else "")
+        axes.secondary_xaxis("top", functions=convert).set_xlabel(name)
     else:
-        second = axes.secondary_yaxis("right", functions=convert)
-        second.set_ylabel(r"RMSD $\alpha/\sqrt{n}$ (Å)" if label else "")
+        axes.secondary_yaxis("right", functions=convert).set_ylabel(name)
 
 
 def amplitude_label(amplitude: float, n_atoms: int) -> str:

@@ -3,14 +3,12 @@
 import math
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
 import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cryoanm_lib.book.figures.posterior import plain_log_ticks
-from cryoanm_lib.book.figures.style import COLOURS, TRUTH_COLOUR, WIDTH, new_figure
+from cryoanm_lib.book.figures.style import COLOURS, TRUTH_COLOUR, new_figure, plain_log_ticks
 from cryoanm_lib.book.views import KINDS, Rivals, globe, in_plane_share, seen_along
 from cryoanm_lib.imaging.forward_model import ForwardModel
 
@@ -32,30 +30,21 @@ def plot_view_maps(
         Of the globe that the values are for.
     values : mapping of str to Float[Tensor, "cells modes"]
         One quantity by its label.
-    poses : Float[Tensor, "images 4"], optional
-        Poses of images, as unit quaternions.
-    found : Float[Tensor, "images modes"], optional
-        The same quantity, of each image.
+    poses, found : Float[Tensor, "images 4"], Float[Tensor, "images modes"], optional
+        Unit quaternions of images, and the same quantity of each.
     """
     ((label, limits),) = values.items()
     longitude, latitude, _ = globe(rows)
-    n_modes, two = limits.shape[1], found is not None
-    figure, axes = plt.subplots(
-        n_modes,
-        1 + two,
-        figsize=(WIDTH, 1.75 * n_modes),
-        layout="constrained",
-        squeeze=False,
-        subplot_kw={"projection": "mollweide"},
-    )
-    plt.close(figure)
+    n_modes, two = limits.shape[1], poses is not None and found is not None
+    sphere = {"projection": "mollweide"}
+    figure, axes = new_figure(n_modes, 1 + two, height=1.75 * n_modes, subplot_kw=sphere)
     for mode in range(n_modes):
         column = limits[:, mode]
         low, high = column.min().item(), column.max().item()
         look = {"cmap": "viridis", "vmin": low, "vmax": high, "rasterized": True}
         grid = column.view(rows, 2 * rows).numpy()
         mesh = axes[mode, 0].pcolormesh(longitude.numpy(), latitude.numpy(), grid, shading="nearest", **look)
-        if two:
+        if poses is not None and found is not None:
             x, y, z = seen_along(poses.double()).unbind(-1)
             place = torch.atan2(y, x).numpy(), torch.asin(z.clamp(-1, 1)).numpy()
             axes[mode, 1].scatter(*place, c=found[:, mode].numpy(), s=5, **look)
@@ -71,17 +60,7 @@ def plot_view_maps(
 def plot_in_plane(
     limits: Float[Tensor, "cells modes"], model: ForwardModel, seen_from: Float[Tensor, "cells 3"]
 ) -> Figure:
-    """The limit of each mode against the share of its motion that is across the view.
-
-    Parameters
-    ----------
-    limits : Float[Tensor, "cells modes"]
-        As of `amplitude_limits`.
-    model : ForwardModel
-        Whose modes they are.
-    seen_from : Float[Tensor, "cells 3"]
-        Viewing directions.
-    """
+    """The limit of each mode, as of `amplitude_limits`, against the share of its motion across the view."""
     share = in_plane_share(model, seen_from)
     figure, axes = new_figure(1, limits.shape[1], height=2.6, sharey=True)
     for mode, ax in enumerate(axes[0]):
@@ -97,14 +76,8 @@ def plot_knows(
 ) -> Figure:
     """What the posterior claims against what it errs by: root mean square in groups of equal size.
 
-    Parameters
-    ----------
-    claimed : Float[Tensor, "images modes"]
-        Posterior deviations.
-    error : Float[Tensor, "images modes"]
-        Posterior mean less truth.
-    bins : int
-        Groups of images, by what is claimed.
+    Posterior deviations are claimed, errors are the posterior's mean less the truth; images are grouped in
+    `bins` by what is claimed.
     """
     figure, axes = new_figure(height=3.6)
     ax = axes[0, 0]
@@ -125,28 +98,21 @@ def plot_knows(
 
 
 def plot_rivals(found: Mapping[str, Rivals]) -> Figure:
-    """What the most probable wrong pose is, and how far below the true one, for each resolution.
-
-    Parameters
-    ----------
-    found : mapping of str to Rivals
-        By the label of their row.
-    """
+    """What the most probable wrong pose is, and how far below the true one, in a row for each resolution."""
     figure, axes = new_figure(1, 2, height=1.2 + 0.5 * len(found), sharey=True)
     for row, rivals in enumerate(found.values()):
         start = 0.0
         for kind, which in rivals.kinds.items():
             share = which.double().mean().item()
-            axes[0, 0].barh(
-                row, share, left=start, color=KIND_COLOURS[kind], height=0.6, label=kind if row == 0 else None
-            )
+            look = {"color": KIND_COLOURS[kind], "height": 0.6, "label": None if row else kind}
+            axes[0, 0].barh(row, share, left=start, **look)
             start += share
         quartiles = rivals.loss.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=rivals.loss.dtype)).tolist()
         low, middle, high = (max(value, 0.5) for value in quartiles)
         axes[0, 1].plot([low, high], [row, row], color="0.6", linewidth=2)
         axes[0, 1].plot(middle, row, "o", color="black", markersize=5)
-    axes[0, 0].set(xlabel="share of views", xlim=(0, 1), yticks=range(len(found)))
-    axes[0, 0].set_yticklabels(list(found))
+    axes[0, 0].set(xlabel="share of views", xlim=(0, 1))
+    axes[0, 0].set_yticks(range(len(found)), list(found))
     axes[0, 0].invert_yaxis()
     axes[0, 1].set(xscale="log", xlabel="nats below the truth")
     axes[0, 1].grid(axis="x", alpha=0.3)

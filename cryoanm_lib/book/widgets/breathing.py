@@ -28,12 +28,8 @@ class Breathing:
         Of unit norm over all coordinates.
     furthest : Float[Tensor, "modes"]
         Amplitude of each mode in Å at the end of a swing.
-    still : Figure
-        What stands in its place where no script runs.
-    alt : str
-        What the still shows, in words.
-    name : str
-        Of the figure on its page.
+    still, alt, name : Figure, str, str
+        As of `moving_figure`.
     """
 
     reference: Float[Tensor, "atoms 3"]

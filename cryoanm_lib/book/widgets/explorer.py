@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from cryoanm_lib.book.widgets.frame import Slider, moving_figure, rounded
 from cryoanm_lib.imaging.forward_model import ForwardModel
+from cryoanm_lib.imaging.latents import Latent
 from cryoanm_lib.program.prior import Prior
 
 
@@ -23,12 +24,8 @@ class Explorer:
         How far the sliders reach: four deviations.
     noise : float
         σ_n at which the slider starts.
-    still : Figure
-        What stands in its place where no script runs.
-    alt : str
-        What the still shows, in words.
-    name : str
-        Of the figure on its page.
+    still, alt, name : Figure, str, str
+        As of `moving_figure`.
     """
 
     model: ForwardModel
@@ -40,17 +37,26 @@ class Explorer:
 
     def sliders(self) -> list[Slider]:
         """Those of the figure, from top to bottom."""
-        scale = self.prior.amplitude_scale
-        bend = 4 * (scale[0] if isinstance(scale, tuple) else scale)
-        focus = 4 * self.prior.defocus_scale
-        middle, finest = self.prior.defocus_mean, self.model.box_size // 2 * 2
+        (microscope,), finest = self.model.transfer.latents, self.model.box_size // 2 * 2
+        bend = 4 * self.prior.amplitude_scales(self.model.n_modes)[0]
+        middle, reach = self._span(microscope)
         return [
             Slider("amplitude", "amplitude α", "Å", -bend, bend, bend / 40, 0.0),
             Slider("pose", "pose θ", "°", -180, 180, 1, 35),
-            Slider("defocus", "defocus z", "px²", middle - focus, middle + focus, focus / 24, middle),
+            Slider(
+                microscope.name,
+                f"{microscope.name} {microscope.symbol}",
+                microscope.unit,
+                *(middle - reach, middle + reach, reach / 24, middle),
+            ),
             Slider("noise", "noise σₙ", "", 0.0, 10 * self.noise, self.noise / 2, self.noise),
             Slider("resolution", "resolution K", "px", 8, finest, 2, finest),
         ]
+
+    def _span(self, latent: Latent) -> tuple[float, float]:
+        """Middle of a slider, and four deviations."""
+        mean, scale = self.prior.moments(latent.name, self.model.n_modes, self.model.reference)
+        return mean.item(), 4 * scale.item()
 
     def _repr_html_(self) -> str:
         model = {

@@ -16,8 +16,8 @@ from cryoanm_lib.book.windows import Window, window
 from cryoanm_lib.inference.exact_posterior import exact_posterior
 from cryoanm_lib.inference.lattice_search import SEARCH_RESOLUTION, LatticeSearch
 from cryoanm_lib.inference.refinement import RefinedPosterior, refine
-from cryoanm_lib.particles.particles import Particles
-from cryoanm_lib.program.program import CryoProgram
+from cryoanm_lib.particles.particles import Simulated
+from cryoanm_lib.program.program import Guide
 
 _POINTS = 64  # of the map along each axis
 _DRAWS = 200
@@ -32,22 +32,18 @@ class Sharpening:
 
     Parameters
     ----------
-    program : CryoProgram
-        Infers pose and amplitude.
-    image : Particles
+    guide : Guide
+        Of a model that infers pose and amplitude.
+    image : Simulated
         One image.
     resolutions : sequence of int
         K, rising.
-    still : Figure
-        What stands in its place where no script runs.
-    alt : str
-        What the still shows, in words.
-    name : str
-        Of the figure on its page.
+    still, alt, name : Figure, str, str
+        As of `moving_figure`.
     """
 
-    program: CryoProgram
-    image: Particles
+    guide: Guide
+    image: Simulated
     resolutions: Sequence[int]
     still: Figure
     alt: str
@@ -55,13 +51,13 @@ class Sharpening:
 
     def frames(self) -> list[dict]:
         """What is shown at each resolution: both maps, draws, and the outlines of peaks; poses in degrees."""
-        reach = _FURTHEST * self.program.prior.amplitude_scales(1)[0]
-        found = []
+        model = self.guide.model
+        reach, found = _FURTHEST * model.prior.amplitude_scales(1)[0], []
         for resolution in self.resolutions:
-            exact = exact_posterior(self.program, self.image, resolution)
-            search = LatticeSearch(self.program, min(resolution, SEARCH_RESOLUTION))
+            exact = exact_posterior(model, self.image, resolution)
+            search = LatticeSearch(model, min(resolution, SEARCH_RESOLUTION))
             generator = torch.Generator().manual_seed(0)
-            refined = refine(self.program, self.image, resolution, search=search, generator=generator)
+            refined = refine(model, self.image, resolution, self.guide, search, generator)
             whole, near = window(exact, _POINTS, _DRAWS, reach), window(exact, _POINTS, _DRAWS)
             height = whole.log_density - whole.log_density.min()
             frame = {"resolution": resolution, "whole": _panel(whole, height / height.max())}

@@ -23,7 +23,7 @@ from cryoanm_lib.book.costs import (
     step_shares,
 )
 from cryoanm_lib.inference.training import Stage, Trainer
-from cryoanm_lib.particles.particles import Particles
+from cryoanm_lib.particles.source import FreshImages
 
 torch.set_num_threads(1)
 
@@ -68,14 +68,11 @@ def test_shares_are_of_what_the_device_can_do() -> None:
     assert found.of_copy_rate == pytest.approx(moved / limits.copy_rate)
 
 
-def test_a_training_step_is_the_sum_of_its_parts(tiny_program) -> None:
+def test_a_training_step_is_the_sum_of_its_parts(tiny_guide) -> None:
     stages = [Stage(resolution=12, steps=5), Stage(resolution=16, steps=100)]
-    program = tiny_program()
-
-    def draw(resolution: int, step: int) -> Particles:
-        return program.simulate(10, resolution)
-
-    trainer = Trainer(program, stages, draw, program.simulate(4, 16), show_progress=False)
+    guide = tiny_guide()
+    draw = FreshImages(guide.model, 10)
+    trainer = Trainer(guide, stages, draw, guide.model.simulate(4, 16), show_progress=False)
     started = time.perf_counter()
     shares = step_shares(trainer, steps=4)
     elapsed = 1e3 * (time.perf_counter() - started)
@@ -84,7 +81,7 @@ def test_a_training_step_is_the_sum_of_its_parts(tiny_program) -> None:
     assert 0 < 4 * sum(shares.values()) < elapsed
     for kind in (SIMULATION, "our loops", "dense layers", OPTIMISER):
         assert shares[kind] > 0, kind
-    assert trainer.draw_batch is draw
+    assert trainer.source is draw
 
 
 @pytest.mark.thorough

@@ -12,15 +12,15 @@ import torch
 from matplotlib.figure import Figure
 
 from cryoanm_lib.book import figures
-from cryoanm_lib.book.landscapes import pose_profiles
+from cryoanm_lib.book.landscapes import landscape, pose_profiles
 from cryoanm_lib.imaging.forward_model import ForwardModel
-from cryoanm_lib.imaging.latents import Latents
-from cryoanm_lib.imaging.likelihood import landscape
+from cryoanm_lib.imaging.latents import Values, in_plane
+from cryoanm_lib.imaging.noise import WhiteNoise
 from cryoanm_lib.molecule.anm import NormalModes, hessian, normal_modes
 from cryoanm_lib.molecule.structure import Structure, load_structure
-from cryoanm_lib.particles.particles import Particles, to_forward
+from cryoanm_lib.particles.particles import Particles, Simulated
 from cryoanm_lib.program.encoders import ConvolutionalEncoder
-from cryoanm_lib.program.program import CryoProgram
+from cryoanm_lib.program.program import Guide, Model
 from cryoanm_lib.program.rings import Rings
 
 matplotlib.use("Agg")
@@ -53,15 +53,13 @@ def forward(structure: Structure, modes: NormalModes) -> ForwardModel:
 
 
 @pytest.fixture(scope="module")
-def latents() -> Latents:
-    return Latents.in_plane(torch.tensor(0.6), torch.tensor([4.0]), torch.tensor(50.0))
+def latents() -> Values:
+    return in_plane(torch.tensor(0.6), torch.tensor([4.0]), defocus=torch.tensor(50.0))
 
 
-def program_that_infers(
-    forward: ForwardModel, *names: str, **options: object
-) -> tuple[CryoProgram, Particles]:
-    program = CryoProgram(forward, noise=NOISE, inferred=names, representation=Rings(16, 4), **options)
-    return program, program.simulate(2, 16)
+def guide_that_infers(forward: ForwardModel, *names: str, **options: object) -> tuple[Guide, Simulated]:
+    model = Model(forward, noise=NOISE, inferred=names)
+    return Guide(model, representation=Rings(16, 4), **options), model.simulate(2, 16)
 
 
 def drawn(figure: Figure) -> set[str]:
@@ -112,7 +110,7 @@ def test_transition_and_overlaps(structure: Structure) -> None:
     assert {"open", "closed", "overlap with the motion"} <= text
 
 
-def test_conformations_print_amplitude_and_rmsd(forward: ForwardModel, latents: Latents) -> None:
+def test_conformations_print_amplitude_and_rmsd(forward: ForwardModel, latents: Values) -> None:
     figure = figures.plot_conformations(forward, latents, 9.0, NOISE)
     rmsd = f"RMSD {9 / len(forward.reference) ** 0.5:.2f} Å"
     text = drawn(figure)
@@ -120,19 +118,19 @@ def test_conformations_print_amplitude_and_rmsd(forward: ForwardModel, latents: 
     assert len(figure.axes) == 12
 
 
-def test_noise_of_the_conformations_is_the_same(forward: ForwardModel, latents: Latents) -> None:
+def test_noise_of_the_conformations_is_the_same(forward: ForwardModel, latents: Values) -> None:
     """The last column differs by what the amplitude does, and by nothing else."""
     unmoved = figures.plot_conformations(forward, latents, 0.0, NOISE)
     minus, _, plus = (torch.as_tensor(unmoved.axes[index].images[0].get_array()) for index in (3, 7, 11))
     torch.testing.assert_close(minus, plus)
 
 
-def test_projection_steps(forward: ForwardModel, latents: Latents) -> None:
+def test_projection_steps(forward: ForwardModel, latents: Values) -> None:
     text = drawn(figures.plot_projection_steps(forward, latents, NOISE))
     assert {"projection", "+ contrast transfer", "+ noise", "frequency (1/px)", "contrast transfer"} <= text
 
 
-def test_images_lie_where_the_atoms_are(forward: ForwardModel, latents: Latents) -> None:
+def test_images_lie_where_the_atoms_are(forward: ForwardModel, latents: Values) -> None:
     """The brightest pixel of the projection, in the units of its axes, is close to an atom."""
     figure = figures.plot_projection_steps(forward, latents, NOISE)
     image = figure.axes[1].images[0]
@@ -145,7 +143,7 @@ def test_images_lie_where_the_atoms_are(forward: ForwardModel, latents: Latents)
     assert (atoms - torch.tensor([x, y])).norm(dim=-1).min() < forward.pixel_size
 
 
-def test_projector_agreement(forward: ForwardModel, latents: Latents) -> None:
+def test_projector_agreement(forward: ForwardModel, latents: Values) -> None:
     roomy = ForwardModel(forward.reference, forward.modes, box_size=80)
     deviations = figures.projector_deviations(roomy, latents)
     assert deviations["float64"]["separable"] < 1e-12
@@ -155,7 +153,7 @@ def test_projector_agreement(forward: ForwardModel, latents: Latents) -> None:
     assert {"sparse", "separable", "fourier", "float32", "float64"} <= text
 
 
-def test_crop_levels_state_their_noise(forward: ForwardModel, latents: Latents) -> None:
+def test_crop_levels_state_their_noise(forward: ForwardModel, latents: Values) -> None:
     figure = figures.plot_crop_levels(forward, latents, NOISE, resolutions=(64, 32, 16, 12))
     text = drawn(figure)
     assert {"x (Å)", "y (Å)", "noise in the crop: measured (predicted)"} <= text
@@ -163,8 +161,9 @@ def test_crop_levels_state_their_noise(forward: ForwardModel, latents: Latents) 
     assert figure.axes[1].images[0].get_array().shape == (32, 32)
 
 
-def test_model_graph_is_that_of_the_program(forward: ForwardModel) -> None:
-    graph = figures.model_graph(*program_that_infers(forward, "pose", "amplitude"), 16)
+def test_model_graph_is_that_of_the_model(forward: ForwardModel) -> None:
+    guide, particles = guide_that_infers(forward, "pose", "amplitude")
+    graph = figures.model_graph(guide.model, particles, 16)
     assert set(graph.parents["image"]) == {"pose", "amplitude", "defocus"}
     assert graph.roles == {
         "pose": "inferred",
@@ -177,15 +176,15 @@ def test_model_graph_is_that_of_the_program(forward: ForwardModel) -> None:
 
 @pytest.mark.parametrize("upright", [True, False])
 def test_guide_graph_shows_what_each_proposal_reads(forward: ForwardModel, upright: bool) -> None:
-    program, particles = program_that_infers(forward, "pose", "amplitude", "defocus", upright=upright)
-    graph = figures.guide_graph(program, particles, 16)
+    guide, particles = guide_that_infers(forward, "pose", "amplitude", "defocus", upright=upright)
+    graph = figures.guide_graph(guide, particles, 16)
     expected = ("image", "pose") if upright else ("image",)
     assert graph.parents == {"image": (), "pose": ("image",), "amplitude": expected, "defocus": expected}
     assert {"image", "amplitude\n~ normal", "observed"} <= drawn(figures.plot_graph(graph))
 
 
 def test_guide_graph_marks_a_given_pose(forward: ForwardModel) -> None:
-    graph = figures.guide_graph(*program_that_infers(forward, "amplitude"), 16)
+    graph = figures.guide_graph(*guide_that_infers(forward, "amplitude"), 16)
     assert graph.parents["amplitude"] == ("image", "pose")
     assert graph.roles == {"image": "observed", "pose": "given", "amplitude": "inferred"}
     drawn(figures.plot_graph(graph))
@@ -213,16 +212,17 @@ def test_encoder_layers_are_those_of_the_network() -> None:
 
 
 @pytest.fixture(scope="module")
-def image(forward: ForwardModel, latents: Latents) -> torch.Tensor:
-    return forward.simulate(latents, NOISE, 24, torch.Generator().manual_seed(0))
+def image(forward: ForwardModel, latents: Values) -> Particles:
+    noise, clean = WhiteNoise(NOISE, forward.box_size), forward.coefficients(latents, 24)
+    return Particles(noise.sample(clean, torch.Generator().manual_seed(0))[None], {}, noise)
 
 
 TRUTH = {"pose": 0.6, "amplitude": 4.0, "defocus": 50.0}
 
 
-def test_landscapes_mark_the_truth_in_degrees(forward: ForwardModel, image: torch.Tensor) -> None:
+def test_landscapes_mark_the_truth_in_degrees(forward: ForwardModel, image: Particles) -> None:
     along = {"amplitude": torch.linspace(-9, 9, 5), "pose": torch.linspace(-math.pi, math.pi, 25)}
-    found = {k: landscape(forward, image, {"defocus": 50.0}, along, NOISE, k) for k in (8, 16, 24)}
+    found = {k: landscape(forward, image, {"defocus": 50.0}, along, k) for k in (8, 16, 24)}
     figure = figures.plot_landscapes(found, along, TRUTH, len(forward.reference))
     text = drawn(figure)
     assert {"pose θ (°)", "amplitude α (Å)", r"RMSD $\alpha/\sqrt{n}$ (Å)"} <= text
@@ -231,28 +231,25 @@ def test_landscapes_mark_the_truth_in_degrees(forward: ForwardModel, image: torc
     assert [float(x[0]) for x in marker.get_data()] == pytest.approx([math.degrees(0.6), 4.0])
 
 
-def test_planes(forward: ForwardModel, image: torch.Tensor) -> None:
+def test_planes(forward: ForwardModel, image: Particles) -> None:
     rows = []
     for pair in ({"amplitude": 4.0, "pose": 0.6}, {"amplitude": 4.0, "defocus": 50.0}):
         along = {name: centre + torch.linspace(-1, 1, 5) for name, centre in pair.items()}
         at = {name: value for name, value in TRUTH.items() if name not in pair}
-        rows.append((along, {k: landscape(forward, image, at, along, NOISE, k) for k in (8, 16)}))
+        rows.append((along, {k: landscape(forward, image, at, along, k) for k in (8, 16)}))
     text = drawn(figures.plot_planes(rows, TRUTH))
     assert {"defocus z (px²)", "K = 8", "standard deviations from the maximum"} <= text
 
 
 def test_profiles(forward: ForwardModel) -> None:
-    program, particles = program_that_infers(forward, "pose")
+    guide, particles = guide_that_infers(forward, "pose")
     offsets = torch.linspace(-math.pi, math.pi, 61)[:-1]
-    truth = to_forward(particles.latents)
-    profiles = {
-        k: pose_profiles(forward, particles.coefficients, truth, offsets, NOISE, k) for k in (8, 12, 16)
-    }
+    profiles = {k: pose_profiles(forward, particles, offsets, k) for k in (8, 12, 16)}
     figure = figures.plot_pose_profiles(offsets, profiles)
     assert {"K = 12", "angle from the true pose (°)"} <= drawn(figure)
     text = drawn(figures.plot_blurred_profiles(offsets, profiles, spread=20.0))
     assert "height seen by a guide of 20°" in text
-    assert program.inferred == ("pose",)
+    assert guide.model.inferred == ("pose",)
 
 
 def test_difficulty() -> None:
@@ -262,10 +259,10 @@ def test_difficulty() -> None:
     assert {"resolution K (pixels)", "nats", "information limit", "share of the circle (%)"} <= text
 
 
-def test_the_pipeline_counts_its_steps(tiny_program) -> None:
-    program = tiny_program(inferred=("pose", "amplitude"))
+def test_the_pipeline_counts_its_steps(tiny_model) -> None:
+    model = tiny_model(inferred=("pose", "amplitude"))
     pyro.set_rng_seed(0)
-    figure = figures.plot_pipeline(program, program.simulate(1, program.forward_model.box_size), 12, 16)
+    figure = figures.plot_pipeline(model, model.simulate(1, model.forward_model.box_size), 12, 16)
     text = drawn(figure)
     assert {f"{number}." for number in range(1, 9)} == {each[:2] for each in text if re.match(r"\d\. ", each)}
     assert {"θ (°)", "α (Å)"} <= text

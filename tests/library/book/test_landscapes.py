@@ -19,10 +19,12 @@ from cryoanm_lib.book.landscapes import (
     second_peak,
 )
 from cryoanm_lib.imaging.forward_model import ForwardModel
-from cryoanm_lib.imaging.latents import Latents
+from cryoanm_lib.imaging.latents import in_plane
 from cryoanm_lib.imaging.likelihood import log_likelihood
+from cryoanm_lib.imaging.noise import WhiteNoise
 from cryoanm_lib.molecule.anm import normal_modes
 from cryoanm_lib.molecule.structure import load_structure
+from cryoanm_lib.particles.particles import Simulated
 
 torch.set_num_threads(1)
 N_POSES = 360
@@ -38,15 +40,15 @@ def test_a_profile_peaks_at_the_truth_and_equals_the_likelihood_there() -> None:
     structure = load_structure("adk_open")
     modes = normal_modes(structure.coordinates).vectors
     forward = ForwardModel(structure.coordinates.float(), modes.float())
-    truth = Latents.in_plane(
-        torch.tensor([0.4, -2.0]), torch.tensor([[1.0], [-3.0]]), torch.tensor([50.0, 47.0])
-    )
-    clean = forward.coefficients(truth, 32)
-    profiles = pose_profiles(forward, clean, truth, ANGLES.float(), noise=0.1, resolution=16)
+    pose, amplitude = torch.tensor([0.4, -2.0]), torch.tensor([[1.0], [-3.0]])
+    truth = in_plane(pose, amplitude, defocus=torch.tensor([50.0, 47.0]))
+    noise = WhiteNoise(0.1, forward.box_size)
+    clean = Simulated(forward.coefficients(truth, 32), {}, noise, truth)
+    profiles = pose_profiles(forward, clean, ANGLES.float(), resolution=16)
     assert profiles.shape == (2, N_POSES)
     assert (profiles.argmax(dim=-1) == N_POSES // 2).all()
     predicted = forward.coefficients(truth, 16)
-    expected = log_likelihood(predicted, predicted, 0.1, 16, forward.box_size)
+    expected = log_likelihood(predicted, predicted, noise, 16)
     torch.testing.assert_close(profiles[:, N_POSES // 2], expected)
 
 

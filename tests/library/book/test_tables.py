@@ -16,13 +16,13 @@ from cryoanm_lib.book.tables import (
     tasks_of,
     two_digits,
 )
-from cryoanm_lib.checks.residuals import RESIDUAL_KEYS
 from cryoanm_lib.errors import ArtifactError
 from cryoanm_lib.experiments.datasets import draw_test_images
 from cryoanm_lib.experiments.fit import Fit, fit_or_load
 from cryoanm_lib.experiments.metrics import gather_metrics
 from cryoanm_lib.experiments.profile import load_profile
 from cryoanm_lib.experiments.reference import Reference, load_reference, save_reference
+from cryoanm_lib.imaging.latents import LATENTS
 
 TINY = """
 test_images: 40
@@ -57,6 +57,9 @@ experiments:
     batch_size: 10
     stages: [{resolution: 16, steps: 4}]
 """
+
+
+METRICS = [latent.metric for latent in LATENTS.values()]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +120,7 @@ def test_reach_is_paper_ours_and_limit(metrics) -> None:
     cells = [cell.strip() for cell in plain[2].strip("|").split("|")]
     assert cells[:3] == ["All three", "pose", "33°"]
     assert cells[4] == two_digits(metrics["all"][f"{key}_limit"], "°")
-    values = {k: 0.012 for key in RESIDUAL_KEYS.values() for k in (key, f"{key}_limit")}
+    values = {k: 0.012 for key in METRICS for k in (key, f"{key}_limit")}
     refined = values | {"recipe": "refined", "task": "all", "resolution": 16, "of": "all"}
     cells = reach_table(metrics | {"all_refined": refined}, ["all"]).splitlines()[2].split("|")
     assert [cell.strip() for cell in cells[4:6]] == ["**0.012°**", "0.012°"]
@@ -125,7 +128,7 @@ def test_reach_is_paper_ours_and_limit(metrics) -> None:
 
 def test_a_refined_run_stands_beside_ours_at_its_own_resolution(metrics) -> None:
     """Not beside the paper's, and not if it was refined at another K."""
-    refined = dict.fromkeys(RESIDUAL_KEYS.values(), 0.012)
+    refined = dict.fromkeys(METRICS, 0.012)
     refined |= {"recipe": "refined", "task": "all", "resolution": 16}
     others = {
         "all_refined": refined | {"of": "all"},
@@ -186,11 +189,9 @@ def test_the_reference_run_of_the_book_is_whole() -> None:
     reference, settings = load_reference("full"), load_profile("full")
     assert set(reference.metrics) == {*settings.runs, *settings.assessments}
     for name in settings.runs:
-        assert settings.description(name).items() <= reference.metrics[name].items()
-        assert reference.metrics[name]["config_hash"] == settings.config_hash(name)
+        assert settings.run(name).description.items() <= reference.metrics[name].items()
     for name in settings.assessments:
-        assert settings.assessment_description(name).items() <= reference.metrics[name].items()
-        assert reference.metrics[name]["config_hash"] == settings.assessment_hash(name)
+        assert settings.assessed(name).description.items() <= reference.metrics[name].items()
     drawn = {name for name, run in settings.runs.items() if run.task == "pose_amplitude"}
     assert drawn <= set(reference.histories)
 
@@ -262,8 +263,8 @@ def test_sides_are_drawn_along_the_training(tiny_fit) -> None:
 
 
 def test_disagreements_show_image_crop_and_densities(tiny_fit) -> None:
-    images = draw_test_images(tiny_fit.profile, tiny_fit.name)
-    torch.testing.assert_close(images.latents["pose"], tiny_fit.truth["pose"])
+    images = draw_test_images(tiny_fit.run)
+    torch.testing.assert_close(images.truth["pose"], tiny_fit.truth["pose"])
     figure = figures.plot_disagreements(images, {"guide": tiny_fit}, stage=0, count=3)
     figure.canvas.draw()
     (density,) = figure.axes[6].lines
@@ -281,7 +282,7 @@ def test_offsets_are_drawn_below_the_landscape(tiny_fit) -> None:
 
 
 def test_rings_figure(tiny_fit) -> None:
-    figure = figures.plot_rings(tiny_fit.program, draw_test_images(tiny_fit.profile, tiny_fit.name))
+    figure = figures.plot_rings(tiny_fit.guide, draw_test_images(tiny_fit.run))
     figure.canvas.draw()
     assert {"unrolled", "where each component attends"} <= _texts(figure)
 

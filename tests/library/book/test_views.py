@@ -19,15 +19,15 @@ from cryoanm_lib.book.views import (
 from cryoanm_lib.imaging.forward_model import ForwardModel
 from cryoanm_lib.numerics.rotation import rotation_from_quaternion
 from cryoanm_lib.program.prior import Prior
-from cryoanm_lib.program.program import CryoProgram
+from cryoanm_lib.program.program import Model
 
 EVERYTHING = ("pose", "shift", "amplitude", "defocus")
 PRIOR = Prior(pose="space", shift_scale=0.8)
 
 
 @pytest.fixture
-def program(tiny_program):
-    return tiny_program("shared", prior=PRIOR, inferred=EVERYTHING, noise=0.05)
+def model(tiny_model) -> Model:
+    return tiny_model(prior=PRIOR, inferred=EVERYTHING, noise=0.05)
 
 
 def test_a_pose_along_a_direction_looks_along_it() -> None:
@@ -58,20 +58,20 @@ def test_motion_along_the_view_is_invisible(cluster) -> None:
     """A mode that moves every atom along z: seen along z it says nothing, from the side it is all there."""
     mode = torch.zeros(1, 12, 3, dtype=torch.float64)
     mode[0, :, 2] = torch.linspace(-1, 1, 12)
-    model = ForwardModel(cluster, mode / mode.norm(), box_size=32)
+    forward = ForwardModel(cluster, mode / mode.norm(), box_size=32)
     prior = Prior(pose="space", shift_scale=0.8, amplitude_scale=2.0)
-    program = CryoProgram(model, prior, 0.02, ("amplitude",), representation=None)
+    model = Model(forward, prior, 0.02, ("amplitude",))
     seen = torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]).double()
-    torch.testing.assert_close(in_plane_share(model, seen)[:, 0], torch.tensor([0.0, 1.0]).double())
-    limit = amplitude_limits(program, seen, 32)[:, 0]
+    torch.testing.assert_close(in_plane_share(forward, seen)[:, 0], torch.tensor([0.0, 1.0]).double())
+    limit = amplitude_limits(model, seen, 32)[:, 0]
     assert limit[0].item() == pytest.approx(2.0, rel=1e-6)  # the prior's
     assert limit[1] < 0.1
 
 
-def test_opposite_views_tell_as_much(program) -> None:
+def test_opposite_views_tell_as_much(model) -> None:
     """They are mirror images of each other; only the pixels can make a difference."""
     seen = directions(10)
-    there, back = (amplitude_limits(program, way * seen, 32) for way in (1, -1))
+    there, back = (amplitude_limits(model, way * seen, 32) for way in (1, -1))
     torch.testing.assert_close(there, back, rtol=0.1, atol=0)
 
 
@@ -79,10 +79,9 @@ def test_a_molecule_with_an_axis_has_rivals_by_half_a_turn(cluster) -> None:
     """A cluster doubled about z, seen along z: the half-turn leaves the image what it is."""
     both = torch.cat([cluster, cluster * torch.tensor([-1.0, -1.0, 1.0])])
     mode = torch.nn.functional.normalize(torch.ones(1, 24, 3).double(), dim=(1, 2))
-    model = ForwardModel(both.float(), mode.float(), box_size=32)
-    program = CryoProgram(model, Prior(pose="space"), 0.05, ("defocus",))
-    program.inferred = ("pose", "defocus")
-    rivals = find_rivals(program, torch.tensor([[0.0, 0.0, 1.0]]).double(), 16)
+    forward = ForwardModel(both.float(), mode.float(), box_size=32)
+    model = Model(forward, Prior(pose="space"), 0.05, ("pose", "defocus"))
+    rivals = find_rivals(model, torch.tensor([[0.0, 0.0, 1.0]]).double(), 16)
     assert rivals.kinds["half-turn"].all()
     assert rivals.loss.abs().max() < 1.0
 
@@ -95,7 +94,7 @@ def test_every_rival_is_of_one_kind() -> None:
     assert kinds["half-turn"][0] and kinds["from behind"][1] and kinds["other"][2:].all()
 
 
-def test_rivals_are_below_the_truth(program) -> None:
-    rivals = find_rivals(program, directions(20), 16)
+def test_rivals_are_below_the_truth(model) -> None:
+    rivals = find_rivals(model, directions(20), 16)
     assert (rivals.loss > -0.1).all()
     assert (torch.rad2deg(rivals.turn.norm(dim=1)) >= 30).all()

@@ -18,7 +18,7 @@ from cryoanm_lib.book.widgets import Breathing, Explorer, Sharpening
 from cryoanm_lib.experiments.datasets import draw_test_images
 from cryoanm_lib.experiments.profile import load_profile
 from cryoanm_lib.imaging.forward_model import ForwardModel
-from cryoanm_lib.imaging.latents import Latents
+from cryoanm_lib.imaging.latents import in_plane
 from cryoanm_lib.inference.lattice_search import LatticeSearch
 from cryoanm_lib.inference.refinement import refine
 from cryoanm_lib.molecule.anm import normal_modes
@@ -72,7 +72,7 @@ def test_the_script_draws_the_library_s_images(box_size: int, pixel_size: float)
     ]
     for latents, found in zip(asked, by_script(figure, asked), strict=True):
         values = [torch.tensor(latents[n], dtype=torch.float64) for n in ("pose", "amplitude", "defocus")]
-        at = Latents.in_plane(values[0], values[1][None], values[2])
+        at = in_plane(values[0], values[1][None], defocus=values[2])
         expected = figure.model.images(at, latents["resolution"])
         assert (found.view_as(expected) - expected).abs().max() < TOLERANCE * expected.abs().max()
 
@@ -127,10 +127,8 @@ def test_the_curve_passes_through_every_atom() -> None:
 
 @pytest.fixture(scope="module")
 def sharpening() -> Sharpening:
-    settings = load_profile("smoke")
-    program = settings.program("pose_amplitude")
-    image = draw_test_images(settings, "pose_amplitude")[:1]
-    return Sharpening(program, image, [8, 32], empty_still(), "a posterior")
+    run = load_profile("smoke").run("pose_amplitude")
+    return Sharpening(run.guide(), draw_test_images(run)[:1], [8, 32], empty_still(), "a posterior")
 
 
 def test_peaks_hold_the_draws_that_they_should(sharpening) -> None:
@@ -150,9 +148,8 @@ def test_a_map_is_darkest_where_the_posterior_is_highest(sharpening) -> None:
         (left, right), (bottom, top) = panel["pose"], panel["amplitude"]
         step = (right - left) / 63, (top - bottom) / 63
         at = (left + column * step[0], top - row * step[1])
-        refined = refine(
-            sharpening.program, sharpening.image, resolution, search=LatticeSearch(sharpening.program, 8)
-        )
+        model = sharpening.guide.model
+        refined = refine(model, sharpening.image, resolution, sharpening.guide, LatticeSearch(model, 8))
         best = refined.mean()
         peak = torch.rad2deg(unit_vector_to_angle(best["pose"]))[0], best["amplitude"][0, 0]
         for found, expected, size in zip(at, peak, step, strict=True):

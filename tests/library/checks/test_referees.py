@@ -8,8 +8,6 @@ from cryoanm_lib.checks.referees import c2st_accuracy, nuts_draws
 from cryoanm_lib.inference.exact_posterior import exact_posterior
 from cryoanm_lib.inference.lattice_search import LatticeSearch
 from cryoanm_lib.inference.refinement import refine
-from cryoanm_lib.particles.particles import Particles
-from cryoanm_lib.program.unknowns import Unknowns
 
 
 def test_like_samples_cannot_be_told_apart_and_unlike_ones_can() -> None:
@@ -24,35 +22,36 @@ def test_like_samples_cannot_be_told_apart_and_unlike_ones_can() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.05, 0.3])
-def test_three_ways_to_the_posterior_agree(tiny_program, noise) -> None:
+def test_three_ways_to_the_posterior_agree(tiny_model, noise) -> None:
     """NUTS, lattice and refinement, three images, 500 draws each: no pair is told apart, 0.5 ± 0.1.
 
     By chance an accuracy deviates from 0.5 by 0.016; six of those deviations are allowed.
     """
-    program = tiny_program(inferred=("pose", "amplitude", "defocus"), noise=noise).double()
+    model = tiny_model(inferred=("pose", "amplitude", "defocus"), noise=noise).double()
     pyro.set_rng_seed(0)
-    particles, unknowns = program.simulate(3, 32), Unknowns.of(program)
+    images, unknowns = model.simulate(3, 32), model.unknowns
     generator = torch.Generator().manual_seed(1_000)
-    refined = refine(program, particles, 32, LatticeSearch(program).starts(particles), generator=generator)
-    exact = exact_posterior(program, particles, 32)
-    by_refined, by_exact = (unknowns.values(p.sample(500, generator)) for p in (refined, exact))
+    refined = refine(model, images, 32, LatticeSearch(model).starts(images), generator=generator)
+    exact = exact_posterior(model, images, 32)
+    by_refined, by_exact = (unknowns.points(p.sample(500, generator)) for p in (refined, exact))
     for image in range(3):
-        one: Particles = particles[image : image + 1]
+        one = images[image : image + 1]
         start = {name: value[image : image + 1] for name, value in refined.mean().items()}
-        by_nuts = unknowns.values(nuts_draws(program, one, 32, start))[:, 0]
-        origin = unknowns.values(start)[0]
-        drawn = [unknowns.offset(v, origin) for v in (by_nuts, by_refined[:, image], by_exact[:, image])]
+        by_nuts = unknowns.points(nuts_draws(model, one, 32, start))[:, 0]
+        origin = unknowns.points(start)[0]
+        points = (by_nuts, by_refined[:, image], by_exact[:, image])
+        drawn = [unknowns.offset(point, origin) for point in points]
         for first, second in ((0, 1), (0, 2), (1, 2)):
             assert c2st_accuracy(drawn[first], drawn[second]) == pytest.approx(0.5, abs=0.1)
 
 
-def test_nuts_agrees_with_the_lattice_on_one_latent(tiny_program) -> None:
+def test_nuts_agrees_with_the_lattice_on_one_latent(tiny_model) -> None:
     """Amplitude alone: mean and deviation of 300 draws, worth a hundred or more, to 4 standard errors."""
-    program = tiny_program(inferred=("amplitude",), noise=0.1).double()
+    model = tiny_model(inferred=("amplitude",), noise=0.1).double()
     pyro.set_rng_seed(1)
-    particles = program.simulate(1, 32)
-    exact = exact_posterior(program, particles, 16)
+    images = model.simulate(1, 32)
+    exact = exact_posterior(model, images, 16)
     draws = exact.sample(5000, torch.Generator().manual_seed(1_000))["amplitude"][:, 0, 0]
-    chain = nuts_draws(program, particles, 16, exact.mean(), count=300, warmup=100)["amplitude"][:, 0, 0]
+    chain = nuts_draws(model, images, 16, exact.mean(), count=300, warmup=100)["amplitude"][:, 0, 0]
     assert abs(chain.mean() - draws.mean()) < 4 * draws.std() / 100**0.5
     assert chain.std().item() == pytest.approx(draws.std().item(), rel=4 / 200**0.5)

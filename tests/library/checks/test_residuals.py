@@ -25,20 +25,20 @@ def test_residuals_by_hand() -> None:
 
 
 @pytest.mark.parametrize("resolution", [8, 16, 32])
-def test_quarter_turns_are_exact_on_rings(tiny_program, resolution) -> None:
+def test_quarter_turns_are_exact_on_rings(tiny_guide, resolution) -> None:
     """The square crop maps onto itself; in between it does not, and less so the less it holds."""
-    program = tiny_program()
-    assert turning_error(program, resolution, 90.0) < 1e-5
-    assert turning_error(program, resolution, 180.0) < 1e-5
-    assert turning_error(program, resolution, 45.0) > 1e-3
+    guide = tiny_guide()
+    assert turning_error(guide, resolution, 90.0) < 1e-5
+    assert turning_error(guide, resolution, 180.0) < 1e-5
+    assert turning_error(guide, resolution, 45.0) > 1e-3
 
 
-def test_what_is_seen_turns_where_the_spectrum_has_faded(tiny_program) -> None:
+def test_what_is_seen_turns_where_the_spectrum_has_faded(tiny_guide) -> None:
     """With atoms of 3 px nothing is left at the edge of the crop, so that its shape does not matter."""
-    program = tiny_program()
-    program.forward_model.atom_width = 3.0
-    program.forward_model.reference *= 0.4
-    assert turning_error(program, 32, 45.0) < 0.01
+    guide = tiny_guide()
+    guide.model.forward_model.atom_width = 3.0
+    guide.model.forward_model.reference *= 0.4
+    assert turning_error(guide, 32, 45.0) < 0.01
 
 
 def test_opposite_weight_by_hand() -> None:

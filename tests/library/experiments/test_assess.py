@@ -53,10 +53,10 @@ def test_assess_then_load(profile, tmp_path) -> None:
     for level in (50, 80, 95):
         assert 0 <= metrics[f"coverage_{level}"] <= 1
         assert f"guide_coverage_{level}" in metrics and f"exact_coverage_{level}" in metrics
-    made = (results / load_profile(profile).assessment_path("both_refined") / "metrics.json").stat().st_mtime
+    path = results / load_profile(profile).assessed("both_refined").path / "metrics.json"
+    made = path.stat().st_mtime
     again = assess_or_load("both_refined", profile, results=results)
     assert again.metrics == metrics
-    path = results / load_profile(profile).assessment_path("both_refined") / "metrics.json"
     assert path.stat().st_mtime == made
 
 
@@ -80,7 +80,7 @@ def test_metrics_hold_assessments_beside_fits(profile, tmp_path, capsys) -> None
 def test_another_configuration_is_refused(profile, tmp_path) -> None:
     assess_or_load("both_refined", profile, results=tmp_path)
     settings = load_profile(profile)
-    path = tmp_path / settings.assessment_path("both_refined") / "metrics.json"
+    path = tmp_path / settings.assessed("both_refined").path / "metrics.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"config_hash": "00000000"}))
     with pytest.raises(ArtifactError, match="00000000"):
         load_assessment(settings, "both_refined", tmp_path)
@@ -88,7 +88,7 @@ def test_another_configuration_is_refused(profile, tmp_path) -> None:
 
 def test_an_assessment_depends_on_its_fit_and_its_own_settings(profile) -> None:
     settings = load_profile(profile)
-    digest = settings.assessment_hash("both_refined")
+    digest = settings.assessed("both_refined").config_hash
     for before, after, changes in [
         ("steps: 4", "steps: 5", True),
         ("draws: 19", "draws: 39", True),
@@ -96,8 +96,8 @@ def test_an_assessment_depends_on_its_fit_and_its_own_settings(profile) -> None:
         ("resolution: 24", "resolution: 20", False),
     ]:
         profile.write_text(TINY.replace(before, after))
-        assert (load_profile(profile).assessment_hash("both_refined") != digest) == changes
-        assert (load_profile(profile).config_hash("both") != settings.config_hash("both")) == (
+        assert (load_profile(profile).assessed("both_refined").config_hash != digest) == changes
+        assert (load_profile(profile).run("both").config_hash != settings.run("both").config_hash) == (
             before == "steps: 4"
         )
 
@@ -126,4 +126,4 @@ def test_an_unknown_assessment_is_named(profile) -> None:
     with pytest.raises(
         ConfigurationError, match="no assessment 'none'; it has both_refined, both_refined_24"
     ):
-        load_profile(profile).assessment("none")
+        load_profile(profile).assessed("none")

@@ -15,7 +15,7 @@ from cryoanm_lib.experiments.profile import load_profile
 from cryoanm_lib.inference.lattice_search import LatticeSearch
 from cryoanm_lib.inference.refinement import refine
 from cryoanm_lib.molecule.structure import load_structure
-from cryoanm_lib.program.program import CryoProgram
+from cryoanm_lib.program.program import Model
 
 matplotlib.use("Agg")
 
@@ -53,8 +53,8 @@ def assessments(folder) -> dict[str, Assessment]:
 
 
 @pytest.fixture(scope="module")
-def program(folder) -> CryoProgram:
-    return load_profile(folder / "tiny.yaml").program("one")
+def model(folder) -> Model:
+    return load_profile(folder / "tiny.yaml").run("one").model()
 
 
 def texts(figure: Figure) -> set[str]:
@@ -62,9 +62,9 @@ def texts(figure: Figure) -> set[str]:
     return {text.get_text() for text in figure.findobj(matplotlib.text.Text)}
 
 
-def test_limit_table_has_a_column_for_each_unknown(program) -> None:
-    lines = limit_table([program], program.simulate(3, 16), [8, 16]).splitlines()
-    assert lines[0].count("unknown") == len(program.inferred)
+def test_limit_table_has_a_column_for_each_unknown(model) -> None:
+    lines = limit_table([model], model.simulate(3, 16), [8, 16]).splitlines()
+    assert lines[0].count("unknown") == len(model.inferred)
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["8", "16"]
 
 
@@ -105,10 +105,10 @@ def test_reach_shows_each_method(assessments) -> None:
     assert {"paper", "ours", "33", "0.1"} <= texts(figures.plot_reach(found))
 
 
-def test_sharpening_and_referees(program) -> None:
-    image = program.simulate(1, 16)
-    assert any(text.startswith("K = 8") for text in texts(figures.plot_sharpening(program, image, [8, 16])))
-    posterior = refine(program, image, 16, LatticeSearch(program, 16).starts(image))
+def test_sharpening_and_referees(model) -> None:
+    image = model.simulate(1, 16)
+    assert any(text.startswith("K = 8") for text in texts(figures.plot_sharpening(model, image, [8, 16])))
+    posterior = refine(model, image, 16, LatticeSearch(model, 16).starts(image))
     draws = {name: value[:, 0] for name, value in posterior.sample(50).items()}
     assert {"lattice", "NUTS"} <= texts(
         figures.plot_referees({"lattice": draws, "NUTS": draws}, posterior, 0)
@@ -116,8 +116,8 @@ def test_sharpening_and_referees(program) -> None:
 
 
 @pytest.fixture(scope="module")
-def transition(program) -> Transition:
-    return Transition(program, load_structure("adk_closed").coordinates)
+def transition(model) -> Transition:
+    return Transition(model, load_structure("adk_closed").coordinates)
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +132,9 @@ def test_the_end_of_the_way_is_the_other_structure(transition) -> None:
     spanned = transition.amplitudes[0].item()
     assert transition.length**2 == pytest.approx(spanned**2 + n_atoms * transition.unspanned**2, rel=1e-4)
     assert spanned / transition.length == pytest.approx(0.79, abs=0.02)
-    latents = transition.program.simulate(2, 32).latents | {
-        "amplitude": torch.full((2, 1), transition.length)
-    }
+    latents = transition.model.simulate(2, 32).truth | {"amplitude": torch.full((2, 1), transition.length)}
     bent = transition.forward_model.deform(latents["amplitude"])[0]
-    torch.testing.assert_close(bent, transition.program.forward_model.reference + transition.displacement)
+    torch.testing.assert_close(bent, transition.model.forward_model.reference + transition.displacement)
 
 
 def test_only_the_end_of_the_way_raises_the_alarm(explained) -> None:
@@ -147,17 +145,15 @@ def test_only_the_end_of_the_way_raises_the_alarm(explained) -> None:
     assert 0.1 < explained[0.0].amplitude_claimed < 0.4
 
 
-def test_figures_of_a_wrong_model_are_labelled(program, explained) -> None:
+def test_figures_of_a_wrong_model_are_labelled(model, explained) -> None:
     images = {f"t = {t:g}": case.images[:1] for t, case in explained.items()}
     draws = {f"t = {t:g}": case.draw(1) for t, case in explained.items()}
     assert {"image", "prediction", "what is left (σ)", "t = 1"} <= texts(
-        figures.plot_explanations(program, images, draws, 32)
+        figures.plot_explanations(model, images, draws, 32)
     )
     images = {f"t = {t:g}": case.images for t, case in explained.items()}
     draws = {f"t = {t:g}": case.draw() for t, case in explained.items()}
-    assert {"spatial frequency (1/px)", "t = 0"} <= texts(
-        figures.plot_ring_misfit(program, images, draws, 32)
-    )
+    assert {"spatial frequency (1/px)", "t = 0"} <= texts(figures.plot_ring_misfit(model, images, draws, 32))
     cases = [
         {
             "fraction": fraction,

@@ -19,6 +19,7 @@ from cryoanm_lib.experiments.fit import (
 )
 from cryoanm_lib.experiments.metrics import check_metrics
 from cryoanm_lib.experiments.profile import load_profile
+from cryoanm_lib.inference.amortised import draw_from
 from cryoanm_lib.io.storage import load_tensors, save_tensors, sweep
 
 TINY = """
@@ -57,20 +58,19 @@ def test_fit_then_load(profile, tmp_path) -> None:
     assert first.metrics["pose_residual_mean_deg_paper"] == 33.0
     assert first.metrics["pose_residual_mean_deg_limit"] > 0
     assert first.metrics["steps"] == 16 and first.metrics["train_seconds"] > 0
-    assert first.metrics["device"] and first.metrics["config_hash"] == load_profile(profile).config_hash(
-        "both"
-    )
+    assert first.metrics["device"]
+    assert first.metrics["config_hash"] == load_profile(profile).run("both").config_hash
     assert len(first.snapshots) == 2 and first.snapshots[0]["pose"].shape == (20, 2)
-    folder = results / load_profile(profile).artifact_path("both")
+    folder = results / load_profile(profile).run("both").path
     stamp = (folder / "weights.safetensors").stat().st_mtime_ns
     second = fit_or_load("both", profile, results=results)
     assert (folder / "weights.safetensors").stat().st_mtime_ns == stamp
     assert second.metrics == first.metrics
-    images = second.program.simulate(3, 16)
+    images = second.model.simulate(3, 16)
     torch.manual_seed(0)
-    one = first.program.sample_guide(images, 16)
+    one = draw_from(first.guide, images, 16)
     torch.manual_seed(0)
-    assert torch.equal(one["pose"], second.program.sample_guide(images, 16)["pose"])
+    assert torch.equal(one["pose"], draw_from(second.guide, images, 16)["pose"])
     assert sorted(p.name for p in folder.iterdir()) == [
         "config.json",
         "history.json",
@@ -118,9 +118,9 @@ def test_an_interrupted_fit_resumes_and_ends_the_same(profile, tmp_path, monkeyp
     monkeypatch.setattr(module, "save_checkpoint", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
         fit(settings, "both", tmp_path / "b", show_progress=False)
-    folder = settings.artifact_path("both")
+    folder = settings.run("both").path
     left = {p.name for p in (tmp_path / "b" / folder).iterdir()}
-    assert left == {"checkpoint.safetensors", "checkpoint.previous.safetensors"}
+    assert left == {"checkpoint.safetensors"}
     fit(settings, "both", tmp_path / "b", show_progress=False)
     assert saves[3:] and saves[3] > saves[2]
     first, second = (load_fit(settings, "both", tmp_path / x) for x in "ab")
@@ -131,12 +131,12 @@ def test_an_interrupted_fit_resumes_and_ends_the_same(profile, tmp_path, monkeyp
 
 
 def test_a_fixed_training_set_is_seen_whole_each_epoch(profile) -> None:
-    trainer = make_trainer(load_profile(profile), "fixed")
+    trainer = make_trainer(load_profile(profile).run("fixed"))
     epochs = []
     for epoch in range(2):
         seen = []
         for position in range(3):
-            seen += trainer.draw_batch(12, 3 * epoch + position).latents["amplitude"].flatten().tolist()
+            seen += trainer.source(12, 3 * epoch + position).truth["amplitude"].flatten().tolist()
         assert len(set(seen)) == 30
         epochs.append(seen)
     assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[1])
@@ -154,7 +154,7 @@ def test_the_paper_recipe_runs(profile, tmp_path) -> None:
 def test_a_damaged_artifact_is_refused(profile, tmp_path, file) -> None:
     settings = load_profile(profile)
     fit(settings, "fixed", tmp_path, show_progress=False)
-    path = tmp_path / settings.artifact_path("fixed") / file
+    path = tmp_path / settings.run("fixed").path / file
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(ArtifactError, match="damaged"):
         load_fit(settings, "fixed", tmp_path)
@@ -163,7 +163,7 @@ def test_a_damaged_artifact_is_refused(profile, tmp_path, file) -> None:
 def test_an_artifact_of_another_configuration_is_refused(profile, tmp_path) -> None:
     settings = load_profile(profile)
     fit(settings, "fixed", tmp_path, show_progress=False)
-    path = tmp_path / settings.artifact_path("fixed") / "metrics.json"
+    path = tmp_path / settings.run("fixed").path / "metrics.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"config_hash": "00000000"}))
     with pytest.raises(ArtifactError, match="holds configuration 00000000, not"):
         load_fit(settings, "fixed", tmp_path)
@@ -199,7 +199,7 @@ def test_what_killed_processes_left_half_written_is_swept_away(tmp_path) -> None
 def test_tensors_of_another_configuration_or_too_few_are_refused(profile, tmp_path, file) -> None:
     settings = load_profile(profile)
     fit(settings, "fixed", tmp_path, show_progress=False)
-    path = tmp_path / settings.artifact_path("fixed") / file
+    path = tmp_path / settings.run("fixed").path / file
     tensors, metadata = load_tensors(path)
     save_tensors(path, tensors, config_hash="deadbeef")
     with pytest.raises(ArtifactError, match="holds configuration deadbeef, not"):
@@ -277,5 +277,5 @@ def test_an_experiment_runs_on_cuda_by_the_same_code(profile, tmp_path, name) ->
     fit(settings, name, tmp_path / "cuda", show_progress=False)
     found = load_fit(settings, name, tmp_path / "cuda")
     assert "CPU" not in found.metrics["device"]
-    on_cpu = make_trainer(load_profile(profile).model_copy(update={"device": "cpu"}), name)
+    on_cpu = make_trainer(settings.run(name), "cpu")
     assert all(torch.equal(found.truth[k], v) for k, v in on_cpu.truth.items())

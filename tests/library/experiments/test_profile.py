@@ -1,21 +1,34 @@
 """Profiles are read, checked and hashed."""
 
 import copy
+import hashlib
+import inspect
+import json
 import math
 import random
+import re
+import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import pytest
 import yaml
 from hypothesis import example, given, reject, settings
 from hypothesis import strategies as st
+from pydantic_core import to_jsonable_python
 
-from cryoanm_lib.checks.residuals import RESIDUAL_KEYS
+import cryoanm_lib
 from cryoanm_lib.errors import ConfigurationError
 from cryoanm_lib.experiments.profile import Profile, load_profile
 from cryoanm_lib.experiments.profile_files import PROFILES, config_folder
+from cryoanm_lib.experiments.reference import load_reference
+from cryoanm_lib.experiments.run import SCHEMA
+from cryoanm_lib.experiments.weights import weights_made
+from cryoanm_lib.imaging.latents import LATENTS
+from cryoanm_lib.settings import Section
 
 MINIMAL = {
     "experiments": {"one": {"title": "One", "infer": ["pose"], "stages": [{"resolution": 16, "steps": 5}]}}
@@ -49,8 +62,9 @@ def test_the_profiles_of_the_book_are_valid(name) -> None:
     profile = load_profile(name)
     assert profile.name == name
     for experiment in profile.experiments:
-        assert profile.stages(experiment) or profile.experiment(experiment).weights
-        assert profile.program(experiment).inferred
+        run = profile.run(experiment)
+        assert run.stages or run.section.weights
+        assert run.model().inferred
 
 
 def test_every_task_is_solved_by_both_recipes() -> None:
@@ -81,9 +95,9 @@ def test_a_profile_is_laid_over_another(tmp_path) -> None:
     content = {"based_on": "laptop", "test_images": 7, "experiments": {"joint": {"title": "Other"}}}
     profile, laptop = load_profile(write(tmp_path, content)), load_profile("laptop")
     assert profile.test_images == 7 and profile.window == laptop.window
-    assert profile.experiment("joint").title == "Other"
-    assert profile.experiment("joint").stages == laptop.experiment("joint").stages
-    assert profile.experiment("pose") == laptop.experiment("pose")
+    assert profile.runs["joint"].title == "Other"
+    assert profile.runs["joint"].stages == laptop.runs["joint"].stages
+    assert profile.runs["pose"] == laptop.runs["pose"]
 
 
 @pytest.mark.parametrize("base", ["nowhere", "full", 3, ["laptop"]])
@@ -121,8 +135,8 @@ def test_runs_that_would_be_mistaken_for_one_another_are_refused(tmp_path, exper
 def test_repeats_differ_by_their_seed_alone(tmp_path) -> None:
     profile = load_profile(write(tmp_path, changed("experiments", "one", "more_seeds", to=[5, 6])))
     assert list(profile.runs) == ["one", "one_seed_5", "one_seed_6"]
-    assert [profile.seed_of(name) for name in profile.runs] == [1, 5, 6]
-    assert len({profile.config_hash(name) for name in profile.runs}) == 3
+    assert [profile.run(name).seed for name in profile.runs] == [1, 5, 6]
+    assert len({profile.run(name).config_hash for name in profile.runs}) == 3
     assert {section.task for section in profile.runs.values()} == {"one"}
 
 
@@ -134,15 +148,15 @@ def test_length_scales_the_steps_of_a_recipe(tmp_path) -> None:
         "experiments": {name: section | {"task": "one", "recipe": name} for name in recipes},
     }
     profile = load_profile(write(tmp_path, content))
-    assert [profile.stages(name)[0].steps for name in recipes] == [10, 15, 1]
+    assert [profile.run(name).stages[0].steps for name in recipes] == [10, 15, 1]
 
 
 def test_a_prior_of_its_own_counts(tmp_path) -> None:
     prior = {"pose_concentration": [4.0, 3.0]}
     own = load_profile(write(tmp_path, changed("experiments", "one", "prior", to=prior)))
     shared = load_profile(write(tmp_path, changed("prior", to=prior)))
-    assert own.program("one").prior.pose_concentration == (4.0, 3.0)
-    assert own.config_hash("one") == shared.config_hash("one")
+    assert own.run("one").model().prior.pose_concentration == (4.0, 3.0)
+    assert own.run("one").config_hash == shared.run("one").config_hash
 
 
 @pytest.mark.parametrize(
@@ -223,10 +237,10 @@ def test_a_number_that_yaml_takes_for_text_gets_a_hint_and_no_echo(tmp_path) -> 
 
 def test_a_stray_file_named_like_an_embedded_structure_changes_nothing(tmp_path, monkeypatch) -> None:
     profile = load_profile(write(tmp_path, MINIMAL))
-    before = profile.config_hash("one")
+    before = profile.run("one").config_hash
     monkeypatch.chdir(tmp_path)
     (tmp_path / "adk_open").write_text("not a structure")
-    assert profile.config_hash("one") == before
+    assert profile.run("one").config_hash == before
 
 
 def test_an_unknown_profile_is_refused() -> None:
@@ -236,7 +250,7 @@ def test_an_unknown_profile_is_refused() -> None:
 
 def test_an_unknown_experiment_is_refused(tmp_path) -> None:
     with pytest.raises(ConfigurationError, match="no experiment 'two'; it has one"):
-        load_profile(write(tmp_path, MINIMAL)).experiment("two")
+        load_profile(write(tmp_path, MINIMAL)).run("two")
 
 
 def test_the_hash_follows_the_content_of_a_structure_file(tmp_path) -> None:
@@ -245,7 +259,7 @@ def test_the_hash_follows_the_content_of_a_structure_file(tmp_path) -> None:
     digests = []
     for text in ("one", "two"):
         structure.write_text(text)
-        digests.append(profile.config_hash("one"))
+        digests.append(profile.run("one").config_hash)
     assert digests[0] != digests[1]
 
 
@@ -257,14 +271,14 @@ def test_expected_ranges_name_metrics_of_their_profile() -> None:
         assert set(experiments) <= {*settings.experiments, *settings.assessments}
         for name, ranges in experiments.items():
             if name in settings.assessments:
-                latents = settings.experiment(settings.assessment(name).of).infer
+                latents = settings.runs[settings.assessments[name].of].infer
                 known = {"outlier_fraction", *(f"coverage_{level}" for level in (50, 80, 95))}
                 known |= {f"sbc_p_{latent}" for latent in latents}
                 known |= {f"{latent}_residual_over_limit" for latent in latents}
                 known |= {f"{latent}_standardised_error" for latent in latents}
                 known |= {"fraction_within_1deg", "fraction_within_5_limits"}
             else:
-                inferred = {RESIDUAL_KEYS[latent] for latent in settings.experiment(name).infer}
+                inferred = {LATENTS[latent].metric for latent in settings.runs[name].infer}
                 known = {"steps", "pose_flipped_fraction", *inferred, *(f"{key}_limit" for key in inferred)}
                 known |= {"pose_residual_median_deg", "best_component_within_15deg"}
             assert set(ranges) <= known
@@ -408,6 +422,7 @@ OTHERS: dict[Way, tuple[st.SearchStrategy, str]] = {
     ("name",): (texts, ""),
     ("structure",): (texts.filter(len) | st.just("x" * 300), "images fit assessment"),
     ("chain",): (texts, "images fit assessment"),
+    ("residues",): (texts, "images fit assessment"),
     ("device",): (st.sampled_from(["auto", "cpu", "cuda"]), ""),
     ("deterministic",): (st.booleans(), "fit assessment"),
     ("model", "projector"): (st.sampled_from(["fourier", "gridded", "separable"]), "fit assessment"),
@@ -443,9 +458,9 @@ def held(profile: Profile, way: Way) -> object:
 def hashes(profile: Profile) -> dict[str, str]:
     """All of the first experiment and of its assessment."""
     return {
-        "images": profile.images_hash("one"),
-        "fit": profile.config_hash("one"),
-        "assessment": profile.assessment_hash("check"),
+        "images": profile.run("one").images_hash,
+        "fit": profile.run("one").config_hash,
+        "assessment": profile.assessed("check").config_hash,
     }
 
 
@@ -498,6 +513,103 @@ def test_a_hash_changes_with_what_counts_for_it_and_with_nothing_else(
     assert {name for name in before if before[name] != after[name]} == set(moved.split())
 
 
+#: Where a section of each kind stands in a profile, and which hashes an option of it moves.
+KINDS: dict[str, tuple[Way, str]] = {
+    "program/prior.py:Prior": (("prior",), "images fit assessment"),
+    "experiments/schema.py:ModelSection": (("model",), "images fit assessment"),
+    "experiments/schema.py:GuideSection": ((*ONE, "guide"), "fit assessment"),
+    "experiments/schema.py:ExperimentSection": (ONE, "fit assessment"),
+    "inference/training.py:Stage": (STAGE, "fit assessment"),
+    "experiments/schema.py:AssessmentSection": (("assessments", "check"), "assessment"),
+    "experiments/schema.py:CheckSection": (("checks",), "assessment"),
+    "experiments/profile.py:Profile": ((), "fit assessment"),
+}
+
+ASK = """
+import json, sys
+from cryoanm_lib.experiments.profile import load_profile
+found = []
+for path in sys.argv[1:]:
+    run, check = (profile := load_profile(path)).run("one"), profile.assessed("check")
+    found.append({"images": run.images_hash, "fit": run.config_hash, "assessment": check.config_hash})
+print(json.dumps(found))
+"""
+
+
+def library_with_options(folder: Path) -> None:
+    """A copy of the library to each of whose sections somebody has added an option."""
+    ours = Path(cryoanm_lib.__file__).parent
+    shutil.copytree(ours, folder / ours.name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    for kind in KINDS:
+        module, name = kind.split(":")
+        path = folder / ours.name / module
+        head = rf'(class {name}\(\w+\):\n    """.*?"""\n)'
+        text, found = re.subn(head, r"\1\n    option: float = 0.0\n", path.read_text("utf-8"), flags=re.S)
+        assert found == 1, kind
+        path.write_text(text, "utf-8")
+
+
+def test_an_option_that_is_added_voids_nothing_until_it_is_used(tmp_path) -> None:
+    library_with_options(tmp_path)
+    paths = [tmp_path / f"{number}" / "mine.yaml" for number in range(1 + len(KINDS))]
+    contents = [WHOLE, *(changed(*way, "option", to=1.0, of=WHOLE) for way, _ in KINDS.values())]
+    for path, content in zip(paths, contents, strict=True):
+        path.parent.mkdir()
+        write(path.parent, content)
+    ask = [sys.executable, "-c", ASK, *paths]
+    said = subprocess.run(ask, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    at_default, *used = json.loads(said)
+    assert at_default == hashes(load_profile(paths[0]))
+    for (kind, (_, moved)), found in zip(KINDS.items(), used, strict=True):
+        assert {name for name in found if found[name] != at_default[name]} == set(moved.split()), kind
+
+
+#: Of all defaults, for each SCHEMA that there has been.
+DEFAULTS = {1: "f6267dfaef60ab1e"}
+
+
+def sections_in(annotation: object) -> Iterator[type[Section]]:
+    if inspect.isclass(annotation) and not get_args(annotation) and issubclass(annotation, Section):
+        yield annotation
+    for part in get_args(annotation):
+        yield from sections_in(part)
+
+
+def defaults(kind: type[Section], way: str = "") -> Iterator[tuple[str, object]]:
+    """Every key that a profile may leave out, with what it is then."""
+    for key, field in kind.model_fields.items():
+        if not field.is_required():
+            yield f"{way}{key}", to_jsonable_python(field.get_default())
+        for inner in sections_in(field.annotation):
+            yield from defaults(inner, f"{way}{key}.")
+
+
+def test_hashes_know_by_which_defaults_they_are() -> None:
+    """A hash leaves out what stands at its default: it must be another one where that is another."""
+    found = dict(defaults(Profile))
+    assert {"stride", "prior.spring_constant", "experiments.guide.half", "experiments.stages.settle"} < {
+        *found
+    }
+    text = json.dumps(found, sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == DEFAULTS[SCHEMA], (
+        "a default changed: raise SCHEMA in run.py and record the new digest (where an option was added and "
+        "nothing else, record the digest alone)"
+    )
+
+
+def test_what_came_with_the_library_is_of_its_profiles() -> None:
+    """The reference run would be made again, and networks be trained anew, if a hash were another."""
+    full, kept = load_profile("full"), load_reference("full").metrics
+    made = [full.run(name) for name in full.runs] + [full.assessed(name) for name in full.assessments]
+    assert {of.name: kept[of.name]["config_hash"] for of in made} == {of.name: of.config_hash for of in made}
+    for profile in map(load_profile, PROFILES):
+        for name, section in profile.experiments.items():
+            if section.weights:
+                images = profile.run(name).images_hash
+                assert weights_made(section.weights)["images"] == images, (profile.name, name)
+                assert profile.runs[name].weights == section.weights
+
+
 def shuffled(content: object, source: random.Random) -> object:
     """The same tables, their keys in another order."""
     if isinstance(content, list):
@@ -535,9 +647,8 @@ def test_a_profile_written_out_and_read_again_is_the_same(
     out = shuffled(profile.model_dump(mode="json"), random.Random(seed))
     again = load_profile(write(folder, yaml.safe_dump(out, sort_keys=False)))
     assert again == profile and hashes(again) == hashes(profile)
-    assert {name: again.config_hash(name) for name in again.runs} == {
-        name: profile.config_hash(name) for name in profile.runs
-    }
+    of_runs = ({name: one.run(name).config_hash for name in one.runs} for one in (again, profile))
+    assert next(of_runs) == next(of_runs)
 
 
 SECTIONS: list[Way] = [

@@ -5,13 +5,13 @@ import torch
 
 from cryoanm_lib.imaging.filtering import filtered
 from cryoanm_lib.imaging.transfer import ctf
+from cryoanm_lib.numerics.batching import WORKING_SET, pieces
 from cryoanm_lib.numerics.fourier import (
     coefficients_to_image,
     half_plane_frequencies,
     image_to_coefficients,
     spectrum_frequencies,
 )
-from cryoanm_lib.numerics.pieces import WORKING_SET, pieces
 
 BOXES = [8, 9]
 

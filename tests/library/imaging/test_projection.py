@@ -14,14 +14,14 @@ from cryoanm_lib.imaging.fourier_projection import fourier_coefficients, fourier
 from cryoanm_lib.imaging.gridded_projection import ACCURACY, Spreading, gridded_coefficients, gridded_image
 from cryoanm_lib.imaging.projection import PROJECTORS, fastest
 from cryoanm_lib.imaging.spatial_projection import separable_image, sparse_image
+from cryoanm_lib.numerics.batching import WORKING_SET
 from cryoanm_lib.numerics.fourier import (
     coefficients_to_image,
     half_plane_frequencies,
     highest_frequency,
     image_to_coefficients,
 )
-from cryoanm_lib.numerics.pieces import WORKING_SET
-from cryoanm_lib.numerics.rotation import rotation_z
+from tests.library.rotations import rotation_z
 
 torch.set_num_threads(1)
 WIDTH = 0.8

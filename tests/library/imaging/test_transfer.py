@@ -1,12 +1,12 @@
-"""Contrast transfer: its symmetries, its first zero, and the textbook electron wavelength."""
+"""Contrast transfer: its symmetries, its first zero, its slopes, and the textbook electron wavelength."""
 
 import math
 
 import pytest
 import torch
 
-from cryoanm_lib.imaging.transfer import ctf, natural_defocus
-from cryoanm_lib.numerics.rotation import rotation_z
+from cryoanm_lib.imaging.transfer import SineTransfer, Transfer, ctf, natural_defocus
+from tests.library.rotations import rotation_z
 
 torch.set_num_threads(1)
 DEFOCUS = torch.tensor([41.0, 50.0, 59.0], dtype=torch.float64)
@@ -54,6 +54,30 @@ def test_batch_dimensions_come_first() -> None:
 def test_the_gradient_agrees_with_finite_differences() -> None:
     frequencies = random_frequencies(5)
     assert torch.autograd.gradcheck(ctf, (DEFOCUS.clone().requires_grad_(), frequencies.requires_grad_()))
+
+
+def test_the_slopes_of_the_microscope_agree_with_autograd() -> None:
+    """Derivatives of its values by each of its latents, frequency by frequency."""
+    microscope, frequencies = SineTransfer(), random_frequencies()
+    latents = {"defocus": DEFOCUS.clone()}
+    slopes = microscope.slopes(latents, frequencies)
+    assert list(slopes) == [latent.name for latent in microscope.latents]
+    found = torch.func.jacfwd(lambda z: microscope.values({"defocus": z}, frequencies))(DEFOCUS)
+    of_each = found.diagonal(dim1=0, dim2=2).T  # an image's transfer knows nothing of another's defocus
+    torch.testing.assert_close(slopes["defocus"], of_each[:, None], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("highest", [0.1, 0.25, 0.5])
+def test_a_step_moves_the_transfer_by_half_at_most(highest: float) -> None:
+    """The microscope's own rule, and what any has from its slopes, which knows this image's defocus."""
+    microscope = SineTransfer()
+    latents = {"pose": torch.ones(1, 2, dtype=torch.float64), "defocus": DEFOCUS[:1]}
+    (own,) = microscope.steps(latents, highest)["defocus"]
+    by_slopes = Transfer.steps(microscope, latents, highest)["defocus"]
+    frequencies = torch.tensor([[highest, 0.0]]) * torch.linspace(0, 1, 200)[:, None]
+    start, end = (ctf(DEFOCUS[0] + step, frequencies.double()) for step in (0.0, own))
+    assert (end - start).abs().max() <= 0.5
+    assert own <= torch.tensor(by_slopes).min() <= 2 * own
 
 
 @pytest.mark.parametrize(("voltage", "wavelength"), [(100, 0.0370), (200, 0.0251), (300, 0.0197)])

@@ -5,16 +5,17 @@ import math
 import pytest
 import torch
 
+from cryoanm_lib.imaging.latents import AMPLITUDE, POSE
+from cryoanm_lib.imaging.unknowns import Unknowns
 from cryoanm_lib.inference.gaussian_mixture import GaussianMixture
 from cryoanm_lib.numerics.per_image_rng import PerImageRNG
-from cryoanm_lib.program.unknowns import Unknowns
 
 
-def mixture_of(weights, centres, deviations, names=("pose", "amplitude")) -> GaussianMixture:
+def mixture_of(weights, centres, deviations) -> GaussianMixture:
     centre = torch.tensor(centres, dtype=torch.float64)[None]
     scale = torch.diag_embed(torch.tensor(deviations, dtype=torch.float64))[None]
     log_weight = torch.tensor(weights, dtype=torch.float64).log()[None]
-    return GaussianMixture(Unknowns(names, 1), log_weight, centre, scale)
+    return GaussianMixture(Unknowns((POSE, AMPLITUDE), 1), log_weight, centre, scale)
 
 
 def one_stream() -> PerImageRNG:

@@ -7,7 +7,7 @@ import torch
 
 from cryoanm_lib.inference.so3_grid import count_for, so3_grid
 from cryoanm_lib.numerics.rotation import quaternion_distance
-from cryoanm_lib.program.antipodal import uniform_rotations
+from tests.library.rotations import uniform_rotations
 
 
 @pytest.mark.parametrize("count", [500, 4000])

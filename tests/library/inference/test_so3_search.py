@@ -12,23 +12,29 @@ from cryoanm_lib.inference.peak_finding import Starts, march
 from cryoanm_lib.inference.refinement import refine
 from cryoanm_lib.inference.so3_search import SO3Search
 from cryoanm_lib.inference.templates import Lattice
+from cryoanm_lib.program.log_joint import log_joint
 from cryoanm_lib.program.prior import Prior
-from cryoanm_lib.program.unknowns import Unknowns
+from cryoanm_lib.program.program import Guide, Model
 
 PRIOR = Prior(pose="space", shift_scale=0.8, amplitude_scale=1.0)
 EVERYTHING = ("pose", "shift", "amplitude", "defocus")
 
 
 @pytest.fixture
-def program(tiny_program):
+def guide(tiny_guide) -> Guide:
     pyro.set_rng_seed(0)
-    return tiny_program("shared", prior=PRIOR, inferred=EVERYTHING, noise=0.05, components=2)
+    return tiny_guide("shared", prior=PRIOR, inferred=EVERYTHING, noise=0.05, components=2)
 
 
-def test_scores_are_those_of_the_posterior(program) -> None:
+@pytest.fixture
+def model(guide) -> Model:
+    return guide.model
+
+
+def test_scores_are_those_of_the_posterior(model) -> None:
     """At points of the grid, up to a constant for each image, beside the same rotation and shift."""
-    search = SO3Search(program, resolution=16, spacing=40.0)
-    particles = program.simulate(3, 32)
+    search = SO3Search(model, resolution=16, spacing=40.0)
+    particles = model.simulate(3, 32)
     score, shift = search.scores(particles)
     cells = torch.arange(0, len(search.poses), 7)
     latents = {
@@ -37,76 +43,76 @@ def test_scores_are_those_of_the_posterior(program) -> None:
         "amplitude": torch.zeros(len(cells), 3, 1),
         "defocus": torch.full((len(cells), 3), 50.0),
     }
-    expected = program.log_joint(particles, {k: v.float() for k, v in latents.items()}, 16)
+    expected = log_joint(model, particles, {k: v.float() for k, v in latents.items()}, 16)
     difference = score[:, cells].T.double() - expected
     torch.testing.assert_close(difference, difference[:1].expand_as(difference), rtol=0, atol=0.05)
 
 
-def test_it_finds_poses_without_a_guide(program) -> None:
-    search = SO3Search(program, resolution=16, spacing=20.0)
-    particles = program.simulate(30, 32)
+def test_it_finds_poses_without_a_guide(model) -> None:
+    search = SO3Search(model, resolution=16, spacing=20.0)
+    particles = model.simulate(30, 32)
     starts = search.starts(particles)
-    peaks = march(program, particles, starts, 32, lowest=16)
+    peaks = march(model, particles, starts, 32, lowest=16)
     first = torch.searchsorted(peaks.image, torch.arange(30))
-    found = Unknowns.of(program).latents(peaks.values[first])
-    away = torch.rad2deg(pose_distance(found["pose"], particles.latents["pose"].double()))
+    found = model.unknowns.values(peaks.points[first])
+    away = torch.rad2deg(pose_distance(found["pose"], particles.truth["pose"].double()))
     assert (away < 3.0).double().mean() > 0.9
 
 
-def test_starts_of_an_image_are_apart(program) -> None:
-    search = SO3Search(program, resolution=16, spacing=20.0, most=5)
-    starts = search.starts(program.simulate(2, 32))
-    poses = starts.values[:5, :4]
+def test_starts_of_an_image_are_apart(model) -> None:
+    search = SO3Search(model, resolution=16, spacing=20.0, most=5)
+    starts = search.starts(model.simulate(2, 32))
+    poses = starts.points[:5, :4]
     distance = torch.rad2deg(pose_distance(poses[:, None], poses)) + 1000 * torch.eye(5)
     assert distance.min() >= 1.5 * 20.0 - 1e-6
     assert len(starts.image) == 10
 
 
-def test_images_that_are_explained_are_passed_over(program) -> None:
+def test_images_that_are_explained_are_passed_over(model) -> None:
     """Of 40 whose peak is the true one, one in a hundred may be doubted; those sent astray are all."""
-    search = SO3Search(program, resolution=16, spacing=30.0)
-    particles, unknowns = program.simulate(40, 32), Unknowns.of(program)
-    peaks = march(program, particles, Starts.of_each(unknowns.values(particles.latents)[:, None]), 32)
+    search = SO3Search(model, resolution=16, spacing=30.0)
+    particles, unknowns = model.simulate(40, 32), model.unknowns
+    peaks = march(model, particles, Starts.of_each(unknowns.points(particles.truth)[:, None]), 32)
     assert len(torch.unique(search.starts(particles, peaks).image)) <= 4
     away = torch.zeros(len(peaks), len(unknowns.columns), dtype=torch.float64)
     away[:, 0] = 1.5
-    lost = type(peaks)(peaks.image, unknowns.moved(peaks.values, away), peaks.log_joint, peaks.precision)
+    lost = type(peaks)(peaks.image, unknowns.moved(peaks.points, away), peaks.log_joint, peaks.precision)
     assert len(torch.unique(search.starts(particles, lost).image)) >= 38
 
 
-def test_refinement_recovers_from_a_guide_that_knows_nothing(program) -> None:
-    particles = program.simulate(30, 32)
-    alone = refine(program, particles, 32)
-    helped = refine(program, particles, 32, search=SO3Search(program, resolution=16, spacing=20.0))
+def test_refinement_recovers_from_a_guide_that_knows_nothing(model, guide) -> None:
+    particles = model.simulate(30, 32)
+    alone = refine(model, particles, 32, guide)
+    helped = refine(model, particles, 32, guide, SO3Search(model, resolution=16, spacing=20.0))
     assert helped.explained.double().mean() > 0.9 > alone.explained.double().mean()
     assert (helped.log_evidence[alone.explained] > alone.log_evidence[alone.explained] - 0.5).all()
 
 
-def test_a_lattice_does_not_cover_space(program) -> None:
+def test_a_lattice_does_not_cover_space(model) -> None:
     with pytest.raises(CryoANMError, match="not in space: use `refine` with an `SO3Search`"):
-        Lattice.covering(program, 16)
+        Lattice.covering(model, 16)
 
 
-def test_shifts_are_searched_within_the_prior(program) -> None:
-    search = SO3Search(program, resolution=16, spacing=40.0)
+def test_shifts_are_searched_within_the_prior(model) -> None:
+    search = SO3Search(model, resolution=16, spacing=40.0)
     assert search.shifts.norm(dim=1).max() <= 2.5 * 0.8 + 1e-6
     assert math.isclose(search.shifts.norm(dim=1).min().item(), 0.0, abs_tol=1e-9)
 
 
-def test_a_given_shift_and_contrast_are_taken_into_account(tiny_program) -> None:
+def test_a_given_shift_and_contrast_are_taken_into_account(tiny_model) -> None:
     """Shifts of three pixels and dim images, all of it known."""
     prior = Prior(pose="space", shift_scale=1.5, contrast_scale=0.2, amplitude_scale=1.0)
-    program = tiny_program("shared", prior=prior, inferred=("pose", "amplitude"), noise=0.05)
+    model = tiny_model(prior=prior, inferred=("pose", "amplitude"), noise=0.05)
     pyro.set_rng_seed(2)
-    particles = program.simulate(20, 32)
-    search = SO3Search(program, resolution=16, spacing=20.0)
-    peaks = march(program, particles, search.starts(particles), 32, lowest=16)
+    particles = model.simulate(20, 32)
+    search = SO3Search(model, resolution=16, spacing=20.0)
+    peaks = march(model, particles, search.starts(particles), 32, lowest=16)
     first = torch.searchsorted(peaks.image, torch.arange(20))
-    found = Unknowns.of(program).latents(peaks.values[first])["pose"]
-    away = torch.rad2deg(pose_distance(found, particles.latents["pose"].double()))
+    found = model.unknowns.values(peaks.points[first])["pose"]
+    away = torch.rad2deg(pose_distance(found, particles.truth["pose"].double()))
     assert (away < 3.0).double().mean() > 0.85
 
 
-def test_a_program_without_a_pose_in_space_is_refused(tiny_program) -> None:
+def test_a_model_without_a_pose_in_space_is_refused(tiny_model) -> None:
     with pytest.raises(CryoANMError, match="use a LatticeSearch"):
-        SO3Search(tiny_program())
+        SO3Search(tiny_model())

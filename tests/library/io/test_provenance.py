@@ -87,15 +87,16 @@ def test_a_fit_records_its_configuration_and_data(tmp_path, change) -> None:
     path.write_text(TINY + "structure: adk_closed\n" * change)
     settings = load_profile(path)
     fit(settings, "one", tmp_path, show_progress=False)
-    record = load_json(tmp_path / settings.artifact_path("one") / "provenance.json")
+    record = load_json(tmp_path / settings.run("one").path / "provenance.json")
     atoms = settings.load_structure().coordinates.numpy().tobytes()
     assert record["data"] == {"atoms": hashlib.sha256(atoms).hexdigest()}
-    assert record["config_hash"] == settings.config_hash("one")
-    assert record["seed"] == settings.seed_of("one")
+    assert record["config_hash"] == settings.run("one").config_hash
+    assert record["seed"] == settings.run("one").seed
 
 
 def test_kept_networks_are_data(tmp_path) -> None:
     settings = load_profile("laptop")
     name = next(name for name, section in settings.runs.items() if section.weights)
-    assert {len(digest) for digest in settings.data_hashes(name).values()} == {64}
-    assert settings.data_hashes(name).keys() == {"atoms", "weights"}
+    digests = settings.run(name).data_hashes
+    assert {len(digest) for digest in digests.values()} == {64}
+    assert digests.keys() == {"atoms", "weights"}

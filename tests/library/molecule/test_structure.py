@@ -651,7 +651,7 @@ def test_an_interrupted_write_leaves_nothing_behind(cache: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     answer_with(monkeypatch, whole)
-    monkeypatch.setattr(Path, "replace", full_disk)
+    monkeypatch.setattr("os.replace", full_disk)
     with pytest.raises(StructureError, match=r"No space left on device.*CRYOANM_CACHE"):
         load_structure("1abc")
     assert list(cache.iterdir()) == []

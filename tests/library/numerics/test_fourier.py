@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cryoanm_lib.errors import ForwardModelError
-from cryoanm_lib.imaging.noise import add_noise
+from cryoanm_lib.imaging.noise import WhiteNoise
 from cryoanm_lib.numerics.fourier import (
     check_resolution,
     coefficients_to_image,
@@ -229,7 +229,7 @@ def cropped_pixel_noise(n: int, noise: float, box_size: int, resolution: int) ->
 
 def coefficient_noise(n: int, noise: float, box_size: int, resolution: int) -> Tensor:
     silence = torch.zeros(n, (kept_values(resolution) + 1) // 2, dtype=torch.complex128)
-    return add_noise(silence, noise, box_size, torch.Generator().manual_seed(6))
+    return WhiteNoise(noise, box_size).sample(silence, torch.Generator().manual_seed(6))
 
 
 SOURCES = pytest.mark.parametrize("source", [cropped_pixel_noise, coefficient_noise])
@@ -238,7 +238,7 @@ SOURCES = pytest.mark.parametrize("source", [cropped_pixel_noise, coefficient_no
 @SOURCES
 @pytest.mark.parametrize(("box_size", "resolution"), SIZES[:6])
 def test_noise_is_white_with_deviation_σK_over_N(source, box_size: int, resolution: int) -> None:
-    """Second moments of the coordinates are σ_n² K²/N² times the identity, for pixel noise and `add_noise`.
+    """Second moments of the coordinates are σ_n² K²/N² times the identity, for pixel noise and `WhiteNoise`.
 
     No standardised entry of the sampled matrix exceeds 6: with at most 225² / 2 entries, 2e-9 each, the
     false-alarm rate is 5e-5 a case.

@@ -18,16 +18,15 @@ from cryoanm_lib.numerics.rotation import (
     quaternion_from_rotvec,
     quaternion_product,
     quaternion_z,
-    rotation_distance,
     rotation_from_quaternion,
     rotation_from_unit_vector,
-    rotation_z,
     rotvec_between,
     rotvec_from_quaternion,
     turned_by,
     unit_vector_to_angle,
     wrap_angle,
 )
+from tests.library.rotations import rotation_distance, rotation_z
 
 torch.set_num_threads(1)
 ANGLES = torch.linspace(-math.pi, math.pi, 41, dtype=torch.float64)

@@ -10,8 +10,9 @@ from scipy import integrate, stats
 from torch import Tensor
 
 from cryoanm_lib.numerics.rotation import quaternion_product
-from cryoanm_lib.program.antipodal import AntipodalProjectedNormal, log_line_integral, uniform_rotations
+from cryoanm_lib.program.antipodal import AntipodalProjectedNormal, log_line_integral
 from cryoanm_lib.program.distributions import ProjectedNormalMixture, StratifiedMixture
+from tests.library.rotations import uniform_rotations
 
 CONCENTRATIONS = [0.0, 1e-3, 0.5, 1.0, 3.0, 10.0, 100.0, 1e3, 1e4]
 

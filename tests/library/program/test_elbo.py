@@ -11,7 +11,7 @@ from pyro.infer import Trace_ELBO
 
 from cryoanm_lib.program.distributions import StratifiedMixture
 from cryoanm_lib.program.elbo import ForwardKL, StratifiedELBO
-from cryoanm_lib.program.program import CryoProgram
+from cryoanm_lib.program.program import Guide
 
 
 @pytest.fixture
@@ -47,70 +47,65 @@ def test_stratified_elbo_equals_quadrature(mixture) -> None:
     assert abs(draws.mean() - exact) < 5 * draws.std() / math.sqrt(len(draws))
 
 
-def test_stratified_elbo_without_a_mixture_is_the_ordinary_elbo(tiny_program) -> None:
+def test_stratified_elbo_without_a_mixture_is_the_ordinary_elbo(tiny_guide) -> None:
     """With the pose given nothing is left to stratify: the loss is `Trace_ELBO`'s, draw for draw."""
-    program: CryoProgram = tiny_program(inferred=("amplitude", "defocus")).eval()
+    guide: Guide = tiny_guide(inferred=("amplitude", "defocus")).eval()
     pyro.set_rng_seed(1)
-    particles = program.simulate(6, 16)
+    particles = guide.model.simulate(6, 16)
     losses = []
     for objective in (StratifiedELBO(), Trace_ELBO()):
         pyro.set_rng_seed(2)
-        losses.append(objective.loss(program.model, program.guide, particles, 16))
+        losses.append(objective.loss(guide.model.model, guide.guide, particles, 16))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_stratified_gradient_is_far_less_noisy_than_the_score_function(tiny_program) -> None:
+def test_stratified_gradient_is_far_less_noisy_than_the_score_function(tiny_guide) -> None:
     """The reason for the class: where the components lie apart, the gradient of their weights varies less.
 
     (Where they coincide there is nothing to choose, and the score function has the lower noise.)
     """
     pyro.set_rng_seed(3)
-    programs = [tiny_program("pixels", stratified=flag).eval() for flag in (True, False)]
+    guides = [tiny_guide("pixels", stratified=flag).eval() for flag in (True, False)]
     with torch.no_grad():
-        programs[0].encoders["pose"].head.bias.copy_(torch.tensor([0.0, 0.0, 10.0, 0.0, -10.0, 0.0]))
-    programs[1].load_state_dict(programs[0].state_dict())
-    particles = programs[0].simulate(8, 16)
+        guides[0].encoders["pose"].head.bias.copy_(torch.tensor([0.0, 0.0, 10.0, 0.0, -10.0, 0.0]))
+    guides[1].load_state_dict(guides[0].state_dict())
+    particles = guides[0].model.simulate(8, 16)
     spread = []
-    for program, objective in zip(programs, (StratifiedELBO(), Trace_ELBO()), strict=True):
-
-        def guide(*data, program=program) -> None:
-            pyro.module("pose", program.encoders["pose"])
-            program.guide(*data)
-
-        weight = program.encoders["pose"].head.bias
+    for guide, objective in zip(guides, (StratifiedELBO(), Trace_ELBO()), strict=True):
+        weight = guide.encoders["pose"].head.bias
         gradients = []
         for _ in range(30):
-            pyro.clear_param_store()
-            weight.grad = None
-            objective.loss_and_grads(program.model, guide, particles, 16)
-            gradients.append(weight.grad[: program.components])
+            loss = objective.differentiable_loss(guide.model.model, guide.guide, particles, 16)
+            (gradient,) = torch.autograd.grad(loss, weight)
+            gradients.append(gradient[: guide.components])
         spread.append(torch.stack(gradients).std(0).mean())
     assert spread[0] < 0.5 * spread[1]
 
 
-def test_forward_kl_is_the_density_of_the_truth(tiny_program) -> None:
-    program: CryoProgram = tiny_program(inferred=("pose", "amplitude")).eval()
+def test_forward_kl_is_the_density_of_the_truth(tiny_guide) -> None:
+    guide: Guide = tiny_guide(inferred=("pose", "amplitude")).eval()
     pyro.set_rng_seed(4)
-    particles = program.simulate(5, 16)
-    seen = program.see(particles, 16)
-    pose = program.pose_distribution(seen).log_prob(particles.latents["pose"])
-    upright = program.family.representation.turn_back(seen.features, particles.latents["pose"])
-    mean, log_scale = program.encoders["amplitude"](upright).chunk(2, dim=-1)
+    images = guide.model.simulate(5, 16)
+    seen = guide.see(images, 16)
+    pose = guide.pose_distribution(seen).log_prob(images.truth["pose"])
+    upright = guide.family.representation.turn_back(seen.features, images.truth["pose"])
+    mean, log_scale = guide.encoders["amplitude"](upright).chunk(2, dim=-1)
     normal = torch.distributions.Normal(3 * mean, 3 * log_scale.exp())
-    amplitude = normal.log_prob(particles.latents["amplitude"]).sum(-1)
+    amplitude = normal.log_prob(images.truth["amplitude"]).sum(-1)
     expected = -(pose + amplitude).sum().item()
-    assert ForwardKL().loss(program.model, program.guide, particles, 16) == pytest.approx(expected, rel=1e-5)
+    found = ForwardKL().loss(guide.model.model, guide.guide, images, 16)
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_losses_follow_the_scale_of_model_and_guide(tiny_program) -> None:
+def test_losses_follow_the_scale_of_model_and_guide(tiny_guide) -> None:
     """As Pyro's do: a hundredth of every log-density is a hundredth of the loss."""
-    program: CryoProgram = tiny_program().eval()
+    own: Guide = tiny_guide().eval()
     pyro.set_rng_seed(5)
-    particles = program.simulate(5, 16)
+    particles = own.model.simulate(5, 16)
     losses = []
     for factor in (1.0, 0.01):
         pyro.set_rng_seed(6)
-        model, guide = (poutine.scale(f, scale=factor) for f in (program.model, program.guide))
+        model, guide = (poutine.scale(f, scale=factor) for f in (own.model.model, own.guide))
         losses.append(StratifiedELBO().loss(model, guide, particles, 16))
     assert losses[1] == pytest.approx(0.01 * losses[0], rel=1e-5)
 

@@ -5,7 +5,6 @@ import torch
 
 from cryoanm_lib.numerics.fourier import coefficients_to_image
 from cryoanm_lib.numerics.rotation import angle_to_unit_vector
-from cryoanm_lib.particles.particles import to_forward
 from cryoanm_lib.program.encoders import Pixels, turn_back
 
 ANGLES = torch.tensor([0.3, 1.7, -2.9])
@@ -27,7 +26,7 @@ def turned_and_upright(tiny_forward) -> tuple[dict, dict]:
 def test_turning_back_an_image_undoes_its_pose(tiny_forward, turned_and_upright, fine) -> None:
     """The image of a molecule at θ, turned back by θ, is the one at 0, up to linear interpolation."""
     images, expected = (
-        coefficients_to_image(tiny_forward.coefficients(to_forward(x), 32), fine) for x in turned_and_upright
+        coefficients_to_image(tiny_forward.coefficients(x, 32), fine) for x in turned_and_upright
     )
     middle = slice(fine // 4, 3 * fine // 4)  # the corners turn out of the box
     error = (turn_back(images, turned_and_upright[0]["pose"], fine) - expected)[:, middle, middle]
@@ -36,7 +35,7 @@ def test_turning_back_an_image_undoes_its_pose(tiny_forward, turned_and_upright,
 
 def test_pixels_turn_back_on_their_own_grid(tiny_forward, turned_and_upright) -> None:
     images, expected = (
-        coefficients_to_image(tiny_forward.coefficients(to_forward(x), 32), 32) for x in turned_and_upright
+        coefficients_to_image(tiny_forward.coefficients(x, 32), 32) for x in turned_and_upright
     )
     error = Pixels(32).turn_back(images, turned_and_upright[0]["pose"]) - expected
     assert error[:, 8:24, 8:24].abs().max() < 0.03 * expected.abs().max()

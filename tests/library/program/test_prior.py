@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from cryoanm_lib.errors import ConfigurationError
-from cryoanm_lib.program.prior import LATENTS, Prior
+from cryoanm_lib.imaging.latents import LATENTS
+from cryoanm_lib.program.prior import Prior
 
 
 def test_shift_and_contrast_are_absent_by_default() -> None:
-    assert Prior().latents == ("pose", "amplitude", "defocus")
-    assert Prior(shift_scale=1.0, contrast_scale=0.1).latents == LATENTS
+    assert Prior().names == ("pose", "amplitude", "defocus")
+    assert Prior(shift_scale=1.0, contrast_scale=0.1).names == (*LATENTS,)
 
 
 def test_every_latent_is_drawn_with_its_mean_and_deviation() -> None:
@@ -20,11 +21,12 @@ def test_every_latent_is_drawn_with_its_mean_and_deviation() -> None:
     prior = Prior(shift_scale=2.0, amplitude_scale=(3.0, 1.0), defocus_mean=40.0, contrast_scale=0.1)
     n, like = 20_000, torch.zeros(1)
     pyro.set_rng_seed(0)
-    for name in LATENTS[1:]:
+    for latent in prior.latents[1:]:
+        name = latent.name
         drawn = prior.distribution(name, 2, like).sample((n,))
-        assert drawn.shape == (n, *prior.shape(name, 2))
+        assert drawn.shape == (n, *latent.shape_for(2))
         mean, scale = prior.moments(name, 2, like)
-        rows = drawn.reshape(n, -1)
+        rows = latent.rows(drawn)
         assert ((rows.mean(0) - mean).abs() < 5 * scale / n**0.5).all()
         assert ((rows.std(0) - scale).abs() < 5 * scale / (2 * n) ** 0.5).all()
 

@@ -7,7 +7,6 @@ import torch
 
 from cryoanm_lib.numerics.fourier import coefficients_to_image
 from cryoanm_lib.numerics.rotation import angle_to_unit_vector, rotation_from_unit_vector
-from cryoanm_lib.particles.particles import to_forward
 from cryoanm_lib.program.rings import Rings
 
 
@@ -45,7 +44,7 @@ def test_a_turn_of_the_molecule_is_a_phase(tiny_forward, angle) -> None:
     pose = angle_to_unit_vector(torch.tensor([angle, 0.0]))
     latents = {"pose": pose, "amplitude": torch.full((2, 1), 2.0), "defocus": torch.full((2,), 50.0)}
     rings = Rings(32)
-    seen = rings(coefficients_to_image(tiny_forward.coefficients(to_forward(latents), 32), 32))
+    seen = rings(coefficients_to_image(tiny_forward.coefficients(latents, 32), 32))
     turned, upright = rings.turn_back(seen, pose)
     assert (turned - upright).abs().max() < 1e-3 * upright.abs().max()
 

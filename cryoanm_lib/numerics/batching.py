@@ -1,4 +1,4 @@
-"""Work that may not fit into memory: taken in parts, and in smaller ones where a part turns out too large."""
+"""Work in parts: so few at a time that they stay near the processor, and fewer where memory is too small."""
 
 import warnings
 from collections.abc import Callable
@@ -7,6 +7,27 @@ from typing import TypeVar
 import torch
 
 _Answer = TypeVar("_Answer")
+
+#: Bytes that may be in work at a time: about the second-level cache of two cores, and what keeps a GPU busy.
+WORKING_SET = {"cpu": 2**21, "elsewhere": 2**28}
+
+
+def pieces(count: int, bytes_each: int, device: torch.device) -> list[slice]:
+    """All of some things in order, as many at a time as the working set holds, and one at least.
+
+    Parameters
+    ----------
+    count, bytes_each, device : int, int, torch.device
+        How many there are, what one of them needs on the way, and where they are.
+
+    Examples
+    --------
+    >>> pieces(5, bytes_each=2**20, device=torch.device("cpu"))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    allowed = WORKING_SET.get(device.type, WORKING_SET["elsewhere"])
+    at_a_time = max(1, allowed // max(1, bytes_each))
+    return [slice(start, min(start + at_a_time, count)) for start in range(0, count, at_a_time)]
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -26,10 +47,8 @@ def in_parts(work: Callable[[slice], _Answer], count: int, at_a_time: int) -> li
     ----------
     work : callable
         Given the slice that a part is.
-    count : int
-        How many things there are.
-    at_a_time : int
-        How many are tried first.
+    count, at_a_time : int
+        How many things there are, and how many are tried first.
 
     Raises
     ------

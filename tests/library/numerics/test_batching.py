@@ -6,7 +6,9 @@ import torch
 
 from cryoanm_lib.errors import TrainingError
 from cryoanm_lib.inference.training import Stage, Trainer
-from cryoanm_lib.numerics.memory import in_parts, is_out_of_memory
+from cryoanm_lib.numerics.batching import in_parts, is_out_of_memory
+from cryoanm_lib.particles.source import FreshImages
+from cryoanm_lib.program.log_joint import log_joint
 
 ERRORS = [
     MemoryError("no"),
@@ -44,24 +46,24 @@ def test_what_fits_in_no_part_is_an_error_and_so_is_any_other() -> None:
     assert not is_out_of_memory(RuntimeError("shapes do not agree"))
 
 
-def test_an_image_s_posterior_does_not_depend_on_the_parts(tiny_program, monkeypatch) -> None:
-    program = tiny_program(inferred=("pose", "amplitude"))
+def test_an_image_s_posterior_does_not_depend_on_the_parts(tiny_model, monkeypatch) -> None:
+    model = tiny_model(inferred=("pose", "amplitude"))
     pyro.set_rng_seed(0)
-    particles = program.simulate(5, 16)
-    whole = program.log_joint(particles, particles.latents, 16)
-    monkeypatch.setattr("cryoanm_lib.program.program._CHUNK", 2)
-    torch.testing.assert_close(program.log_joint(particles, particles.latents, 16), whole)
+    images = model.simulate(5, 16)
+    whole = log_joint(model, images, images.truth, 16)
+    monkeypatch.setattr("cryoanm_lib.program.log_joint._CHUNK", 2)
+    torch.testing.assert_close(log_joint(model, images, images.truth, 16), whole)
 
 
-def test_training_says_what_to_lower_and_by_how_much(tiny_program) -> None:
-    program = tiny_program()
+def test_training_says_what_to_lower_and_by_how_much(tiny_guide) -> None:
+    guide = tiny_guide()
     pyro.set_rng_seed(0)
-    stages, test = [Stage(resolution=12, steps=2)], program.simulate(4, 16)
-    trainer = Trainer(program, stages, lambda k, step: program.simulate(8, k), test, 2, show_progress=False)
+    stages, test = [Stage(resolution=12, steps=2)], guide.model.simulate(4, 16)
+    trainer = Trainer(guide, stages, FreshImages(guide.model, 8), test, 2, show_progress=False)
 
     def no_room(*given) -> None:
         raise ERRORS[2]
 
-    program.encoders["pose"].register_forward_hook(no_room)
+    guide.encoders["pose"].register_forward_hook(no_room)
     with pytest.raises(TrainingError, match=r"a step of 8 images at K = 12 .*batch_size to 4"):
         trainer.run()

@@ -1,0 +1,49 @@
+"""The public face: what `from cryoanm_lib import …` offers, and where each name lives."""
+
+from cryoanm_lib.book import costs as costs
+from cryoanm_lib.book import figures as figures
+from cryoanm_lib.book import landscapes as landscapes
+from cryoanm_lib.book import tables as tables
+from cryoanm_lib.book import transition as transition
+from cryoanm_lib.book import views as views
+from cryoanm_lib.book import widgets as widgets
+from cryoanm_lib.checks import referees as referees
+from cryoanm_lib.checks import residuals as residuals
+from cryoanm_lib.experiments.assess import assess_or_load as assess_or_load
+from cryoanm_lib.experiments.datasets import draw_test_images as draw_test_images
+from cryoanm_lib.experiments.fit import fit_or_load as fit_or_load
+from cryoanm_lib.experiments.fit import make_trainer as make_trainer
+from cryoanm_lib.experiments.profile import load_profile as load_profile
+from cryoanm_lib.experiments.reference import load_reference as load_reference
+from cryoanm_lib.imaging.forward_model import ForwardModel as ForwardModel
+from cryoanm_lib.imaging.latents import LATENTS as LATENTS
+from cryoanm_lib.imaging.latents import Latent as Latent
+from cryoanm_lib.imaging.likelihood import log_likelihood as log_likelihood
+from cryoanm_lib.imaging.noise import Noise as Noise
+from cryoanm_lib.imaging.noise import WhiteNoise as WhiteNoise
+from cryoanm_lib.imaging.transfer import SineTransfer as SineTransfer
+from cryoanm_lib.imaging.transfer import Transfer as Transfer
+from cryoanm_lib.imaging.transfer import natural_defocus as natural_defocus
+from cryoanm_lib.inference.amortised import propose as propose
+from cryoanm_lib.inference.exact_posterior import exact_posterior as exact_posterior
+from cryoanm_lib.inference.fisher import fisher_information as fisher_information
+from cryoanm_lib.inference.fisher import information_limit as information_limit
+from cryoanm_lib.inference.lattice_search import LatticeSearch as LatticeSearch
+from cryoanm_lib.inference.refinement import refine as refine
+from cryoanm_lib.inference.so3_search import SO3Search as SO3Search
+from cryoanm_lib.inference.training import Stage as Stage
+from cryoanm_lib.inference.training import Trainer as Trainer
+from cryoanm_lib.molecule import anm as anm
+from cryoanm_lib.molecule.anm import normal_modes as normal_modes
+from cryoanm_lib.molecule.structure import load_structure as load_structure
+from cryoanm_lib.molecule.structure import rmsd as rmsd
+from cryoanm_lib.molecule.structure import superpose as superpose
+from cryoanm_lib.numerics import fourier as fourier
+from cryoanm_lib.numerics import rotation as rotation
+from cryoanm_lib.particles.particles import Particles as Particles
+from cryoanm_lib.particles.particles import Simulated as Simulated
+from cryoanm_lib.program.prior import Prior as Prior
+from cryoanm_lib.program.program import Guide as Guide
+from cryoanm_lib.program.program import Model as Model
+
+PACKAGES: tuple[str, ...]

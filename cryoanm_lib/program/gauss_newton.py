@@ -1,0 +1,84 @@
+"""The log-posterior about a point: its height, its slope, and its curvature by Gauss and Newton."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cryoanm_lib.imaging.forward_model import ForwardModel
+from cryoanm_lib.imaging.latents import Latent, Values
+from cryoanm_lib.imaging.unknowns import Unknowns
+from cryoanm_lib.numerics.fourier import crop_coefficients
+from cryoanm_lib.particles.particles import Particles
+from cryoanm_lib.program.prior import Prior
+
+
+@runtime_checkable
+class HasPosterior(Protocol):
+    """What is needed of a `Model`."""
+
+    forward_model: ForwardModel
+    prior: Prior
+    unknowns: Unknowns
+
+
+@dataclass(frozen=True, eq=False)
+class GaussNewton:
+    """Of images, each at a point of its own, in float64.
+
+    Attributes
+    ----------
+    height : Float[Tensor, "images"]
+        log p(image, latents), but for latents that are not moved.
+    slope : Float[Tensor, "images columns"]
+        Its gradient Jᵀr + ∇log p by the steps of `Unknowns`.
+    precision : Float[Tensor, "images columns columns"]
+        JᵀJ + P: the Fisher information of the image and the curvature of the prior, where that is positive.
+    """
+
+    height: Float[Tensor, "images"]
+    slope: Float[Tensor, "images columns"]
+    precision: Float[Tensor, "images columns columns"]
+
+
+def gauss_newton(
+    model: HasPosterior,
+    particles: Particles,
+    values: Values,
+    resolution: int,
+    latents: tuple[Latent, ...] | None = None,
+) -> GaussNewton:
+    """With J the derivative of the crop in units of the noise, r what it leaves unexplained, and p the prior.
+
+    Parameters
+    ----------
+    model, particles, resolution : Model, Particles, int
+        Forward model and prior, images with latents that are given of each, and K.
+    values : mapping of str to Tensor
+        Where to look: the latents that are moved, and any that take the place of given ones; in float64 or in
+        the forward model's type.
+    latents : tuple of Latent, optional
+        Along which one may move, in the order of the columns; default all that the model infers.
+    """
+    latents = model.unknowns.latents if latents is None else latents
+    forward, noise = model.forward_model, particles.noise
+    here = {name: value.to(forward.reference) for name, value in {**particles.given, **values}.items()}
+    predicted, slopes = forward.slopes(here, resolution, latents)
+    observed = crop_coefficients(particles.coefficients, resolution)
+    residual = noise.whiten(observed - predicted, resolution)
+    jacobian = noise[:, None].whiten(slopes, resolution)
+    exact = {name: value.double() for name, value in values.items()}
+    of_prior = [model.prior.slopes(latent, exact, forward.n_modes) for latent in latents]
+    slope, precision = (torch.cat(parts, dim=1) for parts in zip(*of_prior, strict=True))
+    log_prior = sum(
+        model.prior.distribution(one.name, forward.n_modes, slope).log_prob(exact[one.name])
+        for one in latents
+    )
+    squared = residual.double().square().sum(-1)
+    return GaussNewton(
+        -0.5 * squared - noise.log_normaliser(resolution) + log_prior,
+        (jacobian @ residual[..., None])[..., 0].double() + slope,
+        (jacobian @ jacobian.transpose(1, 2)).double() + torch.diag_embed(precision),
+    )
