@@ -56,6 +56,32 @@ def test_no_modules_import_each_other() -> None:
     tuple(TopologicalSorter({name_of(path): imported(path) for path in MODULES}).static_order())
 
 
+def test_what_a_fit_imports_is_what_trains_it_again() -> None:
+    """The workflow names the files of which an edit does not retrain: no fit may need one of them."""
+    rules = ast.parse((LIBRARY.parent / "workflow" / "rules" / "common.smk").read_text())
+    named = {}
+    for node in rules.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("ASSESSING", "SHOWING"):
+            named[ast.unparse(node.targets[0])] = ast.literal_eval(_unpacked(node.value))
+    left_out = tuple(f"cryoanm_lib/{part}" for parts in named.values() for part in parts)
+    assert len(left_out) > 10
+    by_name = {name_of(path): path for path in MODULES}
+    needed, found = ["cryoanm_lib.experiments.fit"], set()
+    while needed:
+        if (name := needed.pop()) in by_name and name not in found:
+            found.add(name)
+            needed += imported(by_name[name])
+    files = [by_name[name].relative_to(LIBRARY.parent).as_posix() for name in found]
+    assert len(files) > 30
+    assert not [file for file in files if file.startswith(left_out)]
+
+
+def _unpacked(value: ast.expr) -> ast.Tuple:
+    """A tuple of which some elements are tuples with a star, written out."""
+    inner = [e.value.elts if isinstance(e, ast.Starred) else [e] for e in value.elts]
+    return ast.Tuple([each for elements in inner for each in elements], ast.Load())
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_no_pickle(path) -> None:
     text = path.read_text()

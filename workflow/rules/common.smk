@@ -63,7 +63,7 @@ ASSESSING = (
     *("numerics/segment_ops", "numerics/per_image_rng", "checks/predictive", "checks/calibration"),
     *("inference/templates", "inference/adaptive_lattice", "inference/exact_posterior", "inference/gaussian_mixture"),
     *("inference/peak_finding", "inference/lattice_search", "inference/so3_", "inference/refinement"),
-    *("inference/amortised", "experiments/assess"),
+    "experiments/assess",
 )
 SHOWING = ("book/", "checks/referees", "experiments/metrics", "experiments/reference", "numerics/timing")
 
