@@ -58,7 +58,7 @@ test: lint ## Run ruff, a quick test of each part and one notebook: five minutes
 	$(PARALLEL)
 	$(NOTEBOOKS)/02_projection.ipynb
 
-test-all: lint ## Run the whole test suite, each call checked too, and every notebook: what CI runs
+test-all: lint check-types ## Run the whole test suite, each call checked too, and every notebook: what CI runs
 	$(PARALLEL) $(WHOLE)
 	$(NOTEBOOKS)
 	$(MAKE) test-types test-launch
@@ -66,7 +66,7 @@ test-all: lint ## Run the whole test suite, each call checked too, and every not
 test-types: $(TEST_READY) ## Run the library's tests, each call checked against its annotations
 	$(PARALLEL) $(WHOLE) -p tests.typechecked tests/library
 
-check-types: $(TEST_READY) ## Let basedpyright read the annotations
+check-types: $(TEST_READY) ## Let basedpyright read the annotations: no error
 	basedpyright
 
 test-slow: $(TEST_READY) ## Run the long tests, which count what they try for the book
