@@ -12,6 +12,11 @@ from cryoanm_lib.particles.particles import Simulated
 from cryoanm_lib.program.program import Model
 
 
+def _unit(latent: Latent) -> str:
+    """What stands behind a number; Å and px² stand in the text below a table, for they would not fit."""
+    return "" if latent.unit in ("Å", "px²") else latent.suffix
+
+
 def stage_table(fit: Fit) -> str:
     """What each stage of an experiment did: K, objective, steps, and residuals of the test images."""
     latents = fit.model.unknowns.latents
@@ -22,7 +27,7 @@ def stage_table(fit: Fit) -> str:
         total = max(record["total_steps"] for record in fit.history if record["stage"] == index)
         found = residuals(fit.snapshots[index], fit.truth)
         row = [index + 1, stage.resolution, stage.objective.replace("_", " "), total - done]
-        row += [two_digits(found[one.name].mean().item(), one.suffix) for one in latents]
+        row += [two_digits(found[one.name].mean().item(), _unit(one)) for one in latents]
         row += [f"{100 * (found['pose'] > FLIP_DEGREES).double().mean():.1f} %"] if "pose" in found else []
         rows.append(row)
         done = total
@@ -37,7 +42,7 @@ def reach_table(metrics: Mapping[str, Mapping], tasks: Iterable[str]) -> str:
     rows = []
     for runs, latent, start in _latent_rows(metrics, tasks):
         best, limit = runs["refined"] or runs["ours"], f"{latent.metric}_limit"
-        rows.append([*start, f"**{_of_seeds(best, latent)}**", two_digits(best[0][limit], latent.suffix)])
+        rows.append([*start, f"**{_of_seeds(best, latent)}**", two_digits(best[0][limit], _unit(latent))])
     return markdown_table(["unknown", "latent", "paper", "ours", "limit"], rows)
 
 
@@ -51,7 +56,7 @@ def headline_table(metrics: Mapping[str, Mapping], tasks: Iterable[str] | None =
     rows = []
     for runs, latent, start in _latent_rows(metrics, tasks):
         papers, ours, refined = (_of_seeds(runs[of], latent) for of in ("paper", "ours", "refined"))
-        limit = two_digits((runs["ours"] or runs["paper"])[0][f"{latent.metric}_limit"], latent.suffix)
+        limit = two_digits((runs["ours"] or runs["paper"])[0][f"{latent.metric}_limit"], _unit(latent))
         rows.append([*start, papers, f"**{ours}**", refined, limit, _times(runs) if start[0] else ""])
     return markdown_table(heading, rows)
 
@@ -64,7 +69,7 @@ def _latent_rows(
         shown = (runs["ours"] or runs["paper"])[0]
         for place, name in enumerate(latents_of(shown)):
             reported, latent = shown.get(f"{LATENTS[name].metric}_paper"), LATENTS[name]
-            paper = shown["paper_says"] if reported is None else two_digits(reported, latent.suffix)
+            paper = shown["paper_says"] if reported is None else two_digits(reported, _unit(latent))
             yield runs, latent, ["" if place else shown["title"], name, paper]
 
 
@@ -117,7 +122,7 @@ def limit_table(models: Iterable[Model], images: Simulated, resolutions: Iterabl
         row = [str(resolution)]
         for model in models:
             limit = information_limit(model, images.giving(model.given), resolution)
-            row += [two_digits(limit[o.name].mean().item(), o.suffix) for o in model.unknowns.latents]
+            row += [two_digits(limit[o.name].mean().item(), _unit(o)) for o in model.unknowns.latents]
         rows.append(row)
     return markdown_table(heading, rows)
 
@@ -178,7 +183,7 @@ def calibration_table(assessments: Iterable[Mapping]) -> str:
 
 def _of_seeds(runs: list[Mapping], latent: Latent) -> str:
     """The median over runs, and the worst of them if there are several."""
-    values, unit = [run[latent.metric] for run in runs], latent.suffix
+    values, unit = [run[latent.metric] for run in runs], _unit(latent)
     worst = f" ({two_digits(max(values), unit)})" if len(values) > 1 else ""
     return two_digits(median(values), unit) + worst if values else "—"
 
