@@ -267,9 +267,8 @@ class ForwardModel(nn.Module):
             self.positions(latents, rotations), velocities, self.box_size, self.atom_width, resolution
         )
         frequencies = self.frequencies(resolution)
-        transfer, of_transfer = (
-            of(latents, frequencies) for of in (self.transfer.values, self.transfer.slopes)
-        )
+        transfer = self.transfer.values(latents, frequencies)
+        of_transfer = self.transfer.slopes(latents, frequencies)
         contrast = latents["contrast"][..., None, None] if "contrast" in latents else None
         factor = transfer if contrast is None else contrast[..., 0] * transfer
         on_atoms = [latent for latent in along if latent.acts_on == "atoms"]
