@@ -73,7 +73,7 @@ test-slow: $(TEST_READY) ## Run the long tests, which count what they try for th
 	OMP_NUM_THREADS=2 pytest -m slow --keep-counts
 
 test-book: $(TEST_READY) ## Run the tests that look at a built book
-	pytest tests/book
+	pytest $(WHOLE) tests/book
 
 test-launch: $(TEST_READY) ## Open notebooks alone in a fresh environment, as Colab does
 	pytest -m launch tests/launch

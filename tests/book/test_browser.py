@@ -14,6 +14,8 @@ from playwright.sync_api import Locator, Page
 
 from .conftest import HTML, table_of_contents
 
+pytestmark = pytest.mark.thorough  # minutes, in a browser
+
 DESK = {"width": 1280, "height": 2000}  # so high that the sidebar needs no scrolling
 PHONE = {"width": 390, "height": 844}
 MOST_MEGABYTES = 3.0
