@@ -7,34 +7,19 @@ from torch import Tensor
 from cryoanm_lib.book.landscapes import landscape
 from cryoanm_lib.errors import ForwardModelError
 from cryoanm_lib.imaging.forward_model import ForwardModel
-from cryoanm_lib.imaging.latents import in_plane
 from cryoanm_lib.imaging.likelihood import log_likelihood
 from cryoanm_lib.imaging.noise import WhiteNoise
-from cryoanm_lib.molecule.anm import normal_modes
-from cryoanm_lib.molecule.structure import load_structure
 from cryoanm_lib.numerics.fourier import coefficients_to_image, image_to_coefficients
 from cryoanm_lib.particles.particles import Particles
+from tests.library.two_modes import TRUTH, latents_of, two_modes
 
 torch.set_num_threads(1)
 WHITE = WhiteNoise(0.1, box_size=64)
-TRUTH = {"pose": 0.4, "amplitude": 1.5, "amplitude_2": -2.0, "defocus": 50.0, "shift_x": 0.5, "shift_y": -1.0}
 
 
 @pytest.fixture(scope="module")
 def forward() -> ForwardModel:
-    reference = load_structure("adk_open").coordinates
-    return ForwardModel(reference, normal_modes(reference, n_modes=2).vectors, pixel_size=1.5)
-
-
-def latents_of(values: dict[str, float]) -> dict[str, Tensor]:
-    """By keyword, as `landscape` names them, and not by its own code."""
-    number = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
-    return in_plane(
-        number["pose"],
-        torch.stack([number["amplitude"], number["amplitude_2"]]),
-        defocus=number["defocus"],
-        shift=torch.stack([number["shift_x"], number["shift_y"]]),
-    )
+    return two_modes()
 
 
 def image(coefficients: Tensor) -> Particles:

@@ -4,37 +4,23 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 from torch.distributions import Normal
 
 from cryoanm_lib.imaging.forward_model import ForwardModel
-from cryoanm_lib.imaging.latents import POSE, in_plane
+from cryoanm_lib.imaging.latents import POSE
 from cryoanm_lib.imaging.likelihood import log_likelihood
 from cryoanm_lib.imaging.noise import WhiteNoise
-from cryoanm_lib.molecule.anm import normal_modes
-from cryoanm_lib.molecule.structure import load_structure
 from cryoanm_lib.numerics.fourier import crop, highest_frequency, image_to_coefficients
+from tests.library.two_modes import TRUTH, latents_of, two_modes
 
 torch.set_num_threads(1)
 NOISE = 0.1
 WHITE = WhiteNoise(NOISE, box_size=64)
-TRUTH = {"pose": 0.4, "amplitude": 1.5, "amplitude_2": -2.0, "defocus": 50.0, "shift_x": 0.5, "shift_y": -1.0}
 
 
 @pytest.fixture(scope="module")
 def forward() -> ForwardModel:
-    reference = load_structure("adk_open").coordinates
-    return ForwardModel(reference, normal_modes(reference, n_modes=2).vectors, pixel_size=1.5)
-
-
-def latents_of(values: dict[str, float]) -> dict[str, Tensor]:
-    number = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
-    return in_plane(
-        number["pose"],
-        torch.stack([number["amplitude"], number["amplitude_2"]]),
-        defocus=number["defocus"],
-        shift=torch.stack([number["shift_x"], number["shift_y"]]),
-    )
+    return two_modes()
 
 
 # Against pixels
