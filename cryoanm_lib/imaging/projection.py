@@ -11,7 +11,6 @@ is pixel (N//2, N//2).
 """
 
 import math
-from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Complex, Float
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from cryoanm_lib.imaging.fourier_projection import fourier_coefficients
 from cryoanm_lib.imaging.gridded_projection import ACCURACY, Spreading, gridded_coefficients
-from cryoanm_lib.imaging.spatial_projection import separable_image, sparse_image
+from cryoanm_lib.imaging.spatial_projection import PAPER_REACH, separable_image, sparse_image
 from cryoanm_lib.numerics.fourier import highest_frequency, image_to_coefficients
 
 # Nanoseconds of one thread of a CPU for a value of the factors, a product of two of them, the Gaussians of
@@ -81,25 +80,33 @@ def project(
     return PROJECTORS[name](positions, box_size, atom_width, resolution, accuracy)
 
 
-def _through_image(image: Callable[..., Float[Tensor, "*batch box box"]]) -> Projector:
-    """A projector from a function that makes images, as accurately as it can."""
+def separable_coefficients(
+    positions: Float[Tensor, "*batch atoms 2"],
+    box_size: int,
+    atom_width: float,
+    resolution: int,
+    accuracy: float | None = None,
+) -> Complex[Tensor, "*batch kept"]:
+    """Coefficients by way of `separable_image`, to rounding."""
+    return image_to_coefficients(separable_image(positions, box_size, atom_width), resolution)
 
-    def coefficients(
-        positions: Float[Tensor, "*batch atoms 2"],
-        box_size: int,
-        atom_width: float,
-        resolution: int,
-        accuracy: float | None = None,
-    ) -> Complex[Tensor, "*batch kept"]:
-        return image_to_coefficients(image(positions, box_size, atom_width), resolution)
 
-    return coefficients
+def sparse_coefficients(
+    positions: Float[Tensor, "*batch atoms 2"],
+    box_size: int,
+    atom_width: float,
+    resolution: int,
+    accuracy: float | None = None,
+) -> Complex[Tensor, "*batch kept"]:
+    """Coefficients by way of `sparse_image`, by the paper's patch or one that reaches an accuracy."""
+    reach = PAPER_REACH if accuracy is None else math.sqrt(-2 * math.log(accuracy))
+    return image_to_coefficients(sparse_image(positions, box_size, atom_width, reach), resolution)
 
 
 PROJECTORS: dict[str, Projector] = {
     "auto": project,
     "fourier": fourier_coefficients,
     "gridded": gridded_coefficients,
-    "separable": _through_image(separable_image),
-    "sparse": _through_image(sparse_image),
+    "separable": separable_coefficients,
+    "sparse": sparse_coefficients,
 }

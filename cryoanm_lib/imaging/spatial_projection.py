@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# The sparse projector cuts a Gaussian off here: beyond it lies exp(-5.5² / 2) < 3e-7 of the peak.
-PATCH_RADIUS_IN_WIDTHS = 5.5
+#: Half the edge of the paper's patch of 6 σ_a × 6 σ_a, in σ_a.
+PAPER_REACH = 3.0
 
 
 def separable_image(
@@ -30,17 +30,19 @@ def separable_image(
 
 
 def sparse_image(
-    positions: Float[Tensor, "*batch atoms 2"], box_size: int, atom_width: float
+    positions: Float[Tensor, "*batch atoms 2"], box_size: int, atom_width: float, reach: float = PAPER_REACH
 ) -> Float[Tensor, "*batch box box"]:
-    """The paper's image: each atom in a truncated patch, the patches summed by a sparse COO tensor.
+    """The paper's image (§3.4, A.3.3): each atom in a truncated patch, summed by a sparse COO tensor.
 
-    Pixels further than 5.5 σ_a from an atom along x or y are left out, an error of at most 3e-7 of the
-    peak for each atom. Pixels outside the box are dropped.
+    A patch holds the pixels within a reach of ρ σ_a along x and y, 5 × 5 of them for the paper's ρ = 3 and
+    σ_a = 0.8. What lies beyond is less than exp(-ρ²/2) of an atom's peak, for the paper's 0.011. Pixels
+    outside the box are dropped.
 
-    Parameters as of `fourier_coefficients`.
+    Other parameters as of `fourier_coefficients`.
     """
     flat = positions[None].flatten(end_dim=-3)
-    radius = math.ceil(PATCH_RADIUS_IN_WIDTHS * atom_width)
+    # the pixel nearest to an atom is half a pixel away at most
+    radius = math.ceil(reach * atom_width - 0.5)
     steps = torch.arange(-radius, radius + 1, device=flat.device)
     nearest = flat.detach().round().long()[..., None] + steps
     along_x, along_y = (-0.5 * ((nearest - flat[..., None]) / atom_width).square()).exp().unbind(dim=-2)

@@ -148,7 +148,7 @@ def test_projector_agreement(forward: ForwardModel, latents: Values) -> None:
     deviations = figures.projector_deviations(roomy, latents)
     assert deviations["float64"]["separable"] < 1e-12
     assert deviations["float64"]["fourier"] < 1e-12
-    assert deviations["float64"]["sparse"] < 1e-6
+    assert 1e-3 < deviations["float64"]["sparse"] < 0.1  # the paper's patch, some atoms on one pixel
     text = drawn(figures.plot_projector_agreement(deviations))
     assert {"sparse", "separable", "fourier", "float32", "float64"} <= text
 

@@ -13,7 +13,7 @@ from cryoanm_lib.imaging import fourier_projection, gridded_projection
 from cryoanm_lib.imaging.fourier_projection import fourier_coefficients, fourier_slopes
 from cryoanm_lib.imaging.gridded_projection import ACCURACY, Spreading, gridded_coefficients, gridded_image
 from cryoanm_lib.imaging.projection import PROJECTORS, fastest
-from cryoanm_lib.imaging.spatial_projection import separable_image, sparse_image
+from cryoanm_lib.imaging.spatial_projection import PAPER_REACH, separable_image, sparse_image
 from cryoanm_lib.numerics.batching import WORKING_SET
 from cryoanm_lib.numerics.fourier import (
     coefficients_to_image,
@@ -26,7 +26,9 @@ from tests.library.rotations import rotation_z
 torch.set_num_threads(1)
 WIDTH = 0.8
 BOXES = [32, 33]
-SPARSE_ERROR = 5e-7  # of a peak, per atom: the tails beyond 5.5 widths that the sparse projector cuts off
+SPARSE_ERROR = math.exp(
+    -4.5
+)  # of a peak, per atom: the tails beyond 3 widths that the paper's patch cuts off
 ERROR = {"sparse": SPARSE_ERROR, "gridded": 2 * ACCURACY}  # of those that are not exact
 EXTENT = 8.5  # widths from its centre at which an atom is below the rounding of double precision
 
@@ -153,14 +155,23 @@ def test_images_agree_with_the_plain_sum_across_the_edge(image, box_size: int) -
     assert (image(positions, box_size, WIDTH) - expected).abs().max() < allowed
 
 
-def test_the_sparse_projector_errs_by_less_than_it_says() -> None:
+def test_the_paper_s_patch_is_five_pixels_by_five() -> None:
+    """6 σ_a × 6 σ_a at σ_a = 0.8, wherever in its pixel the atom is."""
+    for x in torch.linspace(-0.49, 0.49, 15).tolist():
+        image = sparse_image(torch.tensor([[x, -x]], dtype=torch.float64), 32, WIDTH)
+        assert torch.equal(image.nonzero().amin(0), torch.tensor([14, 14]))
+        assert torch.equal(image.nonzero().amax(0), torch.tensor([18, 18]))
+
+
+@pytest.mark.parametrize("reach", [2.0, PAPER_REACH, 5.5])
+def test_the_sparse_projector_errs_by_less_than_it_says(reach: float) -> None:
     worst = 0.0
     for x in torch.linspace(-0.5, 0.5, 21).tolist():
         position = torch.tensor([[x, 0.37 - x]], dtype=torch.float64)
         for width in (0.5, WIDTH, 1.0, 1.3):
-            error = sparse_image(position, 32, width) - separable_image(position, 32, width)
+            error = sparse_image(position, 32, width, reach) - separable_image(position, 32, width)
             worst = max(worst, error.abs().max().item())
-    assert 0 < worst < SPARSE_ERROR
+    assert 0 < worst < math.exp(-(reach**2) / 2)
 
 
 @pytest.mark.parametrize("name", ["fourier", "gridded"])
