@@ -5,6 +5,7 @@ const breathing = (() => {
   const PERIOD = 4; // seconds of a swing there and back
   const TURN_PER_PIXEL = 0.01, TURN_PER_KEY = Math.PI / 18;
   const SMOOTH = 4; // pieces of curve from one atom to the next
+  const BAR = 20; // Å
   const RIM = 2.5; // Å that a rim lies behind its piece, so that it hides no neighbour along the chain
 
   /** Coordinates in Å, bent by an amplitude along a mode. */
@@ -69,9 +70,11 @@ const breathing = (() => {
       });
     };
     const along = (share) => model.colours[Math.min(model.colours.length - 1, Math.floor(share * model.colours.length))];
+    const other = behind[0] > 128 ? [190, 110, 30] : [230, 160, 80];
     const grey = behind[0] > 128 ? [150, 150, 150] : [130, 130, 130];
     const pieces = [
       ...strand(model.reference, () => grey, 1.2 * scale),
+      ...(model.other ? strand(model.other, () => other, 1.6 * scale) : []),
       ...strand(bent(model, mode, amplitude), along, 4.5 * scale),
     ].sort((a, b) => a.depth - b.depth);
     for (const { ends: [start, end], width: line, colour, cap } of pieces) {
@@ -81,12 +84,22 @@ const breathing = (() => {
       context.lineTo(...end);
       context.stroke();
     }
+    const bar = BAR * zoom, left = 12 * scale, below = height - 12 * scale;
+    context.strokeStyle = context.fillStyle = `rgb(${grey.join(",")})`;
+    [context.lineWidth, context.lineCap, context.font] = [2 * scale, "butt", `${12 * scale}px sans-serif`];
+    context.beginPath();
+    context.moveTo(left, below);
+    context.lineTo(left + bar, below);
+    context.stroke();
+    context.fillText(`${BAR} Å`, left, below - 6 * scale);
   }
 
   /** Join mouse, finger, keys, slider and buttons to the picture. */
   function start(figure, model) {
     const canvas = figure.querySelector("canvas"), slider = figure.querySelector("input");
     const shown = figure.querySelector("output"), choice = figure.querySelector(".choice");
+    const marks = figure.querySelector("datalist");
+    slider.setAttribute("list", marks.id);
     const state = { mode: 0, amplitude: 0, rotation: turn(0.5, -0.3) };
     let running = !window.matchMedia("(prefers-reduced-motion: reduce)").matches, phase = 1, before = null;
 
@@ -99,6 +112,8 @@ const breathing = (() => {
     const swingTo = () => {
       const end = model.furthest[state.mode];
       [slider.min, slider.max, slider.step] = [-end, end, end / 100];
+      const one = model.deviations[state.mode];
+      marks.replaceChildren(...[-one, 0, one].map((value) => new Option("", value)));
       state.amplitude = end * Math.sin(phase);
       slider.value = state.amplitude;
       redraw();

@@ -28,16 +28,22 @@ class Breathing:
         Of unit norm over all coordinates.
     furthest : Float[Tensor, "modes"]
         Amplitude of each mode in Å at the end of a swing.
+    deviations : Float[Tensor, "modes"]
+        Amplitude of one deviation of each mode in Å, which the slider marks.
     still, alt, name : Figure, str, str
         As of `moving_figure`.
+    other : Float[Tensor, "atoms 3"], optional
+        Another structure of the same molecule, superposed, that stands beside it in orange.
     """
 
     reference: Float[Tensor, "atoms 3"]
     modes: Float[Tensor, "modes atoms 3"]
     furthest: Float[Tensor, "modes"]
+    deviations: Float[Tensor, "modes"]
     still: Figure
     alt: str
     name: str = "breathing"
+    other: Float[Tensor, "atoms 3"] | None = None
 
     def _repr_html_(self) -> str:
         chain = mpl.colormaps["viridis"].resampled(_COLOURS)
@@ -45,6 +51,8 @@ class Breathing:
             "reference": rounded(self.reference),
             "modes": rounded(self.modes),
             "furthest": rounded(self.furthest),
+            "deviations": rounded(self.deviations),
+            "other": None if self.other is None else rounded(self.other),
             # Half the height of the picture: the reference with room to swing, however it is turned.
             "reach": round(_ROOM * self.reference.norm(dim=-1).max().item(), 3),
             "colours": [[round(255 * part) for part in chain(i)[:3]] for i in range(_COLOURS)],

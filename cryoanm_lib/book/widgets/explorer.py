@@ -12,7 +12,7 @@ from cryoanm_lib.program.prior import Prior
 
 @dataclass(frozen=True, eq=False)
 class Explorer:
-    """An image and its spectrum, drawn again whenever a slider moves.
+    """An image, what the bend changes in it, its spectrum and the transfer, drawn again when a slider moves.
 
     The browser computes both from coordinates and the first mode, by the sums of `fourier_projection`.
 
@@ -41,7 +41,7 @@ class Explorer:
         bend = 4 * self.prior.amplitude_scales(self.model.n_modes)[0]
         middle, reach = self._span(microscope)
         return [
-            Slider("amplitude", "amplitude α", "Å", -bend, bend, bend / 40, 0.0),
+            Slider("amplitude", "amplitude α", "Å", -bend, bend, bend / 40, bend / 4),
             Slider("pose", "pose θ", "°", -180, 180, 1, 35),
             Slider(
                 microscope.name,
@@ -59,11 +59,18 @@ class Explorer:
         return mean.item(), 4 * scale.item()
 
     def _repr_html_(self) -> str:
-        model = {
-            "reference": rounded(self.model.reference[:, :2]),
-            "mode": rounded(self.model.modes[0, :, :2]),
-            "boxSize": self.model.box_size,
-            "pixelSize": self.model.pixel_size,
-            "atomWidth": self.model.atom_width,
-        }
-        return moving_figure("explorer", self.name, self.still, self.alt, self.sliders(), model)
+        model, shared = drawn_by_script(self.model) | {"noise": self.noise}, ["projection"]
+        return moving_figure(
+            "explorer", self.name, self.still, self.alt, self.sliders(), model, shared=shared
+        )
+
+
+def drawn_by_script(model: ForwardModel) -> dict[str, object]:
+    """What `projection.js` needs to know of a molecule and its detector."""
+    return {
+        "reference": rounded(model.reference[:, :2]),
+        "mode": rounded(model.modes[0, :, :2]),
+        "boxSize": model.box_size,
+        "pixelSize": model.pixel_size,
+        "atomWidth": model.atom_width,
+    }

@@ -49,6 +49,7 @@ def moving_figure(
     sliders: Sequence[Slider],
     model: Mapping[str, object],
     turns: bool = False,
+    shared: Sequence[str] = (),
 ) -> str:
     """The HTML of a moving figure: what `<kind>.html` holds, driven by `<kind>.js`.
 
@@ -70,6 +71,8 @@ def moving_figure(
         What the script works with; it must have a form in JSON.
     turns : bool
         The picture can be turned by hand.
+    shared : sequence of str
+        Scripts that the figure's own uses, by the names of their files.
     """
     picture = io.BytesIO()
     still.savefig(picture, format="png", dpi=100)
@@ -83,7 +86,7 @@ def moving_figure(
         still=base64.b64encode(picture.getvalue()).decode(),
         alt=escape(alt),
         body=Template(text["html"]).substitute(controls=controls, id=name).rstrip(),
-        script=text["js"],
+        script="\n".join([*(_text(f"{each}.js") for each in shared), text["js"]]),
         model=json.dumps(model, separators=(",", ":")),
     )
 

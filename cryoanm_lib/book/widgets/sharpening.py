@@ -74,7 +74,7 @@ class Sharpening:
         }
         last = len(self.resolutions) - 1
         slider = Slider("resolution", "resolution", "", 0, last, 1, min(2, last))
-        return moving_figure("sharpening", self.name, self.still, self.alt, [slider], model)
+        return moving_figure("sharpening", self.name, self.still, self.alt, [slider], model, shared=["panel"])
 
 
 def _panel(shown: Window, height: Float[Tensor, "pose amplitude"]) -> dict:

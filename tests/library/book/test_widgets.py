@@ -14,15 +14,17 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.path import Path as MplPath
 
-from cryoanm_lib.book.widgets import Breathing, Explorer, Sharpening
+from cryoanm_lib.book.widgets import Breathing, Explorer, Landscape, Sharpening
 from cryoanm_lib.experiments.datasets import draw_test_images
 from cryoanm_lib.experiments.profile import load_profile
 from cryoanm_lib.imaging.forward_model import ForwardModel
 from cryoanm_lib.imaging.latents import in_plane
+from cryoanm_lib.imaging.likelihood import log_likelihood
 from cryoanm_lib.inference.lattice_search import LatticeSearch
 from cryoanm_lib.inference.refinement import refine
 from cryoanm_lib.molecule.anm import normal_modes
 from cryoanm_lib.molecule.structure import load_structure
+from cryoanm_lib.numerics.fourier import crop_coefficients
 from cryoanm_lib.numerics.rotation import unit_vector_to_angle
 from cryoanm_lib.program.prior import Prior
 
@@ -57,7 +59,7 @@ def run_script(figure, ask: str) -> object:
 
 def by_script(figure: Explorer, latents: list[dict]) -> list[torch.Tensor]:
     """Images that the page's own script draws of latents."""
-    images = f"{json.dumps(latents)}.map((each) => Array.from(explorer.image(model, each)))"
+    images = f"{json.dumps(latents)}.map((each) => Array.from(projection.image(model, each)))"
     return [torch.tensor(pixels, dtype=torch.float64) for pixels in run_script(figure, images)]
 
 
@@ -96,7 +98,9 @@ def breathing() -> Breathing:
     structure = load_structure("adk_open")
     modes = normal_modes(structure.coordinates, n_modes=5)
     furthest = 30 * (modes.eigenvalues[0] / modes.eigenvalues).sqrt()
-    return Breathing(structure.coordinates, modes.vectors, furthest, empty_still(), "a molecule")
+    return Breathing(
+        structure.coordinates, modes.vectors, furthest, furthest / 10, empty_still(), "a molecule"
+    )
 
 
 @node
@@ -160,11 +164,65 @@ def test_a_map_is_darkest_where_the_posterior_is_highest(sharpening) -> None:
 @node
 def test_ticks_are_round_and_within_the_axis(sharpening) -> None:
     for low, high in ((-180.0, 180.0), (41.23, 41.31), (-12.0, 3.0)):
-        found = run_script(sharpening, f"sharpening.ticks({low}, {high}, 4)")["found"]
+        found = run_script(sharpening, f"panel.ticks({low}, {high}, 4)")["found"]
         assert 2 <= len(found) <= 5 and min(found) >= low and max(found) <= high
 
 
-@pytest.mark.parametrize("figure", [explorer, breathing, "sharpening"])
+@pytest.fixture(scope="module")
+def walked() -> Landscape:
+    """One image of adenylate kinase, seen at two resolutions."""
+    run = load_profile("smoke").run("pose_amplitude")
+    return Landscape(run.model(), draw_test_images(run)[:1], [8, 32], empty_still(), "a landscape")
+
+
+@node
+def test_the_script_s_log_likelihood_is_the_library_s(walked: Landscape) -> None:
+    """But for its constant; six decimals of the coefficients are worth a hundredth of a nat."""
+    image, forward = walked.image, walked.model.forward_model
+    defocus = image.truth["defocus"].item()
+    for resolution in (8, 32, 64):
+        asked = [(0.3, 0.0), (-2.0, 5.0), (3.0, -8.0)]
+        latents = [
+            {"pose": pose, "amplitude": amplitude, "defocus": defocus, "resolution": resolution}
+            for pose, amplitude in asked
+        ]
+        found = run_script(
+            walked, f"{json.dumps(latents)}.map((each) => landscape.logLikelihood(model, each))"
+        )
+        pose, amplitude = torch.tensor(asked).T
+        at = in_plane(pose, amplitude[:, None], defocus=torch.full((3,), defocus))
+        expected = log_likelihood(
+            crop_coefficients(image.coefficients, resolution),
+            forward.coefficients(at, resolution),
+            image.noise,
+            resolution,
+        ) + image.noise.log_normaliser(resolution)
+        torch.testing.assert_close(torch.tensor(found), expected.float(), rtol=1e-4, atol=0.1)
+
+
+@node
+def test_walking_uphill_at_low_resolution_leads_to_the_highest_point(walked: Landscape) -> None:
+    """Step by step, none of them down, from half a radian beside the truth to the top of the map."""
+    (frame, _), truth = walked.frames(), walked.image.truth
+    start = {
+        "pose": unit_vector_to_angle(truth["pose"]).item() + 0.5,
+        "amplitude": 0.0,
+        "defocus": truth["defocus"].item(),
+        "resolution": 8,
+    }
+    walk = f"""(() => {{
+        const heights = [];
+        for (let at = {json.dumps(start)}; at; at = landscape.uphill(model, at, model.step)) {{
+            heights.push(landscape.logLikelihood(model, at));
+        }}
+        return heights;
+    }})()"""
+    heights = run_script(walked, walk)
+    assert len(heights) > 10 and heights == sorted(heights)
+    assert heights[-1] == pytest.approx(frame["top"], abs=1.0)
+
+
+@pytest.mark.parametrize("figure", [explorer, breathing, "sharpening", "walked"])
 def test_a_page_needs_nothing_from_elsewhere(figure, request) -> None:
     html = (request.getfixturevalue(figure) if isinstance(figure, str) else figure())._repr_html_()
     assert not re.findall(r"https?://|src=\"(?!data:)|href=|import\s*\(", html)
