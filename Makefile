@@ -40,7 +40,7 @@ PARALLEL  := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 NOTEBOOKS := OMP_NUM_THREADS=2 pytest -p no:cacheprovider --nbval-lax --nbval-current-env notebooks
 WHOLE     := -m "not slow and not launch"
 
-.PHONY: help book pdf test test-all test-types check-types test-slow test-book test-launch bench lint format lock clean distclean
+.PHONY: help book pdf address test test-all test-types check-types test-slow test-book test-launch bench lint format lock clean distclean
 
 help: ## Show this list
 	@echo "make <target> [PROFILE=smoke|laptop|full|paper] [STRUCTURE=adk_open|<PDB ID>|<file>] [CORES=4] [PYTHON=python3.11]"
@@ -53,6 +53,9 @@ book: $(BOOK_READY) ## Compute every figure of PROFILE and build the book
 pdf: $(BOOK_READY) ## Print the book to results/book.pdf; needs a Chromium
 	snakemake --cores $(CORES) --config profile="$(PROFILE)" structure=$(call given,STRUCTURE) -- results/book.pdf
 	@echo "The book: $(CURDIR)/results/book.pdf"
+
+address: $(BOOK_READY) ## Write where this repository is on GitHub, ADDRESS or the clone's origin, into notebooks and README
+	python workflow/scripts/write_address.py $(ADDRESS)
 
 test: lint ## Run ruff, a quick test of each part and one notebook: five minutes
 	$(PARALLEL)

@@ -2,7 +2,7 @@
 
 A page says where by a comment: `<!-- configuration keys -->`, or `<!-- api: molecule -->`, or
 `<!-- counted -->` for what the long tests have counted. And `<!-- launch: notebooks/01_anm -->` becomes
-buttons: the repository's address is known to _config.yml alone.
+buttons, if the repository's address is in _config.yml or the clone's origin is on GitHub.
 """
 
 import importlib
@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from cryoanm_lib.experiments.profile import Profile
+from cryoanm_lib.io.provenance import origin
 
 _COUNTS = Path(__file__).parents[2] / "tests" / "counts.json"
 _KINDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
@@ -19,9 +20,18 @@ _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusi
 
 
 def setup(app):
+    app.connect("config-inited", _find_repository, priority=400)  # before the theme reads its options
     app.connect("source-read", _fill_in)
     app.connect("autodoc-process-docstring", _as_text, priority=400)  # before napoleon reads the sections
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _find_repository(app, config):
+    """Without an address there is nothing to launch, and no repository to lead to."""
+    options = config.html_theme_options
+    options["repository_url"] = options.get("repository_url") or origin()
+    if not options["repository_url"]:
+        options["launch_buttons"], options["use_repository_button"] = {}, False
 
 
 def _fill_in(app, page, source):
@@ -48,8 +58,10 @@ def _number(value):
 
 
 def launch_buttons(config, page):
-    """Links that open a notebook in Binder and in Colab."""
+    """Links that open a notebook in Binder and in Colab, or why there are none."""
     options = config.html_theme_options
+    if not options["repository_url"]:
+        return "(This book was built from a copy whose address is not known, so it has no launch buttons.)"
     branch, launch = options["repository_branch"], options["launch_buttons"]
     repository = options["repository_url"].removeprefix("https://github.com/")
     addresses = {

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -22,6 +23,28 @@ def commit() -> str:
         return _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def origin() -> str:
+    """Address of the repository on GitHub that the library was cloned from, or "" where there is none."""
+    try:
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return github_address(_git("remote", "get-url", "origin"))
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def github_address(remote: str) -> str:
+    """A remote as https://github.com/someone/something, without what a user signs in with, or "".
+
+    Examples
+    --------
+    >>> github_address("git@github.com:someone/something.git")
+    'https://github.com/someone/something'
+    """
+    host = r"(?:https://(?:[^@/]*@)?github\.com/|(?:ssh://)?git@github\.com[:/])"
+    found = re.fullmatch(host + r"([\w-]+/[\w.-]+?)(?:\.git)?/?", remote)
+    return f"https://github.com/{found[1]}" if found else ""
 
 
 def _git(*arguments: str) -> str:

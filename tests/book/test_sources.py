@@ -5,6 +5,7 @@ import inspect
 import json
 import pkgutil
 import re
+import runpy
 
 import nbformat
 import pytest
@@ -72,31 +73,42 @@ def test_notebook_has_one_parameters_cell_with_smoke_defaults(path):
     assert isinstance(values["results"], str)
 
 
-def repository_links(text):
-    """Repositories, as owner/name, that launch links and badges in a text point at."""
-    services = r"(?:mybinder\.org/v2/gh|colab\.research\.google\.com/github)"
-    return set(re.findall(services + r"/([\w-]+/[\w.-]+)", text))
+#: What an address of this repository would look like: to launch, to install, to cite, or by its name.
+_ADDRESSES = re.compile(
+    r"(?:mybinder\.org/v2/gh|colab\.research\.google\.com/github)/([\w-]+/[\w.-]+)"
+    r"|git\+https?://(?!github\.com/)([\w./-]+)|(?:git\+https://)?github\.com[/:]([\w-]+/cryoanm)\b"
+    r'|repository = \\?"https?://(?:github\.com/)?([\w./-]+)'
+)
 
 
-def test_the_repository_address_stands_in_one_place(config, tracked):
-    """Files that must repeat it (a README cannot compute) say exactly what _config.yml says."""
-    url, branch = config["repository"]["url"], config["repository"]["branch"]
-    ours = url.removeprefix("https://github.com/")
-    readme = (ROOT / "README.md").read_text()
-    assert repository_links(readme) == {ours}
-    assert f"mybinder.org/v2/gh/{ours}/{branch}" in readme
-    assert f"colab.research.google.com/github/{ours}/blob/{branch}/" in readme
+def addresses_in(folder, paths):
+    """Repositories, as owner/name, that files send a reader or a program to."""
+    texts = [path for path in paths if not path.endswith((".safetensors", ".gz", ".png"))]
+    found = {path: _ADDRESSES.findall((folder / path).read_text(errors="ignore")) for path in texts}
+    return {next(filter(None, groups)) for each in found.values() for groups in each}
 
-    may_repeat = {"_config.yml", "README.md", "CITATION.cff"}
-    for path in sorted(tracked):
-        if path.endswith((".safetensors", ".gz", ".png")):
-            continue
-        text = (ROOT / path).read_text(errors="ignore")
-        assert repository_links(text) <= {ours}, path
-        if not path.startswith("notebooks/"):  # they install the library in Colab
-            assert path in may_repeat or url not in text, f"{path} repeats the repository's address"
-        for found in re.findall(rf"github\.com/([\w-]+/{ours.split('/')[1]})\b", text):
-            assert found == ours, path
+
+def test_no_address_stands_in_the_tree_but_the_one_that_is_set(config, tracked):
+    """Whoever owns an address from which notebooks install code runs it on the readers' machines."""
+    ours = {config["repository"]["url"].removeprefix("https://github.com/")} - {""}
+    assert addresses_in(ROOT, sorted(tracked - {"tests/book/test_sources.py"})) == ours
+
+
+def test_an_address_is_written_everywhere_and_taken_out_again(tracked, tmp_path):
+    write = runpy.run_path(str(ROOT / "workflow/scripts/write_address.py"))["write"]
+    files = ["_config.yml", "README.md", "CITATION.cff", *(p for p in tracked if p.endswith(".ipynb"))]
+    before = {path: (ROOT / path).read_text() for path in files}
+    for path, text in before.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(text)
+    write(tmp_path, "https://github.com/some-one/some.thing")
+    for path in files:
+        assert addresses_in(tmp_path, [path]) <= {"some-one/some.thing"}
+        assert "some-one/some.thing" in (tmp_path / path).read_text(), path
+        if path.endswith(".ipynb"):
+            nbformat.validate(nbformat.read(tmp_path / path, as_version=4))
+    write(tmp_path, "")
+    assert {path: (tmp_path / path).read_text() for path in files} == before
 
 
 def test_launch_links_open_tracked_files(config, toc, tracked):
@@ -136,6 +148,41 @@ def test_every_citation_is_known_and_every_reference_can_be_looked_up(tracked):
     assert cited <= set(known)
 
 
+#: "Eq. 4", "Equations 7 and 10", "Eqs. 3–5", "Algorithm 1", "Fig. 1a".
+_OF_THE_PAPER = re.compile(
+    r"\b(Eq|Alg|Fig)(?:uation|orithm|ure)?s?\.? (A?\d+[a-d]?(?:(?:–|, | and )A?\d+[a-d]?)*)"
+)
+
+
+def numbers_of_the_paper(text):
+    """What a text cites of the paper, as "Eq. 4", a range number by number."""
+    for kind, numbers in _OF_THE_PAPER.findall(text):
+        for part in re.split(", | and ", numbers):
+            first, *last = (number.rstrip("abcd") for number in part.split("–"))
+            whole = range(int(first), int(last[0]) + 1) if last else [first]
+            yield from (f"{kind}. {number}" for number in whole)
+
+
+def test_every_equation_that_is_cited_is_in_the_table_of_the_paper_s(tracked):
+    assert [*numbers_of_the_paper("Eqs. 3–5 and Fig. A1; Alg. 2")] == [
+        *"Eq. 3|Eq. 4|Eq. 5|Fig. A1|Alg. 2".split("|")
+    ]
+    table = (ROOT / "book/equations.md").read_text()
+    listed = re.findall(r"^\| ((?:Eq|Alg|Fig)\. A?\d+) \|", table, flags=re.MULTILINE)
+    assert len(set(listed)) == len(listed) == 11 + 2 + 6
+    told = [p for p in tracked if p.endswith((".ipynb", ".md", ".py")) and not p.startswith("tests/")]
+    cited = {path: {*numbers_of_the_paper((ROOT / path).read_text())} for path in told}
+    assert {*listed} <= set().union(*cited.values())
+    assert not {path: unknown for path, found in cited.items() if (unknown := found - {*listed})}
+
+
+def test_no_symbol_has_two_meanings():
+    """In the first column of the tables, where an index or an argument makes another symbol."""
+    text = (ROOT / "book/symbols.md").read_text()
+    symbols = re.findall(r"\$[^$]+\$", "".join(re.findall(r"^\| (.*?) \|", text, flags=re.MULTILINE)))
+    assert len(symbols) > 40 and len(set(symbols)) == len(symbols)
+
+
 def _resolve(name):
     """What a name of the symbols page stands for: of a module, of a class, or a parameter in parentheses."""
     thing, _, parameter = name.rstrip(")").partition("(")
@@ -156,7 +203,7 @@ def _argument(function, name):
 
 
 def test_every_name_of_the_symbols_page_exists():
-    names = re.findall(r"`([^`]+)`", (ROOT / "book/symbols.md").read_text())
+    names = re.findall(r"(?<!\})`([^`]+)`", (ROOT / "book/symbols.md").read_text())  # not what is a {role}
     assert len(names) > 40
     for name in names:
         assert _resolve(name), name

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import yaml
 
 pytestmark = pytest.mark.launch
 
@@ -20,6 +19,9 @@ ROOT = Path(__file__).parents[2]
 
 #: Bytes that Binder grants.
 MEMORY = 2 * 2**30
+
+#: Where the notebooks are told that the library is.
+ADDRESS = "https://github.com/some-one/some-thing"
 
 #: What Colab has before the first cell is run.
 GIVEN = ("torch", "numpy", "ipykernel", "nbclient")
@@ -61,7 +63,6 @@ def colab(tmp_path_factory):
     someone = ["-c", "user.name=t", "-c", "user.email=t@t"]
     run(["git", "-C", checkout, *someone, "commit", "--quiet", "--message", "as it is"])
     inherited = {k: value for k, value in os.environ.items() if not k.startswith(("PYTHON", "JUPYTER"))}
-    address = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
     surroundings = inherited | {
         "IPYTHONDIR": str(folder / "ipython"),
         "PATH": os.pathsep.join([str(python.parent), inherited["PATH"]]),
@@ -69,9 +70,19 @@ def colab(tmp_path_factory):
         "PIP_CONSTRAINT": str(ROOT / "constraints.txt"),  # so that a test is about this checkout alone
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": f"url.file://{checkout}.insteadOf",
-        "GIT_CONFIG_VALUE_0": address,
+        "GIT_CONFIG_VALUE_0": ADDRESS,
     }
     return python, surroundings
+
+
+def test_a_notebook_that_is_told_no_address_installs_nothing(colab, tmp_path):
+    python, surroundings = colab
+    before = run([python, "-m", "pip", "freeze"])
+    shutil.copy(ROOT / "notebooks" / "01_anm.ipynb", tmp_path)
+    command = [str(python), "-c", EXECUTE, "01_anm.ipynb"]
+    stopped = subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True)
+    assert stopped.returncode != 0 and "write above from which copy to install" in stopped.stderr
+    assert run([python, "-m", "pip", "freeze"]) == before
 
 
 @pytest.mark.parametrize("name", ["04_frequency_marching", "10_three_dimensions"])
@@ -79,7 +90,10 @@ def test_a_notebook_alone_installs_what_it_needs_and_runs(colab, tmp_path, name)
     python, surroundings = colab
     versions = "import torch, numpy; print(torch.__version__, numpy.__version__)"
     before = run([python, "-c", versions])
-    shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", tmp_path)
+    opened = (ROOT / "notebooks" / f"{name}.ipynb").read_text()
+    (tmp_path / f"{name}.ipynb").write_text(
+        opened.replace('repository = \\"\\"', f'repository = \\"{ADDRESS}\\"')
+    )
     run([python, "-c", EXECUTE, tmp_path / f"{name}.ipynb"], cwd=tmp_path, env=surroundings)
     assert run([python, "-c", versions]) == before, "Colab's own torch or numpy was replaced"
     where = run([python, "-c", "import cryoanm_lib; print(cryoanm_lib.__file__)"], cwd=tmp_path).strip()
