@@ -7,6 +7,7 @@ from cryoanm_lib.book import tables as tables
 from cryoanm_lib.book import transition as transition
 from cryoanm_lib.book import views as views
 from cryoanm_lib.book import widgets as widgets
+from cryoanm_lib.book.listing import listing as listing
 from cryoanm_lib.checks import referees as referees
 from cryoanm_lib.checks import residuals as residuals
 from cryoanm_lib.experiments.assess import assess_or_load as assess_or_load
@@ -24,6 +25,7 @@ from cryoanm_lib.imaging.noise import WhiteNoise as WhiteNoise
 from cryoanm_lib.imaging.transfer import SineTransfer as SineTransfer
 from cryoanm_lib.imaging.transfer import Transfer as Transfer
 from cryoanm_lib.imaging.transfer import natural_defocus as natural_defocus
+from cryoanm_lib.inference.amortised import draw_from as draw_from
 from cryoanm_lib.inference.amortised import propose as propose
 from cryoanm_lib.inference.exact_posterior import exact_posterior as exact_posterior
 from cryoanm_lib.inference.fisher import fisher_information as fisher_information
@@ -42,6 +44,8 @@ from cryoanm_lib.numerics import fourier as fourier
 from cryoanm_lib.numerics import rotation as rotation
 from cryoanm_lib.particles.particles import Particles as Particles
 from cryoanm_lib.particles.particles import Simulated as Simulated
+from cryoanm_lib.program.elbo import ForwardKL as ForwardKL
+from cryoanm_lib.program.elbo import StratifiedELBO as StratifiedELBO
 from cryoanm_lib.program.prior import Prior as Prior
 from cryoanm_lib.program.program import Guide as Guide
 from cryoanm_lib.program.program import Model as Model

@@ -165,6 +165,18 @@ def space_table(assessments: Iterable[Mapping]) -> str:
     return markdown_table(heading, rows)
 
 
+def guide_table(assessments: Iterable[Mapping]) -> str:
+    """How honest each guide is by itself, one row each: coverage, and what its ELBO lacks to the evidence."""
+    heading = ["guide for", "SNR", "images", *(f"in {100 * level:.0f} %" for level in LEVELS)]
+    rows = []
+    for metrics in assessments:
+        covered = (metrics[f"guide_coverage_{100 * level:.0f}"] for level in LEVELS)
+        row = [metrics["title"], two_digits(metrics["snr"]), metrics["guide_images"]]
+        row += [*(f"{100 * share:.0f} %" for share in covered), f"{metrics['elbo_gap_median']:,.1f}"]
+        rows.append(row)
+    return markdown_table([*heading, "evidence − ELBO"], rows)
+
+
 def calibration_table(assessments: Iterable[Mapping]) -> str:
     """Coverage of guide and refined posterior, one row each, by falling signal-to-noise ratio."""
     levels = [f"{100 * level:.0f}" for level in LEVELS]

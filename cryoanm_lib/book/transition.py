@@ -22,14 +22,14 @@ _DRAWS = 199
 
 
 class Transition:
-    """The straight path from a model's reference to another structure, x(t) = x̄ + t d.
+    """The straight path from a model's reference to another structure, x(ξ) = x̄ + ξ d.
 
     Parameters
     ----------
     model : Model
-        Its reference is where the path begins, at t = 0; its forward model says how images are made.
+        Its reference is where the path begins, at ξ = 0; its forward model says how images are made.
     end : Float[Tensor, "atoms 3"]
-        Where it ends, at t = 1, in any orientation: it is superposed on the beginning.
+        Where it ends, at ξ = 1, in any orientation: it is superposed on the beginning.
     """
 
     def __init__(self, model: Model, end: Float[Tensor, "atoms 3"]) -> None:
@@ -60,9 +60,9 @@ class Transition:
 
     @torch.no_grad()
     def simulate(self, fraction: float, n_images: int, resolution: int) -> Simulated:
-        """Images of the molecule at a fraction t of the way, with poses from the model's prior, kept at K.
+        """Images of the molecule at a fraction ξ of the way, with poses from the model's prior, kept at K.
 
-        The amplitude that they are said to have is t u·d, and the pose that of the superposed structures.
+        The amplitude that they are said to have is ξ u·d, and the pose that of the superposed structures.
         """
         images = self.model.simulate(n_images, resolution)
         bent = images.truth["pose"].new_full((n_images, 1), fraction * self.length)
@@ -135,7 +135,7 @@ class Explained:
 
 
 def explain(transition: Transition, fraction: float, n_images: int, resolution: int) -> Explained:
-    """Simulate images at a fraction t of the way, and refine them by the model, from the wide search alone.
+    """Simulate images at a fraction ξ of the way, and refine them by the model, from the wide search alone.
 
     The resolution K is at least that of the search.
     """

@@ -82,10 +82,10 @@ def ctf(
 
 
 def natural_defocus(defocus_in_angstroms: float, pixel_size: float, voltage_in_kv: float = 300.0) -> float:
-    """The natural defocus z = π λ Δf / s² that belongs to a physical one, in px².
+    """The natural defocus z = π λ_e Δf / Δx² that belongs to a physical one, in px².
 
-    Δf is positive for underfocus, s is the pixel size in Å, and the voltage that accelerates electrons sets
-    their relativistic wavelength λ.
+    Δf is positive for underfocus, Δx is the pixel size in Å, and the voltage that accelerates electrons sets
+    their relativistic wavelength λ_e.
 
     Examples
     --------

@@ -109,7 +109,7 @@ class Search(Protocol):
 class PeakFinder:
     """Damped Gauss-Newton (Levenberg-Marquardt) on the log-posterior of many images at once.
 
-    With slope g and precision F of `gauss_newton`, the step solves (F + λ diag F) δ = g, and λ falls while
+    With slope g and precision F of `gauss_newton`, the step solves (F + τ diag F) δ = g, and τ falls while
     steps succeed and rises when one fails.
 
     Parameters
@@ -132,8 +132,8 @@ class PeakFinder:
         damping = torch.full_like(height, 1e-3)
         climbing = torch.arange(len(image))
         for _ in range(_STEPS):
-            h, g, lam = precision[climbing], slope[climbing], damping[climbing]
-            damped = h + torch.diag_embed(lam[:, None] * h.diagonal(dim1=1, dim2=2))
+            f, g, tau = precision[climbing], slope[climbing], damping[climbing]
+            damped = f + torch.diag_embed(tau[:, None] * f.diagonal(dim1=1, dim2=2))
             step = torch.linalg.solve(damped, g[..., None])[..., 0]
             gain = 0.5 * (g * step).sum(-1)
             best = segment_max(height, image, len(self.particles))[image[climbing]]

@@ -145,7 +145,7 @@ class Circle(Line):
 
 @dataclass(frozen=True)
 class Rotations(Line):
-    """Unit quaternions, of which q and -q are one rotation, moved by rotation vectors in radians."""
+    """Unit quaternions, of which h and -h are one rotation, moved by rotation vectors in radians."""
 
     turns: bool = True
     least_precision: float = 3 / math.pi**2

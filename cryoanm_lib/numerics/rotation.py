@@ -1,7 +1,7 @@
 """Rotations: in-plane angles on SO(2), quaternions and matrices on SO(3), and the distances between them.
 
 Rotations are active and right-handed: seen along +z, from the detector, a positive angle takes x to y. A
-quaternion is (w, x, y, z) = (cos φ/2, n sin φ/2) for a turn by φ about the axis n; q and -q are one rotation.
+quaternion is (w, x, y, z) = (cos φ/2, n sin φ/2) for a turn by φ about the axis n; h and -h are one rotation.
 A step from a rotation is a rotation vector φ n in radians along the axes of the detector, taken after it.
 """
 
@@ -79,7 +79,7 @@ def quaternion_z(angle: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch 4"]:
 
 
 def rotation_from_quaternion(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3 3"]:
-    """The rotation matrix of a unit quaternion; q and -q give the same one.
+    """The rotation matrix of a unit quaternion; h and -h give the same one.
 
     Examples
     --------
@@ -142,7 +142,7 @@ def quaternion_distance(
 def mean_quaternion(
     quaternions: Float[Tensor, "draws *batch 4"], weights: Float[Tensor, "draws *batch"] | None = None
 ) -> Float[Tensor, "*batch 4"]:
-    """The rotation closest to all of several, by the mean of q qᵀ, which does not know the signs."""
+    """The rotation closest to all of several, by the mean of h hᵀ, which does not know the signs."""
     weights = torch.ones_like(quaternions[..., 0]) if weights is None else weights
     moment = torch.einsum("s...,s...a,s...b->...ab", weights, quaternions, quaternions)
     return torch.linalg.eigh(moment)[1][..., -1]

@@ -1,4 +1,4 @@
-"""The distribution of a pose in space: a projected normal on quaternions, to which q and -q are the same."""
+"""The distribution of a pose in space: a projected normal on quaternions, to which h and -h are the same."""
 
 import math
 
@@ -28,12 +28,12 @@ def log_line_integral(t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
 class AntipodalProjectedNormal(TorchDistribution):
     """The direction in four dimensions of a Gaussian with mean μ and unit covariance, as a rotation.
 
-    A unit quaternion q and its opposite are one rotation, so the densities of both are summed:
+    A unit quaternion h and its opposite are one rotation, so the densities of both are summed:
 
-        p(R) = (2π)⁻² exp(-|μ - (μ·q) q|²/2) ∫_-∞^∞ |r|³ exp(-(r - μ·q)²/2) dr / 8,
+        p(R) = (2π)⁻² exp(-|μ - (μ·h) h|²/2) ∫_-∞^∞ |r|³ exp(-(r - μ·h)²/2) dr / 8,
 
     with respect to the volume of rotation vectors in radians³, of which SO(3) has 8π²: a radian of turn is
-    half a radian of quaternion. It is uniform at μ = 0, and neither the sign of q nor that of μ matters.
+    half a radian of quaternion. It is uniform at μ = 0, and neither the sign of h nor that of μ matters.
 
     Parameters
     ----------

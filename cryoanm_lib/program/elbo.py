@@ -18,11 +18,12 @@ class StratifiedELBO(ELBO):
     """Evidence lower bound of a guide that draws from every component of a mixture.
 
     Choosing a component is not reparameterisable: `Trace_ELBO` falls back to the score-function gradient,
-    whose noise is what stops the paper's pose network. Here
+    as noisy as the log-likelihood is large. Here
 
         ELBO = Σ_c w_c E_{q_c}[log p(x, θ, …) - log q(θ, …)],    q(θ) = Σ_c w_c q_c(θ),
 
-    is an exact sum over components, differentiable in the weights too.
+    is an exact sum over components, differentiable in the weights too (Roeder et al. 2017; Morningstar et al.
+    2021).
     """
 
     def __init__(self) -> None:

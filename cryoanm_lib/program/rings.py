@@ -81,7 +81,7 @@ class Rings(nn.Module):
 class EquivariantPoseEncoder(nn.Module):
     """Learned references correlated with the image at every angle, then read along the angle.
 
-    The correlations s_f(φ) of each reference with the image turned back by φ pass through a convolution
+    The correlations C_f(φ) of each reference with the image turned back by φ pass through a convolution
     along the circle and become features. From these come, for each component, the angles that it attends
     to, its weight there, and a field of vectors, radial and tangential, whose attended sum is the mean vector
     of a projected normal. Where the harmonics turn by one of the angles, so do the vectors, and the logits
@@ -115,7 +115,7 @@ class EquivariantPoseEncoder(nn.Module):
     def correlations(
         self, harmonics: Complex[Tensor, "images kept"]
     ) -> Float[Tensor, "images references angles"]:
-        """s_f(φ) = Re Σ_m Σ_r W_fm(r) c_m(r) exp(imφ)."""
+        """C_f(φ) = Re Σ_m Σ_r W_fm(r) c_m(r) exp(imφ)."""
         table = self._grid(harmonics).permute(2, 0, 1)
         references = self._grid(torch.view_as_complex(self.references)).permute(2, 1, 0)
         matched = torch.bmm(table, references)

@@ -25,6 +25,7 @@ def executed():
     )
     table = v4.new_output("execute_result", {"text/markdown": "| a |"})
     cells = [
+        v4.new_markdown_cell("# A title"),
         v4.new_code_cell('profile = "smoke"', metadata={"tags": ["parameters"]}),
         v4.new_code_cell('profile = "laptop"', metadata={"tags": ["injected-parameters"]}),
         v4.new_code_cell(
@@ -40,8 +41,9 @@ def executed():
 def test_each_figure_says_how_it_was_made(executed):
     page = script("collect_pages").as_page(executed, "01_anm.ipynb", "https://example.org/blob/main")
     kinds = [cell.cell_type for cell in page.cells]
-    assert kinds == ["code", "code", "markdown", "code", "markdown", "code"]
-    first, second = (cell.source for cell in page.cells if cell.cell_type == "markdown")
+    assert kinds == ["markdown", "markdown", "code", "code", "markdown", "code", "markdown", "code"]
+    _, where, first, second = (cell.source for cell in page.cells if cell.cell_type == "markdown")
+    assert "profile *laptop*" in where and "*adk_open*" in where
     assert "https://example.org/blob/main/notebooks/01_anm.ipynb" in first
     assert "https://example.org/blob/main/config/laptop.yaml" in first and "adk_open" in first
     assert "<cryoanm_lib.book.figures.plot_modes>" in first
@@ -51,9 +53,15 @@ def test_each_figure_says_how_it_was_made(executed):
     )
 
 
+def test_without_an_address_nothing_is_linked(executed):
+    page = script("collect_pages").as_page(executed, "01_anm.ipynb", "")
+    text = "".join(cell.source for cell in page.cells if cell.cell_type == "markdown")
+    assert "profile laptop" in text and "](" not in text
+
+
 def test_a_page_keeps_the_values_used_and_drops_papermill_s_record(executed):
     page = script("collect_pages").as_page(executed, "01_anm.ipynb", "https://example.org")
-    assert page.cells[0].source == 'profile = "laptop"'
+    assert page.cells[2].source == 'profile = "laptop"'
     assert "papermill" not in page.metadata
     assert not [cell for cell in page.cells if "papermill" in cell.metadata]
 

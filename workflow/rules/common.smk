@@ -23,6 +23,7 @@ METRICS = "results/metrics.json"
 REFERENCE = "cryoanm_lib/data/reference_full.json"
 BENCHMARKS = "cryoanm_lib/data/reference_bench.json"
 NOTEBOOKS = {
+    "00_five_minutes": [REFERENCE],
     "01_anm": [],
     "02_projection": [],
     "03_likelihood_landscape": [],

@@ -150,16 +150,17 @@ def plot_against_signal(assessments: Sequence[Mapping]) -> Figure:
 def plot_coverage(assessments: Mapping[str, Assessment]) -> Figure:
     """Share of truths inside credible regions against the regions' level, for guide, refined and exact.
 
-    One panel an assessment, by its title. The band holds 95 % of what an honest posterior would give on as
-    many images as the guide was tested on.
+    One panel an assessment, by its title. For each number of images that a curve is of, a band holds 95 % of
+    what an honest posterior would give on as many.
     """
     figure, axes = new_figure(1, len(assessments), height=3.3, sharex=True, sharey=True)
     levels = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
     for ax, (title, assessment) in zip(axes[0], assessments.items(), strict=True):
         n_draws = assessment.of.checks.draws
-        n_images = len(assessment.tested["guide"]["level"])
-        low, high = coverage_band(n_images, levels).T
-        ax.fill_between(levels, low, high, color="0.88", linewidth=0, label=f"honest, {n_images} images")
+        counts = sorted({len(found["level"]) for found in assessment.tested.values()})
+        for shade, n_images in zip(("0.9", "0.8", "0.7"), counts, strict=False):
+            low, high = coverage_band(n_images, levels).T
+            ax.fill_between(levels, low, high, color=shade, linewidth=0, label=f"honest, {n_images} images")
         ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
         for method, found in assessment.tested.items():
             values = [coverage(found["level"], level.item(), n_draws) for level in levels]

@@ -116,15 +116,24 @@ def _resolution_and_kind(record: Mapping) -> str:
 def mark_stages(
     axes: Sequence[Axes], fit: Fit, along: str, label: Callable[[Mapping], str], height: float, **style
 ) -> None:
-    """Shade every second stage, and write into the first axes what its first record says of each."""
-    start, style = 0.0, {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": 8} | style
+    """Shade every second stage, and write into the first axes what its first record says of each.
+
+    A second line of a label stands only where it differs from that of the stage before: stages may be narrow.
+    """
+    start, said, style = (
+        0.0,
+        "",
+        {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": 8} | style,
+    )
     for index in range(len(fit.snapshots)):
         records = [record for record in fit.history if record["stage"] == index]
         end = records[-1][along]
         for ax in axes if index % 2 == 0 else ():
             ax.axvspan(start, end, color="0.93", zorder=0, linewidth=0)
-        axes[0].annotate(label(records[0]), ((start + end) / 2, height), **style)
-        start = end
+        first, _, second = label(records[0]).partition("\n")
+        text = f"{first}\n{second}" if second != said else f"{first}\n" if second else first
+        axes[0].annotate(text, ((start + end) / 2, height), **style)
+        start, said = end, second
 
 
 def plot_components(fit: Fit) -> Figure:
@@ -145,6 +154,8 @@ def plot_components(fit: Fit) -> Figure:
     axes[0, 0].set_xticks(positions, names, fontsize=8)
     for index, (snapshot, label) in enumerate(zip(fit.snapshots, labels, strict=True)):
         between = torch.rad2deg(_angle_between_leaders(snapshot))[weights[index] > NOTICEABLE_WEIGHT]
+        if not len(between):
+            continue
         shade = plt.get_cmap("viridis")(index / max(1, len(labels) - 1))
         style = {"histtype": "step", "color": shade, "label": f"{label} ({len(between)})"}
         axes[0, 1].hist(between.numpy(), bins=np.linspace(0, 180, 19), **style)

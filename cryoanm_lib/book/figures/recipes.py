@@ -22,8 +22,10 @@ def plot_headline(metrics: Mapping[str, Mapping], tasks: Sequence[str] | None = 
     Parameters as of `cryoanm_lib.book.tables.tasks_of`.
     """
     found = tasks_of(metrics, tasks)
-    shown_runs = [run for runs in found.values() for kind in ("ours", "paper") for run in runs[kind]]
-    latents = [latent for latent in LATENTS if any(latent in latents_of(run) for run in shown_runs)]
+    inferred = [latents_of((runs["ours"] or runs["paper"])[0]) for runs in found.values()]
+    # A panel for one task alone would be empty but for a dot; its number is in the tables.
+    least = min(2, len(found))
+    latents = [latent for latent in LATENTS if sum(latent in names for names in inferred) >= least]
     figure, axes = new_figure(1, len(latents), height=1.4 + 0.36 * len(found), sharey=True)
     for ax, latent in zip(axes[0], latents, strict=True):
         key = LATENTS[latent].metric

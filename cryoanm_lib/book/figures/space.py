@@ -33,7 +33,7 @@ def plot_double_cover(concentration: float = 4.0) -> Figure:
     axes[0, 0].set_ylabel("quaternion")
     alone = _of_one_sign(mean, quaternion)
     axes[1, 0].plot(degrees, both.numpy(), color=COLOURS[2], linewidth=4, alpha=0.35, label="both signs")
-    axes[1, 0].plot(degrees, alone.numpy(), "--", color="black", label="q alone")
+    axes[1, 0].plot(degrees, alone.numpy(), "--", color="black", label="h alone")
     axes[1, 0].set(xlabel="turn φ (°)", ylabel="density (rad⁻³)", xticks=range(0, 721, 90))
     for ax in axes[:, 0]:
         ax.axvline(360, color=GREY, linewidth=0.8, zorder=0)
@@ -42,7 +42,7 @@ def plot_double_cover(concentration: float = 4.0) -> Figure:
 
 
 def _of_one_sign(mean: Float[Tensor, "4"], quaternion: Float[Tensor, "points 4"]) -> Float[Tensor, "points"]:
-    """The density of a Gaussian's direction at q and not at -q, in the same unit."""
+    """The density of a Gaussian's direction at h and not at -h, in the same unit."""
     along = quaternion @ mean
     across = (mean - along[:, None] * quaternion).square().sum(1)
     upper = torch.special.ndtr(along)

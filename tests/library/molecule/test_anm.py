@@ -82,6 +82,23 @@ def test_hessian_is_the_second_derivative_of_the_spring_energy(cutoff: float) ->
     )
 
 
+def test_a_sum_over_all_ordered_pairs_counts_each_spring_twice() -> None:
+    """The paper's Eq. 3 as it is written, without i < j and without a cutoff, beside its Eq. 4."""
+
+    def as_written(positions: Tensor) -> Tensor:
+        total = positions.new_zeros(())
+        for i in range(len(positions)):
+            for j in range(len(positions)):
+                if i != j:
+                    length, rest = (x[i] - x[j] for x in (positions, reference))
+                    total = total + 0.5 * (length.norm() - rest.norm()).square()
+        return total
+
+    reference = cluster(5)
+    second_derivative = jacrev(jacrev(as_written))(reference).reshape(15, 15)
+    torch.testing.assert_close(2 * hessian(reference, cutoff=1e3), second_derivative, rtol=0, atol=1e-10)
+
+
 def test_hessian_is_symmetric_and_positive_semidefinite() -> None:
     matrix = hessian(load_structure("adk_open").coordinates)
     assert torch.equal(matrix, matrix.T)
@@ -235,6 +252,26 @@ def test_boltzmann_variances_share_the_energy_equally() -> None:
         boltzmann_variances(eigenvalues, thermal_energy=0)
     with pytest.raises(NetworkModelError, match="eigenvalues include 0"):
         boltzmann_variances(torch.zeros(2), thermal_energy=1.0)
+
+
+@pytest.mark.parametrize("thermal_energy", [0.3, 2.0])
+def test_the_boltzmann_density_of_an_amplitude_by_quadrature(thermal_energy: float) -> None:
+    """Eqs. 7 and 10: exp(-V/kT) along a mode has the variance kT/λ; what the paper writes is no density."""
+    reference = cluster()
+    modes = normal_modes(reference, 1, cutoff=50.0)
+    (stiffness,), matrix = modes.eigenvalues, hessian(reference, cutoff=50.0)
+    amplitude = torch.linspace(-15, 15, 60_001, dtype=torch.float64) * (thermal_energy / stiffness).sqrt()
+    energy = 0.5 * amplitude.square() * (modes.vectors[0].flatten() @ matrix @ modes.vectors[0].flatten())
+    density = (-energy / thermal_energy).exp() * (stiffness / (2 * math.pi * thermal_energy)).sqrt()
+    assert torch.trapezoid(density, amplitude).item() == pytest.approx(1, rel=1e-9)
+    variance = torch.trapezoid(density * amplitude.square(), amplitude)
+    torch.testing.assert_close(variance, boltzmann_variances(stiffness[None], thermal_energy)[0])
+
+    compliance, beta = 1 / stiffness, 1 / thermal_energy
+    written = (2 * math.pi * compliance) ** -0.5 * (-beta * amplitude.square() / compliance).exp()
+    assert torch.trapezoid(written, amplitude).item() == pytest.approx((2 * beta) ** -0.5, rel=1e-9)
+    halved = torch.trapezoid(written * amplitude.square(), amplitude) / torch.trapezoid(written, amplitude)
+    torch.testing.assert_close(halved, variance / 2)
 
 
 def test_collectivity_runs_from_one_atom_to_all() -> None:
