@@ -35,15 +35,18 @@ def stage_table(fit: Fit) -> str:
 
 
 def reach_table(metrics: Mapping[str, Mapping], tasks: Iterable[str]) -> str:
-    """Paper, ours and limit in a row for each inferred latent of some tasks; ours refined, where it was.
+    """Paper, our guide alone, refined and limit in a row for each inferred latent of some tasks.
 
-    Metrics are of runs by name, as of `gather_metrics`; each of the tasks has a run of ours.
+    The limit is that of the refined images where they were refined, at their K. Metrics are of runs by name,
+    as of `gather_metrics`; each of the tasks has a run of ours.
     """
     rows = []
     for runs, latent, start in _latent_rows(metrics, tasks):
-        best, limit = runs["refined"] or runs["ours"], f"{latent.metric}_limit"
-        rows.append([*start, f"**{_of_seeds(best, latent)}**", two_digits(best[0][limit], _unit(latent))])
-    return markdown_table(["unknown", "latent", "paper", "ours", "limit"], rows)
+        refined = runs["refined"] or runs["finer"]
+        limit = (refined or runs["ours"])[0][f"{latent.metric}_limit"]
+        guide, best = _of_seeds(runs["ours"], latent), _of_seeds(refined, latent)
+        rows.append([*start, guide, f"**{best}**" if refined else best, two_digits(limit, _unit(latent))])
+    return markdown_table(["unknown", "latent", "paper", "guide alone", "refined", "limit"], rows)
 
 
 def headline_table(metrics: Mapping[str, Mapping], tasks: Iterable[str] | None = None) -> str:
@@ -78,7 +81,7 @@ def tasks_of(
 ) -> dict[str, dict[str, list[Mapping]]]:
     """The runs of each task by recipe, "ours", "paper" and ours "refined", in the order of their first run.
 
-    Refined is an assessment of a run of ours at the resolution of that run.
+    Refined is an assessment of a run of ours at the resolution of that run; one at another is "finer".
 
     Parameters
     ----------
@@ -91,13 +94,14 @@ def tasks_of(
     wanted = None if tasks is None else set(tasks)
     for run in metrics.values():
         if run["recipe"] in ("ours", "paper") and (wanted is None or run["task"] in wanted):
-            empty: dict[str, list[Mapping]] = {"ours": [], "paper": [], "refined": []}
+            empty: dict[str, list[Mapping]] = {"ours": [], "paper": [], "refined": [], "finer": []}
             found.setdefault(run["task"], empty)[run["recipe"]].append(run)
     for run in metrics.values():
         if run["recipe"] == "refined" and run["task"] in found:
             of = metrics[run["of"]]
-            if of["recipe"] == "ours" and of["resolution"] == run["resolution"]:
-                found[run["task"]]["refined"].append(run)
+            if of["recipe"] == "ours":
+                same = of["resolution"] == run["resolution"]
+                found[run["task"]]["refined" if same else "finer"].append(run)
     return found
 
 

@@ -47,6 +47,12 @@ class StratifiedELBO(ELBO):
         q = poutine.trace(guide).get_trace(*args, **kwargs)
         return poutine.trace(poutine.replay(model, q)).get_trace(*args, **kwargs), q
 
+    def loss_and_grads(self, model, guide, *args, **kwargs) -> float:
+        """The loss, its gradients left with the parameters: what `pyro.infer.SVI` asks for."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        loss.backward()
+        return loss.item()
+
     def loss(self, model, guide, *args, **kwargs) -> float:
         """The loss, without gradients."""
         with torch.no_grad():

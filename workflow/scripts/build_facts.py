@@ -41,11 +41,11 @@ def write(folder: Path, settings: Profile, metrics: Mapping[str, Mapping]) -> No
     most = images.truth["amplitude"][:, 0].abs().argmax()  # bent so far that one sees it
     figure = figures.plot_pipeline(run.model(), images[most[None]], 16, settings.model.box_size // 2 * 2)
     figure.savefig(folder / "pipeline.svg")
-    made = next(iter(metrics.values()))
+    made, structure = next(iter(metrics.values())), settings.load_structure().name
     caption = (
-        f"*Mean residual of a draw from the inferred posterior, over {made['test_images']} test images: pose "
-        f"in degrees, amplitude in Å over all atoms, defocus in px². Profile {settings.name}, "
-        f"{settings.load_structure().name}, {made['device']}, torch {made['torch']}.*"
+        "*Mean residual of a draw from the posterior, by the guide alone and after refining each image, over "
+        f"{made['test_images']} images: pose in degrees, amplitude in Å over all atoms, defocus in px². "
+        f"Profile {settings.name}, {structure}, {made['device']}, torch {made['torch']}.*"
     )
     text = f"{reach_table(metrics, _SHOWN)}\n\n{caption}\n"
     (folder / "headline.md").write_text(text, encoding="utf-8")

@@ -112,18 +112,24 @@ def test_headline_table_sets_both_recipes_beside_paper_and_limit(metrics) -> Non
     assert lines[3].split("|")[3].strip() == "not reached"
 
 
-def test_reach_is_paper_ours_and_limit(metrics) -> None:
-    """Ours as refined, where it was; its limit is that of its own images."""
+def test_reach_is_paper_guide_refined_and_limit(metrics) -> None:
+    """Refined at the run's own K before any other; the limit is that of the images that were refined."""
     key = "pose_residual_mean_deg"
     plain = reach_table(metrics, ["all"]).splitlines()
     assert len(plain) == 2 + 3
     cells = [cell.strip() for cell in plain[2].strip("|").split("|")]
-    assert cells[:3] == ["All three", "pose", "33°"]
-    assert cells[4] == two_digits(metrics["all"][f"{key}_limit"], "°")
-    values = {k: 0.012 for key in METRICS for k in (key, f"{key}_limit")}
-    refined = values | {"recipe": "refined", "task": "all", "resolution": 16, "of": "all"}
-    cells = reach_table(metrics | {"all_refined": refined}, ["all"]).splitlines()[2].split("|")
-    assert [cell.strip() for cell in cells[4:6]] == ["**0.012°**", "0.012°"]
+    assert cells[:3] == ["All three", "pose", "33°"] and cells[4] == "—"
+    assert cells[5] == two_digits(metrics["all"][f"{key}_limit"], "°")
+    told = {"recipe": "refined", "task": "all", "of": "all"}
+    finer = told | {"resolution": 32} | {k: 0.01 for key in METRICS for k in (key, f"{key}_limit")}
+    refined = told | {"resolution": 16} | {k: 0.012 for key in METRICS for k in (key, f"{key}_limit")}
+    both = {"all_finer": finer, "all_refined": refined}
+    for added, value in (({"all_finer": finer}, 0.01), (both, 0.012)):
+        cells = reach_table(metrics | added, ["all"]).splitlines()[2].split("|")
+        assert [cell.strip() for cell in cells[5:7]] == [
+            f"**{two_digits(value, '°')}**",
+            two_digits(value, "°"),
+        ]
 
 
 def test_a_refined_run_stands_beside_ours_at_its_own_resolution(metrics) -> None:

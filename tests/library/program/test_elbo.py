@@ -7,7 +7,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import SGD
 
 from cryoanm_lib.program.distributions import StratifiedMixture
 from cryoanm_lib.program.elbo import ForwardKL, StratifiedELBO
@@ -108,6 +109,27 @@ def test_losses_follow_the_scale_of_model_and_guide(tiny_guide) -> None:
         model, guide = (poutine.scale(f, scale=factor) for f in (own.model.model, own.guide))
         losses.append(StratifiedELBO().loss(model, guide, particles, 16))
     assert losses[1] == pytest.approx(0.01 * losses[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [StratifiedELBO, ForwardKL])
+def test_pyro_s_own_loop_takes_them(tiny_guide, loss) -> None:
+    """A step of `SVI` moves every network by the gradient of the loss, and says what the loss was."""
+    guide = tiny_guide(inferred=("pose", "amplitude"))
+    pyro.clear_param_store()
+
+    def with_networks(particles, resolution: int) -> None:
+        pyro.module("networks", guide.encoders)
+        guide.guide(particles, resolution)
+
+    pyro.set_rng_seed(3)
+    images, before = guide.model.simulate(4, 12), [p.clone() for p in guide.encoders.parameters()]
+    svi = SVI(guide.model.model, with_networks, SGD({"lr": 1e-6}), loss())
+    pyro.set_rng_seed(4)
+    said = svi.step(images, 12)
+    after = [p.clone() for p in guide.encoders.parameters()]
+    assert math.isfinite(said) and all((a != b).any() for a, b in zip(before, after, strict=True))
+    pyro.set_rng_seed(4)
+    assert svi.evaluate_loss(images, 12) < said
 
 
 def test_two_mixtures_are_refused(mixture) -> None:
