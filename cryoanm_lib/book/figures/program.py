@@ -23,7 +23,7 @@ from cryoanm_lib.particles.particles import Particles
 from cryoanm_lib.program.encoders import ConvolutionalEncoder
 from cryoanm_lib.program.program import Guide, Model
 
-SYMBOLS = {name: f"${latent.symbol}$" for name, latent in LATENTS.items()} | {"image": "$x$"}
+SYMBOLS = {name: f"${latent.symbol}$" for name, latent in LATENTS.items()} | {"image": "$y$"}
 FILLS = {"inferred": "white", "given": "#f5d9a8", "observed": "0.72"}
 
 #: Distances between nodes, in the units of daft.
