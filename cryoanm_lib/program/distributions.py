@@ -29,16 +29,18 @@ def log_ray_integral(t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     >>> [f"{value:.1f}" for value in log_ray_integral(torch.tensor([-1000.0, 0.0, 1000.0]))]
     ['-500013.8', '0.0', '7.8']
     """
-    front = t.clamp(min=-1.0)
+    # Each branch sees its own t, and elsewhere one that is safe. (A clamp has no sure slope at its end.)
+    in_front, at_hand = t > -1.0, t > _SERIES_BELOW
+    front = torch.where(in_front, t, -1.0)
     gaussian, upper = (-0.5 * front.square()).exp(), torch.special.ndtr(front)
     direct = (gaussian + math.sqrt(2 * math.pi) * front * upper).log()
-    back = t.clamp(min=_SERIES_BELOW, max=-1.0)
+    back = torch.where(at_hand & ~in_front, t, -1.0)
     mills = math.sqrt(math.pi / 2) * torch.special.erfcx(-back / math.sqrt(2.0))
     scaled = -0.5 * back.square() + (1 + back * mills).log()
-    inverse = t.clamp(max=_SERIES_BELOW).square().reciprocal()
+    inverse = torch.where(at_hand, _SERIES_BELOW, t).square().reciprocal()
     series = sum((c * inverse**n for n, c in enumerate(_SERIES)), torch.zeros_like(inverse))
     tail = -0.5 / inverse + inverse.log() + series.log()
-    return torch.where(t > -1.0, direct, torch.where(t > _SERIES_BELOW, scaled, tail))
+    return torch.where(in_front, direct, torch.where(at_hand, scaled, tail))
 
 
 class ProjectedNormal(dist.ProjectedNormal):

@@ -40,12 +40,10 @@ const explorer = (() => {
     context.stroke();
     context.fillStyle = "#333";
     context.font = "11px sans-serif";
+    context.textAlign = "center";
     for (const frequency of [0.25, 0.5]) {
-      context.textAlign = "center";
-      context.fillText(`${frequency}`, x(frequency), height - 4);
+      context.fillText(`${frequency}/px`, x(frequency), height - 4);
     }
-    context.textAlign = "left";
-    context.fillText("cycles/px", 3, height - 4);
   }
 
   /** Join the sliders and the button of a figure to its canvases. */

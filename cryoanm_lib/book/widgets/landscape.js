@@ -70,8 +70,8 @@ const landscape = (() => {
       projection.paint(predicted, drawn, K, -most, most);
       projection.paint(rest, residual, K, -five, five);
       const below = logLikelihood(model, latents) - top;
-      const nats = Math.round(below).toLocaleString("en");
-      said.textContent = `log-likelihood: ${nats} nats from the highest point of the map`;
+      const nats = Math.max(0, Math.round(-below)).toLocaleString("en");
+      said.textContent = `log-likelihood: ${nats} nats below the highest point of the map`;
       trail.push([Number(pose.value), Number(amplitude.value)]);
       trail = trail.slice(-400);
       panel.draw(map, levels, model.colours, model.columns, (context, x, y) => {

@@ -98,7 +98,7 @@ class Landscape:
             "colours": [[round(255 * part) for part in colours(level)[:3]] for level in range(256)],
         }
         sliders = [
-            Slider("pose", "pose θ", "°", -180, 180, 0.5, 60),
+            Slider("pose", "pose θ", "°", -180, 180, 0.5, 0.0),
             Slider("amplitude", "amplitude α", "Å", -self.reach, self.reach, self.reach / 48, 0.0),
             Slider("resolution", "resolution", "", 0, len(self.resolutions) - 1, 1, 0),
         ]
