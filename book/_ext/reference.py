@@ -30,8 +30,9 @@ def _find_repository(app, config):
     """Without an address there is nothing to launch, and no repository to lead to."""
     options = config.html_theme_options
     options["repository_url"] = options.get("repository_url") or origin()
+    options["use_repository_button"] = bool(options["repository_url"])
     if not options["repository_url"]:
-        options["launch_buttons"], options["use_repository_button"] = {}, False
+        options["launch_buttons"] = {}
 
 
 def _fill_in(app, page, source):
