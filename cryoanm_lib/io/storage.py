@@ -19,8 +19,8 @@ from cryoanm_lib.errors import ArtifactError
 
 _Kind = TypeVar("_Kind", dict, list)
 
-#: What a file is called while it is written.
-HALF_WRITTEN = re.compile(r"\..+\.[0-9]+")
+#: What a file is called while it is written, by us and by safetensors.
+HALF_WRITTEN = re.compile(r"\..+\.[0-9]+|\.tmp[A-Za-z0-9]{6}")
 
 # Key of the checksum among the texts of a file.
 _CHECKSUM = "checksum"

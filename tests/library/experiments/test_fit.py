@@ -189,7 +189,7 @@ def test_a_fit_made_again_and_killed_is_no_fit(profile, tmp_path, monkeypatch) -
 def test_what_killed_processes_left_half_written_is_swept_away(tmp_path) -> None:
     """And nothing else: editors and notebooks have hidden files and folders of their own."""
     (tmp_path / ".ipynb_checkpoints").mkdir()
-    for name in (".weights.safetensors.123", ".probe.7", ".notes", "metrics.json"):
+    for name in (".weights.safetensors.123", ".probe.7", ".tmpOjHU0O", ".notes", "metrics.json"):
         (tmp_path / name).touch()
     sweep(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {".ipynb_checkpoints", ".notes", "metrics.json"}
