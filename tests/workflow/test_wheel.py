@@ -64,14 +64,18 @@ from matplotlib.figure import Figure
 from cryoanm_lib.book.widgets import Breathing
 
 reach = torch.ones(len(modes.vectors))
-page = Breathing(load_structure("adk_open").coordinates, modes.vectors, reach, Figure(), "it swings")
+page = Breathing(load_structure("adk_open").coordinates, modes.vectors, reach, reach, Figure(), "it swings")
 assert "<script" in page._repr_html_() and "<style" in page._repr_html_()
 """
 
 COUNTS_SECONDS = """
 import time
+import cryoanm_lib
+at_first = time.process_time()
+import torch
+of_torch = time.process_time()
 import cryoanm_lib.experiments.fit
-print(time.process_time())
+print(at_first, of_torch - at_first, time.process_time() - of_torch)
 """
 
 
@@ -149,6 +153,8 @@ def test_command_line_needs_no_extra(from_wheel):
     assert "assess" in from_wheel(f"{WITHOUT_EXTRAS}\n{called}")
 
 
-def test_library_is_imported_in_three_seconds(from_wheel):
-    # Of processor time, for others work on this machine too; one of three runs may do.
-    assert any(float(from_wheel(COUNTS_SECONDS)) < 3 for _ in range(3))
+def test_library_is_imported_in_three_seconds_and_trains_soon_after(from_wheel):
+    """Of processor time, in the best of three: what trains takes no longer than torch did before it."""
+    runs = [[float(seconds) for seconds in from_wheel(COUNTS_SECONDS).split()] for _ in range(3)]
+    assert min(at_first for at_first, _, _ in runs) < 3
+    assert min(ours / of_torch for _, of_torch, ours in runs) < 1
