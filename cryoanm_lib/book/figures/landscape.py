@@ -118,7 +118,7 @@ def plot_pose_profiles(
             inner = edge - math.copysign(NEIGHBOURHOOD_DEGREES, edge)
             ax.axvspan(min(edge, inner), max(edge, inner), color=COLOURS[1], alpha=0.18, linewidth=0)
         # Older matplotlibs take one curve as a tensor, but not many.
-        ax.plot(degrees.numpy(), height.T.numpy(), color="0.6", linewidth=0.5, alpha=0.5)
+        ax.plot(degrees.numpy(), height.T.numpy(), color="0.6", linewidth=0.5, alpha=0.5, rasterized=True)
         ax.plot(degrees, height.mean(dim=0), color=COLOURS[0], linewidth=1.6)
         ax.set_title(f"K = {resolution}", fontsize=10)
         ax.set(xlim=(-180, 180), ylim=(-0.65, 1.05), xticks=[-90, 0, 90])
