@@ -120,11 +120,8 @@ def mark_stages(
 
     A second line of a label stands only where it differs from that of the stage before: stages may be narrow.
     """
-    start, said, style = (
-        0.0,
-        "",
-        {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": 8} | style,
-    )
+    style = {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": 8} | style
+    start, said = 0.0, ""
     for index in range(len(fit.snapshots)):
         records = [record for record in fit.history if record["stage"] == index]
         end = records[-1][along]
