@@ -36,7 +36,9 @@ def log_likelihood(
     1995.8
     """
     squared = noise.whiten(observed - predicted, resolution).square().sum(-1)
-    return -0.5 * squared - noise.log_normaliser(resolution).to(squared)
+    normaliser = noise.log_normaliser(resolution)
+    # One for all images is a number on the CPU, which goes to a GPU without a copy.
+    return -0.5 * squared - (normaliser.to(squared) if normaliser.ndim else normaliser)
 
 
 class GaussianImage(TorchDistribution):

@@ -90,6 +90,8 @@ class WhiteNoise(Noise):
             raise ForwardModelError(
                 f"noise = {self.deviation.min().item():g} is no standard deviation: it must be 0 or greater"
             )
+        # Asked once, and not at every step, where a GPU would have to wait for the answer.
+        self.has_density = bool((self.deviation > 0).all())
 
     def sample(
         self, coefficients: Complex[Tensor, "*batch kept"], generator: torch.Generator | None = None
@@ -99,14 +101,14 @@ class WhiteNoise(Noise):
         draw = torch.randn(coefficients.shape, **like, generator=generator)
         # randn's complex draws have E|ε|² = 1, half of it in each part; the coefficient at k = 0 is all real.
         draw[..., 0] = draw[..., 0].real * 2**0.5
-        return coefficients + self.deviation.to(draw.real)[..., None] / self.box_size * draw
+        return coefficients + self._beside(draw.real, self.deviation) / self.box_size * draw
 
     def whiten(
         self, coefficients: Complex[Tensor, "*batch kept"], resolution: int
     ) -> Float[Tensor, "*batch dof"]:
         """Divided by the deviation after the crop, σ_n K/N."""
         real = to_real(coefficients, resolution)
-        return real * self.cropped(resolution).reciprocal().to(real)[..., None]
+        return real * self._beside(real, self.cropped(resolution).reciprocal())
 
     def log_normaliser(self, resolution: int) -> Float[Tensor, "*images"]:
         """D log(√(2π) σ_n K/N) for the D values of the crop."""
@@ -114,7 +116,8 @@ class WhiteNoise(Noise):
 
     def summary(self, n_images: int, like: Float[Tensor, "..."]) -> Float[Tensor, "images 1"]:
         """log σ_n."""
-        return self.deviation.to(like).log().expand(n_images)[:, None]
+        told = self.deviation.log()
+        return told.to(like)[:, None] if told.ndim else like.new_full((n_images, 1), told.item())
 
     def cropped(self, resolution: int) -> Float[Tensor, "*images"]:
         """Deviation σ_n K/N of the values that the crop Π_K keeps, in the basis of `to_real`, in float64.
@@ -124,7 +127,7 @@ class WhiteNoise(Noise):
         ForwardModelError
             If the noise is 0.
         """
-        if not (self.deviation > 0).all():
+        if not self.has_density:
             raise ForwardModelError(
                 f"noise = {self.deviation.min().item():g} gives no likelihood: it must be greater than 0"
             )
@@ -135,8 +138,15 @@ class WhiteNoise(Noise):
         return self if not self.deviation.ndim else self._with(self.deviation[index])
 
     def to(self, device: torch.device | str) -> "WhiteNoise":
-        """The same for images on another device."""
-        return self._with(self.deviation.to(device))
+        """The same for images on another device; one number for all stays where it is, on the CPU."""
+        return self._with(self.deviation.to(device)) if self.deviation.ndim else self
+
+    @staticmethod
+    def _beside(
+        like: Float[Tensor, "*batch values"], number: Float[Tensor, "*images"]
+    ) -> float | Float[Tensor, "*images 1"]:
+        """What multiplies the values of images; a plain number where it is the same for all."""
+        return number.to(like)[..., None] if number.ndim else number.item()
 
     def _with(self, deviation: Float[Tensor, "*images"]) -> "WhiteNoise":
         """The same with another deviation, which need not be checked again."""
@@ -171,8 +181,8 @@ class AnyWhiteNoise(WhiteNoise):
     def drawn(self, n_images: int, like: Float[Tensor, "..."]) -> WhiteNoise:
         """A deviation for each image."""
         low, high = math.log(self.low), math.log(self.high)
-        deviation = (low + (high - low) * torch.rand(n_images).to(like)).exp()
-        return WhiteNoise(deviation, self.box_size)
+        share = torch.rand(n_images, dtype=like.dtype, device=like.device)
+        return WhiteNoise(self.high, self.box_size)._with((low + (high - low) * share).exp())
 
 
 def white_noise(deviation: float | tuple[float, float], box_size: int) -> WhiteNoise:

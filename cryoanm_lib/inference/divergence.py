@@ -29,8 +29,9 @@ def _tensors(guide: Guide, particles: Particles, resolution: int) -> Iterator[tu
     with torch.no_grad(), in_use(guide), pyro.validation_enabled(False):
         q = poutine.trace(guide.guide).get_trace(particles, resolution)
         p = poutine.trace(poutine.replay(guide.model.model, q)).get_trace(particles, resolution)
+        for trace in (q, p):
+            trace.compute_log_prob()
     for whose, trace in (("guide", q), ("model", p)):
-        trace.compute_log_prob()
         sites: dict[str, Any] = dict(trace.nodes)
         for name in trace.stochastic_nodes + trace.observation_nodes:
             yield f"{whose}'s site '{name}'", sites[name]["value"]

@@ -2,10 +2,12 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+import pyro
 import torch
 from pydantic import Field, model_validator
 from pyro import poutine
@@ -18,12 +20,13 @@ from cryoanm_lib.checks.residuals import FLIP_DEGREES, TWO_SIDED_WEIGHT, opposit
 from cryoanm_lib.errors import CryoANMError, TrainingError
 from cryoanm_lib.imaging.latents import LatentName
 from cryoanm_lib.inference.amortised import draw_from
+from cryoanm_lib.inference.captured import Captured, overwrite
 from cryoanm_lib.inference.divergence import first_not_finite
 from cryoanm_lib.numerics.batching import is_out_of_memory
 from cryoanm_lib.numerics.fourier import degrees_of_freedom
 from cryoanm_lib.particles.particles import Particles, Simulated
-from cryoanm_lib.particles.source import Source
-from cryoanm_lib.program.elbo import ForwardKL, StratifiedELBO
+from cryoanm_lib.particles.source import FreshImages, Source
+from cryoanm_lib.program.elbo import ForwardKL, SampledELBO, StratifiedELBO
 from cryoanm_lib.program.program import Guide
 from cryoanm_lib.settings import Count, Positive, Section
 
@@ -135,12 +138,16 @@ class Trainer:
         self.truth = {name: value.cpu() for name, value in test.truth.items()}
         # Pyro's Adam, which is torch's with each number of a gradient kept within ±10.
         self.optimizer = ClippedAdam(guide.encoders.parameters())
+        self.device = test.coefficients.device
+        self._recorded: tuple[int, Callable[[], float | Tensor]] | None = None
 
     def _objective(self) -> Trace_ELBO | StratifiedELBO:
-        """The loss of this stage: the paper's `Trace_ELBO`, or one of ours."""
+        """The loss of this stage: the paper's `Trace_ELBO`, on a GPU its twin, or one of ours."""
         if self.stage.objective == "forward_kl":
             return ForwardKL()
-        return StratifiedELBO() if self.guide.stratified else Trace_ELBO()
+        if self.guide.stratified:
+            return StratifiedELBO()
+        return SampledELBO() if self.device.type == "cuda" else Trace_ELBO()
 
     @property
     def stage(self) -> Stage:
@@ -187,7 +194,10 @@ class Trainer:
         # The last step may have spoilt the weights after its own loss was fine: nothing of it must be kept.
         if not all(weight.isfinite().all() for weight in self.guide.encoders.state_dict().values()):
             raise self._diverged("a step left the networks unusable", self.test[:1])
-        answer = draw_from(self.guide, self.test, stage.resolution)
+        try:
+            answer = draw_from(self.guide, self.test, stage.resolution)
+        except ValueError as error:  # they are finite, and what they say is not
+            raise self._diverged(str(error).splitlines()[0], self.test[:1]) from error
         progress.history.append(self._record(progress.losses[first:], answer))
         shown = ("resolution", "loss", *(f"{name}_residual" for name in self.guide.model.inferred))
         bar.set_postfix({name: f"{progress.history[-1][name]:.4g}" for name in shown})
@@ -199,18 +209,63 @@ class Trainer:
     def take_steps(self, steps: int, after_step: Callable[[], object] = lambda: None) -> None:
         """Take so many steps of the present stage, whose end is not looked for."""
         self._freeze()
+        step, losses = self._recording() if self.device.type == "cuda" else self._step, []
         for _ in range(steps):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.stage.learning_rate_at(self.progress.step)
-            self.progress.losses.append(self._step())
+            losses.append(step())
             self.progress.step += 1
             self.progress.total_steps += 1
             after_step()
+        # A GPU is waited for once, when all of them are due.
+        self.progress.losses += [self._above_noise(float(loss)) for loss in losses]
+
+    def _recording(self) -> Callable[[], float | Tensor]:
+        """A step of this stage as a CUDA graph, recorded at its first; as ever where that is impossible."""
+        stage = self.progress.stage
+        if self._recorded is None or self._recorded[0] != stage:
+            self._recorded = None  # makes room
+            try:
+                self._recorded = stage, self._record_step()
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                warnings.warn(f"stage {stage} cannot be recorded as a CUDA graph: {reason}", stacklevel=2)
+                self.optimizer.zero_grad()
+                self._recorded = stage, self._step
+        return self._recorded[1]
+
+    def _record_step(self) -> Callable[[], Tensor]:
+        """A step whose images, loss and gradients are replayed from a recording."""
+        resolution, fresh = self.stage.resolution, isinstance(self.source, FreshImages)
+        particles = self._images()
+
+        def compute() -> Tensor:
+            images = self._images() if fresh else particles
+            return self._leave_gradients(images, resolution)
+
+        # A check of arguments is a question to the device: without recording they are checked.
+        with pyro.validation_enabled(False):
+            recorded = Captured(compute, self._parameters())
+
+        def step() -> Tensor:
+            if not fresh:
+                overwrite(particles, self._images())
+            loss = recorded()
+            self._shorten_gradients()
+            self.optimizer.step()
+            return loss
+
+        return step
+
+    def _images(self) -> Particles:
+        """The images of this step."""
+        resolution = self.stage.resolution
+        kept = max(resolution, self.guide.resolution_seen(resolution))
+        return self.source(kept, self.progress.total_steps)
 
     def _step(self) -> float:
-        """One gradient step; the mean loss of an image, for the ELBO in nats above the noise floor."""
-        resolution = self.stage.resolution
-        particles = self.source(resolution, self.progress.total_steps)
+        """One gradient step; the mean loss of an image before it."""
+        resolution, particles = self.stage.resolution, self._images()
         try:
             loss = self._descend(particles, resolution)
         except CryoANMError:
@@ -227,7 +282,7 @@ class Trainer:
             ) from error
         if not math.isfinite(loss):
             raise self._diverged(f"the loss is {loss}", particles)
-        return loss if self.stage.objective == "forward_kl" else loss - self.noise_floor(resolution)
+        return loss
 
     def _descend(self, particles: Particles, resolution: int) -> float:
         """Move the networks by one gradient, and say what the loss was before.
@@ -235,15 +290,35 @@ class Trainer:
         One image of which the guide is sure, and wrong, has a gradient that is large beyond measure: as a
         whole, and shortened, it does no harm.
         """
-        loss = self._objective().differentiable_loss(self._model, self._guide, particles, resolution)
-        loss.backward()
-        if self.stage.clip_norm is not None:
-            networks = [self.guide.encoders[name] for name in self._networks()]
-            parameters = [p for network in networks for p in network.parameters()]
-            torch.nn.utils.clip_grad_norm_(parameters, self.stage.clip_norm)
+        loss = self._leave_gradients(particles, resolution)
+        self._shorten_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.item()
+
+    def _leave_gradients(self, particles: Particles, resolution: int) -> Tensor:
+        """The loss, its gradients left with the networks."""
+        loss = self._objective().differentiable_loss(self._model, self._guide, particles, resolution)
+        loss.backward()
+        return loss.detach()
+
+    def _shorten_gradients(self) -> None:
+        """Shorten those of all networks together to the norm of this stage."""
+        if self.stage.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._parameters(), self.stage.clip_norm)
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        """Weights of the networks that learn in this stage."""
+        networks = [self.guide.encoders[name] for name in self._networks()]
+        return [parameter for network in networks for parameter in network.parameters()]
+
+    def _above_noise(self, loss: float) -> float:
+        """A loss as it is recorded: for the ELBO in nats above the noise floor."""
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss is {loss}", self.test[:1])
+        if self.stage.objective == "forward_kl":
+            return loss
+        return loss - self.noise_floor(self.stage.resolution)
 
     def _diverged(self, what: str, particles: Particles) -> TrainingError:
         bad = first_not_finite(self.guide, particles, self.stage.resolution)

@@ -48,8 +48,8 @@ class ProjectedNormal(dist.ProjectedNormal):
 
         p(v | μ) = (2π)⁻¹ exp(-|μ × v|²/2) ∫_0^∞ r exp(-(r - μ·v)²/2) dr,  |v| = 1,
 
-    uniform at μ = 0. Pyro's class gives the sampler; the density here stays finite and differentiable at
-    any concentration |μ|, also on the far side of the circle, where Pyro's is the logarithm of zero.
+    uniform at μ = 0. As Pyro's, but for a density that stays finite and differentiable at any concentration
+    |μ|, also on the far side of the circle, where Pyro's is the logarithm of zero.
 
     Parameters
     ----------
@@ -70,6 +70,11 @@ class ProjectedNormal(dist.ProjectedNormal):
         along = (mu * value).sum(-1)
         across = mu[..., 0] * value[..., 1] - mu[..., 1] * value[..., 0]
         return log_ray_integral(along) - 0.5 * across.square() - math.log(2 * math.pi)
+
+    def rsample(self, sample_shape: _size = ()) -> Float[Tensor, "... 2"]:
+        """Unit vectors. Pyro's looks for a vector of length 0, for which a GPU would have to wait."""
+        gaussian = self.concentration.expand(self._extended_shape(sample_shape))
+        return torch.nn.functional.normalize(gaussian + torch.randn_like(gaussian), dim=-1)
 
     def expand(self, batch_shape: _size, _instance: None = None) -> "ProjectedNormal":
         """The same distribution repeated over a larger batch."""
@@ -134,7 +139,9 @@ class ProjectedNormalMixture(TorchDistribution):
     def sample(self, sample_shape: _size = ()) -> Float[Tensor, "*shape dim"]:
         """Draw a component for each batch entry, then a direction from it."""
         with torch.no_grad():
-            chosen = dist.Categorical(logits=self.logits).sample(sample_shape)
+            # The largest of the logits plus Gumbel noise: no look at the weights, for which a GPU would wait.
+            logits = self.logits.expand(*sample_shape, *self.logits.shape)
+            chosen = (logits - torch.empty_like(logits).exponential_().log()).argmax(-1)
             shape = (*sample_shape, *self.concentrations.shape)
             index = chosen[..., None, None].expand(*chosen.shape, 1, shape[-1])
             return projected_normal(self.concentrations.expand(shape).gather(-2, index).squeeze(-2)).sample()

@@ -59,6 +59,28 @@ class StratifiedELBO(ELBO):
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
 
+class SampledELBO(StratifiedELBO):
+    """`Trace_ELBO` of images in one plate, without the numbers that it reports on the way.
+
+    What has no pathwise gradient has that of the score function,
+
+        ∇ELBO = E_q[∇(log p - log q) + (log p - log q) ∇log q(θ)],
+
+    the ratio being that of an image. Pyro's own asks for the value of each site, for which a GPU must wait.
+    """
+
+    def differentiable_loss(self, model, guide, *args, **kwargs) -> Tensor:
+        """Minus the ELBO of one draw, with the gradient of Pyro's surrogate."""
+        p, q = self._get_trace(model, guide, args, kwargs)
+        q.compute_score_parts()
+        parts = [site["score_parts"] for _, site in q.iter_stochastic_nodes()]
+        log_ratio, zero = _log_joint(p) - _log_joint(q), torch.zeros(())
+        entropy = sum((part.entropy_term for part in parts), zero)
+        score = sum((part.score_function for part in parts), zero)
+        surrogate = _log_joint(p) - entropy + log_ratio.detach() * score
+        return -(log_ratio.detach() + surrogate - surrogate.detach()).sum()
+
+
 class ForwardKL(StratifiedELBO):
     """Cross-entropy -log q(latents | image) of simulated images, whose latents are known.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cryoanm_lib.errors import ConfigurationError
 from cryoanm_lib.imaging.latents import LATENTS, POSES, Latent, Values
+from cryoanm_lib.numerics.constants import constant
 from cryoanm_lib.program.antipodal import AntipodalProjectedNormal
 from cryoanm_lib.program.distributions import ProjectedNormal
 from cryoanm_lib.settings import Finite, Positive, Section
@@ -70,14 +71,14 @@ class Prior(Section):
         if name == "pose" and self.pose == "space":
             return AntipodalProjectedNormal(like.new_zeros(4))
         if name == "pose":
-            return ProjectedNormal(like.new_tensor(self.pose_concentration))
+            return ProjectedNormal(constant(self.pose_concentration, like))
         mean, scale = {
             "shift": ((0.0,) * 2, (self.shift_scale,) * 2),
             "amplitude": ((0.0,) * n_modes, self.amplitude_scales(n_modes)),
             "defocus": (self.defocus_mean, self.defocus_scale),
             "contrast": (1.0, self.contrast_scale),
         }[name]
-        normal = dist.Normal(like.new_tensor(mean), like.new_tensor(scale))
+        normal = dist.Normal(constant(mean, like), constant(scale, like))
         return normal.to_event(len(normal.batch_shape))
 
     def moments(
