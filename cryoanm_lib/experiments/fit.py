@@ -1,5 +1,6 @@
 """One experiment from configuration to artifact: fitted once, then loaded."""
 
+import copy
 import json
 import os
 import time
@@ -12,6 +13,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from cryoanm_lib.checks.calibration import LEVELS, coverage, credible_level
 from cryoanm_lib.checks.residuals import FLIP_DEGREES, NEAR_DEGREES, pose_distance, residuals
 from cryoanm_lib.errors import ArtifactError
 from cryoanm_lib.experiments.checkpoint import flatten_snapshots, read_snapshots, resume, save_checkpoint
@@ -21,7 +23,7 @@ from cryoanm_lib.experiments.profile import Profile, load_profile
 from cryoanm_lib.experiments.run import Run
 from cryoanm_lib.experiments.weights import load_weights, weights_path, write_weights
 from cryoanm_lib.imaging.noise import WhiteNoise
-from cryoanm_lib.inference.amortised import draw_from
+from cryoanm_lib.inference.amortised import GuidePosterior, draw_from
 from cryoanm_lib.inference.fisher import information_limit
 from cryoanm_lib.inference.training import Trainer
 from cryoanm_lib.io.locks import alone
@@ -33,6 +35,9 @@ from cryoanm_lib.program.program import Guide, Model
 
 #: Seconds between two checkpoints of a running fit.
 CHECKPOINT_INTERVAL = 20.0
+
+# Draws an image for the guide's coverage, exact at all `LEVELS`, and what they are drawn from.
+_COVERAGE_DRAWS, _COVERAGE_SEED = 99, 4_000_000_007
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,8 +257,8 @@ def _headline(run: Run, trainer: Trainer) -> dict[str, float]:
     """Residuals of the last stage, each beside its information limit."""
     truth, resolution, latents = trainer.truth, run.last_resolution, trainer.guide.model.unknowns.latents
     found = residuals(trainer.progress.snapshots[-1], truth)
-    # The networks look at no more than their own size: they cannot read better than this.
-    seen = min(resolution, run.section.guide.image_size)
+    # The networks cannot read better than what they look at lets them.
+    seen = trainer.guide.resolution_seen(resolution)
     model, images = run.model(), trainer.test.to("cpu")
     limits = {k: information_limit(model, images, k) for k in {resolution, seen}}
     headline: dict[str, float] = {"resolution": resolution, "resolution_seen": seen}
@@ -274,4 +279,18 @@ def _headline(run: Run, trainer: Trainer) -> dict[str, float]:
         middle = torch.nn.functional.normalize(trainer.progress.snapshots[-1]["pose_concentrations"], dim=-1)
         nearest = torch.rad2deg(pose_distance(middle, truth["pose"][:, None])).amin(1)
         headline["best_component_within_15deg"] = (nearest < NEAR_DEGREES).double().mean().item()
-    return headline
+    return headline | _coverage(trainer, resolution)
+
+
+def _coverage(trainer: Trainer, resolution: int) -> dict[str, float]:
+    """For how many test images the guide's regions of all latents together hold the truth.
+
+    Not where the model computes what the guide says, image by image: assessments do that for a few.
+    """
+    guide = copy.deepcopy(trainer.guide).cpu()
+    if set(guide.family.learned) != set(guide.model.inferred):
+        return {}
+    posterior = GuidePosterior(guide, trainer.test.to("cpu"), resolution)
+    draws = posterior.sample(_COVERAGE_DRAWS, torch.Generator().manual_seed(_COVERAGE_SEED))
+    level = credible_level(posterior, draws, trainer.truth)
+    return {f"coverage_{100 * of:.0f}": coverage(level, of, _COVERAGE_DRAWS) for of in LEVELS}

@@ -99,6 +99,8 @@ class GuideSection(Section):
     channels: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
         CHANNELS, description="widths of the convolutions, double ones unless shared; not of rings"
     )
+    normalised: bool = Field(True, description="normalise groups of channels; convolutional only")
+    whole: bool = Field(False, description="networks see the image at its full resolution, whatever K is")
     others: Literal["independent", "learned", "computed"] = Field(
         "computed", description="how the latents beside the pose follow from it; shared only"
     )
@@ -116,7 +118,7 @@ class GuideSection(Section):
 
     def guide(self, model: Model) -> Guide:
         """The guide of a model, untrained."""
-        settings = self.model_dump(include={"components", "stratified", "upright", "others"})
+        settings = self.model_dump(include={"components", "stratified", "upright", "whole", "others"})
         return Guide(model, **settings, representation=self.representation())
 
     def representation(self) -> Representation | SharedEncoder:
@@ -125,7 +127,7 @@ class GuideSection(Section):
             return Rings(self.image_size, self.references)
         if self.encoder == "shared":
             return SharedEncoder(self.image_size, self.channels, self.half)
-        return Pixels(self.image_size, self.channels)
+        return Pixels(self.image_size, self.channels, self.normalised)
 
 
 class ExperimentSection(Section):

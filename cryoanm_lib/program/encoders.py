@@ -1,6 +1,8 @@
 """The networks that read an image pixel by pixel: the paper's CNN–MLP (Fig. A1)."""
 
+import contextlib
 import itertools
+import math
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -15,6 +17,10 @@ CHANNELS = (16, 32, 64)
 
 #: Width of the two dense layers (the paper's).
 HIDDEN = 512
+
+#: Groups of channels that are normalised together, image by image. Statistics over a batch would make a
+#: network less accurate in training than in use, and what it learns of its own errors too pessimistic.
+GROUPS = 4
 
 
 @runtime_checkable
@@ -42,11 +48,21 @@ class Representation(Protocol):
 
 
 class Pixels(nn.Module):
-    """The paper's representation: the image itself, `size` pixels along an edge, read by convolutions."""
+    """The paper's representation: the image itself, `size` pixels along an edge, read by convolutions.
 
-    def __init__(self, size: int, channels: tuple[int, ...] = CHANNELS) -> None:
+    Parameters
+    ----------
+    size : int
+        Pixels along an edge.
+    channels : tuple of int
+        Widths of the double convolutions.
+    normalised : bool
+        Normalise groups of channels after each convolution; the paper does not.
+    """
+
+    def __init__(self, size: int, channels: tuple[int, ...] = CHANNELS, normalised: bool = True) -> None:
         super().__init__()
-        self.size, self.channels = size, channels
+        self.size, self.channels, self.normalised = size, channels, normalised
 
     def forward(self, images: Float[Tensor, "*batch size size"]) -> Float[Tensor, "*batch size size"]:
         """The images as they are."""
@@ -62,22 +78,20 @@ class Pixels(nn.Module):
 
     def pose_encoder(self, components: int) -> "ConvolutionalPoseEncoder":
         """Reads logits and vectors of a mixture."""
-        return ConvolutionalPoseEncoder(self.size, components, self.channels)
+        return ConvolutionalPoseEncoder(self.size, components, self.channels, self.normalised)
 
     def encoder(self, n_outputs: int) -> "ConvolutionalEncoder":
         """Reads numbers."""
-        return ConvolutionalEncoder(self.size, n_outputs, self.channels)
+        return ConvolutionalEncoder(self.size, n_outputs, self.channels, self.normalised)
 
 
 class Convolution(nn.Sequential):
-    """A 3 × 3 convolution, batch normalisation and a rectifier."""
+    """A 3 × 3 convolution, normalisation of groups of channels if wished, and a rectifier."""
 
-    def __init__(self, channels_in: int, channels_out: int, stride: int = 1) -> None:
-        super().__init__(
-            nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(channels_out),
-            nn.ReLU(inplace=True),
-        )
+    def __init__(self, channels_in: int, channels_out: int, stride: int = 1, normalised: bool = True) -> None:
+        convolution = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=not normalised)
+        norms = [nn.GroupNorm(math.gcd(GROUPS, channels_out), channels_out)] if normalised else []
+        super().__init__(convolution, *norms, nn.ReLU(inplace=True))
 
     def forward(self, maps: Float[Tensor, "images before size size"]) -> Float[Tensor, "images after ..."]:
         """The maps, channels last in memory: with these a CPU convolves two to three times faster.
@@ -90,8 +104,9 @@ class Convolution(nn.Sequential):
 class DoubleConvolution(nn.Sequential):
     """Two convolutions."""
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__(Convolution(channels_in, channels_out), Convolution(channels_out, channels_out))
+    def __init__(self, channels_in: int, channels_out: int, normalised: bool = True) -> None:
+        pairs = ((channels_in, channels_out), (channels_out, channels_out))
+        super().__init__(*(Convolution(*pair, normalised=normalised) for pair in pairs))
 
 
 class ConvolutionalEncoder(nn.Module):
@@ -100,10 +115,16 @@ class ConvolutionalEncoder(nn.Module):
     Each double convolution makes so many channels, and halves the pixels along an edge.
     """
 
-    def __init__(self, image_size: int, n_outputs: int, channels: tuple[int, ...] = CHANNELS) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        n_outputs: int,
+        channels: tuple[int, ...] = CHANNELS,
+        normalised: bool = True,
+    ) -> None:
         super().__init__()
         stages = [
-            nn.Sequential(DoubleConvolution(before, after), nn.MaxPool2d(2))
+            nn.Sequential(DoubleConvolution(before, after, normalised), nn.MaxPool2d(2))
             for before, after in itertools.pairwise((1, *channels))
         ]
         self.image_size = image_size
@@ -126,8 +147,14 @@ class ConvolutionalEncoder(nn.Module):
 class ConvolutionalPoseEncoder(ConvolutionalEncoder):
     """The same network, its outputs read as the logits and mean vectors of a mixture."""
 
-    def __init__(self, image_size: int, components: int, channels: tuple[int, ...] = CHANNELS) -> None:
-        super().__init__(image_size, 3 * components, channels)
+    def __init__(
+        self,
+        image_size: int,
+        components: int,
+        channels: tuple[int, ...] = CHANNELS,
+        normalised: bool = True,
+    ) -> None:
+        super().__init__(image_size, 3 * components, channels, normalised)
         self.components = components
 
     def forward(
@@ -167,8 +194,6 @@ class SharedEncoder(nn.Module):
         ]
         self.convolutions = nn.Sequential(*layers, nn.Flatten())
         smallest = -(-size // 2 ** (len(channels) - 1))
-        # No statistics over the batch here: of a hundred numbers they are so noisy that poses would be a
-        # third less accurate, and the guide would learn to be as unsure as that noise makes it.
         self.dense = nn.Sequential(
             nn.Linear(channels[-1] * smallest**2 + 1 + n_told, HIDDEN, bias=False),
             nn.LayerNorm(HIDDEN),
@@ -184,7 +209,8 @@ class SharedEncoder(nn.Module):
         """Features of each image."""
         deviation = images.flatten(1).std(dim=1).clamp(min=1e-12)
         levels = torch.cat([deviation.log()[:, None], told], dim=-1)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.in_half and self.training):
+        half = torch.autocast(images.device.type, torch.bfloat16) if self.in_half and self.training else None
+        with half or contextlib.nullcontext():
             maps = self.convolutions((images / deviation[:, None, None])[:, None])
             return self.dense(torch.cat([maps, levels.to(maps.dtype)], dim=-1)).to(images.dtype)
 

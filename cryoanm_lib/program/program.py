@@ -157,6 +157,7 @@ class Guide(nn.Module):
         components: int = 2,
         stratified: bool = True,
         upright: bool = True,
+        whole: bool = False,
         others: Literal["independent", "learned", "computed"] = "computed",
         representation: Representation | SharedEncoder | None = None,
     ) -> None:
@@ -173,6 +174,9 @@ class Guide(nn.Module):
             mixture, as in the paper, with a score-function gradient.
         upright : bool
             Let separate networks see the image turned back by the pose for what is of the molecule.
+        whole : bool
+            Let the networks see the image at its full resolution, as in the paper, whatever the K of the
+            likelihood; they see the crop at K otherwise.
         others : str
             How the latents beside the pose follow from it where a shared network reads the image: see
             `SharedNetwork`.
@@ -188,7 +192,7 @@ class Guide(nn.Module):
         super().__init__()
         if components < 1:
             raise ConfigurationError(f"components = {components} is not usable: it must be 1 or more")
-        self.model, self.components, self.stratified = model, components, stratified
+        self.model, self.components, self.stratified, self.whole = model, components, stratified, whole
         representation = Rings(32) if representation is None else representation
         settings = (model.prior, model.unknowns, components)
         if isinstance(representation, SharedEncoder):
@@ -200,9 +204,13 @@ class Guide(nn.Module):
         else:
             self.family = SeparateNetworks(representation, *settings, upright)
 
+    def resolution_seen(self, resolution: int) -> int:
+        """K of what the networks see, where that of the likelihood is K."""
+        return self.family.size if self.whole else min(resolution, self.family.size)
+
     def see(self, particles: Particles, resolution: int) -> Seen:
-        """What the networks see: the crop at K, or at their own size where that is smaller."""
-        visible = crop_coefficients(particles.coefficients, min(resolution, self.family.size))
+        """What the networks see of images that hold at least `resolution_seen`."""
+        visible = crop_coefficients(particles.coefficients, self.resolution_seen(resolution))
         images = coefficients_to_image(visible, self.family.size)
         return Seen(self.family.see(images, particles.noise.summary(len(images), images)))
 

@@ -7,7 +7,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 
 from cryoanm_lib.numerics.fourier import half_plane_frequencies, image_to_coefficients
-from cryoanm_lib.program.encoders import HIDDEN, small_head
+from cryoanm_lib.program.encoders import GROUPS, HIDDEN, small_head
 
 #: Learned references of a pose encoder.
 REFERENCES = 32
@@ -97,10 +97,10 @@ class EquivariantPoseEncoder(nn.Module):
         scale = math.sqrt(2 / (rings.n_rings * (rings.n_angles // 2)))
         self.references = nn.Parameter(scale * torch.randn(width, len(rings), 2))
         self.along = nn.Sequential(
-            nn.BatchNorm1d(width),
+            nn.GroupNorm(math.gcd(GROUPS, width), width),
             nn.ReLU(inplace=True),
             nn.Conv1d(width, width, kernel_size=5, padding=2, padding_mode="circular", bias=False),
-            nn.BatchNorm1d(width),
+            nn.GroupNorm(math.gcd(GROUPS, width), width),
             nn.ReLU(inplace=True),
         )
         self.attention = nn.Conv1d(width, components, kernel_size=1, bias=False)
@@ -143,10 +143,10 @@ class DenseEncoder(nn.Module):
         super().__init__()
         self.dense = nn.Sequential(
             nn.Linear(n_inputs, HIDDEN, bias=False),
-            nn.BatchNorm1d(HIDDEN),
+            nn.LayerNorm(HIDDEN),
             nn.ReLU(inplace=True),
             nn.Linear(HIDDEN, HIDDEN, bias=False),
-            nn.BatchNorm1d(HIDDEN),
+            nn.LayerNorm(HIDDEN),
             nn.ReLU(inplace=True),
         )
         self.head = small_head(HIDDEN, n_outputs)

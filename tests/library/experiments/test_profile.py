@@ -565,7 +565,7 @@ def test_an_option_that_is_added_voids_nothing_until_it_is_used(tmp_path) -> Non
 
 
 #: Of all defaults, for each SCHEMA that there has been.
-DEFAULTS = {1: "f6267dfaef60ab1e"}
+DEFAULTS = {1: "f6267dfaef60ab1e", 2: "6201700fdd8530a9"}
 
 
 def sections_in(annotation: object) -> Iterator[type[Section]]:
