@@ -1,4 +1,4 @@
-"""A step of training that a GPU need not wait for: shown on a device without numbers, and recorded on a real one."""
+"""A step that a GPU need not wait for: shown on a device without numbers, and recorded on a real one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
