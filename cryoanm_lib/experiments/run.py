@@ -24,8 +24,8 @@ from cryoanm_lib.program.prior import Prior
 from cryoanm_lib.program.program import Guide, Model
 from cryoanm_lib.settings import Section
 
-#: To be raised where a default changes, or what networks of the same settings are: hashes leave out what stands
-#: at its default, so that a new option voids nothing, and a changed one would void nothing either.
+#: To be raised where a default changes, or what networks of the same settings are: hashes leave out what
+#: stands at its default, so that a new option voids nothing, and a changed one would void nothing either.
 SCHEMA = 2
 
 # Of a profile, what no run depends on, and what it has of its own.
