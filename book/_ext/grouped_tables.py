@@ -1,6 +1,6 @@
 """Tables in groups: what the first column says of a group of rows becomes a line of its own above them.
 
-In Markdown such a column is empty below its first entry. It costs the others their room, most of all on a phone.
+In Markdown such a column is empty below its first entry. It costs the others room, most of all on a phone.
 """
 
 from docutils import nodes

@@ -160,7 +160,7 @@ def refinement_table(assessments: Iterable[Mapping]) -> str:
 
 
 def space_table(assessments: Iterable[Mapping]) -> str:
-    """Refined poses in space, one column each: found, residuals over the limit, standardised errors, coverage.
+    """Refined poses in space, a column each: found, residuals over the limit, standardised errors, coverage.
 
     All assessments infer the same latents.
     """
