@@ -55,7 +55,7 @@ def headline_table(metrics: Mapping[str, Mapping], tasks: Iterable[str] | None =
     Where a recipe was run with several seeds, the median is shown, and the worst in brackets. Parameters as
     of `tasks_of`.
     """
-    heading = ["experiment", "latent", "paper's recipe", "ours", "refined", "limit", "training (s)"]
+    heading = ["experiment", "latent", "paper's recipe", "ours", "refined", "limit", "time (s)"]
     rows = []
     for runs, latent, start in _latent_rows(metrics, tasks):
         papers, ours, refined = (_of_seeds(runs[of], latent) for of in ("paper", "ours", "refined"))
