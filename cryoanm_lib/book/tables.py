@@ -53,14 +53,16 @@ def headline_table(metrics: Mapping[str, Mapping], tasks: Iterable[str] | None =
     """One row for each inferred latent of each task: the paper's recipe here, ours, refined, limit.
 
     Where a recipe was run with several seeds, the median is shown, and the worst in brackets. Parameters as
-    of `tasks_of`.
+    of `tasks_of`. Where nothing was refined, there is no such column.
     """
-    heading = ["experiment", "latent", "paper's recipe", "ours", "refined", "limit", "time (s)"]
+    found = list(_latent_rows(metrics, tasks))
+    kinds = ["ours", "refined"] if any(runs["refined"] for runs, *_ in found) else ["ours"]
     rows = []
-    for runs, latent, start in _latent_rows(metrics, tasks):
-        papers, ours, refined = (_of_seeds(runs[of], latent) for of in ("paper", "ours", "refined"))
+    for runs, latent, start in found:
+        papers, ours, *refined = (_of_seeds(runs[of], latent) for of in ("paper", *kinds))
         limit = two_digits((runs["ours"] or runs["paper"])[0][f"{latent.metric}_limit"], _unit(latent))
-        rows.append([*start, papers, f"**{ours}**", refined, limit, _times(runs) if start[0] else ""])
+        rows.append([*start, papers, f"**{ours}**", *refined, limit, _times(runs) if start[0] else ""])
+    heading = ["experiment", "latent", "paper's recipe", *kinds, "limit", "time (s)"]
     return markdown_table(heading, rows)
 
 

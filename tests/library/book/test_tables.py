@@ -107,8 +107,8 @@ def test_headline_table_sets_both_recipes_beside_paper_and_limit(metrics) -> Non
     assert cells[:2] == ["All three (paper: pose 33°, not reached)", "pose"]
     assert cells[2] == two_digits(metrics["all_paper"][key], "°")
     assert cells[3] == f"**{two_digits(sum(ours) / 2, '°')} ({two_digits(ours[1], '°')})**"
-    assert cells[4] == "—"
-    assert cells[5] == two_digits(metrics["all"][f"{key}_limit"], "°")
+    assert "refined" not in lines[0]
+    assert cells[4] == two_digits(metrics["all"][f"{key}_limit"], "°")
     assert lines[3].startswith("|  | amplitude |")
 
 
