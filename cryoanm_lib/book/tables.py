@@ -35,7 +35,7 @@ def stage_table(fit: Fit) -> str:
 
 
 def reach_table(metrics: Mapping[str, Mapping], tasks: Iterable[str]) -> str:
-    """Paper, our guide alone, refined and limit in a row for each inferred latent of some tasks.
+    """Our guide alone, refined and limit in a row for each inferred latent of some tasks.
 
     The limit is that of the refined images where they were refined, at their K. Metrics are of runs by name,
     as of `gather_metrics`; each of the tasks has a run of ours.
@@ -46,34 +46,48 @@ def reach_table(metrics: Mapping[str, Mapping], tasks: Iterable[str]) -> str:
         limit = (refined or runs["ours"])[0][f"{latent.metric}_limit"]
         guide, best = _of_seeds(runs["ours"], latent), _of_seeds(refined, latent)
         rows.append([*start, guide, f"**{best}**" if refined else best, two_digits(limit, _unit(latent))])
-    return markdown_table(["unknown", "latent", "paper", "guide alone", "refined", "limit"], rows)
+    return markdown_table(["unknown", "latent", "guide alone", "refined", "limit"], rows)
 
 
 def headline_table(metrics: Mapping[str, Mapping], tasks: Iterable[str] | None = None) -> str:
-    """One row for each inferred latent of each task: paper, its recipe here, ours, refined, limit.
+    """One row for each inferred latent of each task: the paper's recipe here, ours, refined, limit.
 
     Where a recipe was run with several seeds, the median is shown, and the worst in brackets. Parameters as
-    of `tasks_of`.
+    of `tasks_of`. Where nothing was refined, there is no such column.
     """
-    heading = ["experiment", "latent", "paper", "its recipe", "ours", "refined", "limit", "training (s)"]
+    found = list(_latent_rows(metrics, tasks))
+    kinds = ["ours", "refined"] if any(runs["refined"] for runs, *_ in found) else ["ours"]
     rows = []
-    for runs, latent, start in _latent_rows(metrics, tasks):
-        papers, ours, refined = (_of_seeds(runs[of], latent) for of in ("paper", "ours", "refined"))
+    for runs, latent, start in found:
+        papers, ours, *refined = (_of_seeds(runs[of], latent) for of in ("paper", *kinds))
         limit = two_digits((runs["ours"] or runs["paper"])[0][f"{latent.metric}_limit"], _unit(latent))
-        rows.append([*start, papers, f"**{ours}**", refined, limit, _times(runs) if start[0] else ""])
+        rows.append([*start, papers, f"**{ours}**", *refined, limit, _times(runs) if start[0] else ""])
+    heading = ["experiment", "latent", "paper's recipe", *kinds, "limit", "time (s)"]
     return markdown_table(heading, rows)
 
 
 def _latent_rows(
     metrics: Mapping[str, Mapping], tasks: Iterable[str] | None
 ) -> Iterator[tuple[dict[str, list[Mapping]], Latent, list[str]]]:
-    """The runs of a task, a latent that they infer, and the cells both tables begin with, for every row."""
+    """The runs of a task, a latent that they infer, and the cells both tables begin with, for every row.
+
+    The first cell says once what the experiment is and what the paper reports of it.
+    """
     for runs in tasks_of(metrics, tasks).values():
         shown = (runs["ours"] or runs["paper"])[0]
+        title = f"{shown['title']} (paper: {_reported(shown)})"
         for place, name in enumerate(latents_of(shown)):
-            reported, latent = shown.get(f"{LATENTS[name].metric}_paper"), LATENTS[name]
-            paper = shown["paper_says"] if reported is None else two_digits(reported, _unit(latent))
-            yield runs, latent, ["" if place else shown["title"], name, paper]
+            yield runs, LATENTS[name], ["" if place else title, name]
+
+
+def _reported(metrics: Mapping) -> str:
+    """What the paper says of an experiment: a number for each latent, or words where it gives none."""
+    latents = [LATENTS[name] for name in latents_of(metrics)]
+    values = {one: metrics.get(f"{one.metric}_paper") for one in latents}
+    numbers = [
+        f"{one.name} {two_digits(value, one.suffix)}" for one, value in values.items() if value is not None
+    ]
+    return ", ".join(numbers if len(numbers) == len(latents) else [*numbers, metrics["paper_says"]])
 
 
 def tasks_of(
@@ -132,10 +146,10 @@ def limit_table(models: Iterable[Model], images: Simulated, resolutions: Iterabl
 
 
 def refinement_table(assessments: Iterable[Mapping]) -> str:
-    """Residuals of guide and refined posterior over the limit, outliers and speed, one row each."""
+    """Residuals over the limit, of the guide → of the refined posterior, outliers and speed, one row each."""
     assessments = list(assessments)
     latents = [name for name in LATENTS if any(name in latents_of(metrics) for metrics in assessments)]
-    heading = ["refined", "K", *(f"{name}: guide → refined" for name in latents), "outliers", "images/s"]
+    heading = ["refined", "K", *latents, "outliers", "images/s"]
     rows = []
     for metrics in assessments:
         row = [metrics["title"], metrics["resolution"]]
@@ -148,25 +162,24 @@ def refinement_table(assessments: Iterable[Mapping]) -> str:
 
 
 def space_table(assessments: Iterable[Mapping]) -> str:
-    """Refined poses in space, one row each: found, residuals over the limit, standardised errors, coverage.
+    """Refined poses in space, a column each: found, residuals over the limit, standardised errors, coverage.
 
     All assessments infer the same latents.
     """
-    assessments = list(assessments)
-    latents = latents_of(assessments[0])
-    heading = ["SNR", "images", "within 1°", "within 5 limits"]
-    heading += [*(f"{name} / limit (error)" for name in latents), "coverage 50 / 80 / 95 %", "images/s"]
-    rows = []
-    for metrics in sorted(assessments, key=lambda metrics: -metrics["snr"]):
-        found = [f"{100 * metrics[f'fraction_within_{of}']:.1f} %" for of in ("1deg", "5_limits")]
-        pairs = [
+    ordered = sorted(assessments, key=lambda metrics: -metrics["snr"])
+    rows = [["images", *(metrics["images"] for metrics in ordered)]]
+    for name, key in (("within 1°", "1deg"), ("within 5 limits", "5_limits")):
+        rows.append([name, *(f"{100 * metrics[f'fraction_within_{key}']:.1f} %" for metrics in ordered)])
+    for name in latents_of(ordered[0]):
+        pairs = (
             f"{metrics[f'{name}_residual_over_limit']:.2f} ({metrics[f'{name}_standardised_error']:.2f})"
-            for name in latents
-        ]
-        covered = " / ".join(f"{100 * metrics[f'coverage_{100 * level:.0f}']:.1f}" for level in LEVELS)
-        speed = two_digits(metrics["images_per_second"])
-        rows.append([two_digits(metrics["snr"]), metrics["images"], *found, *pairs, covered, speed])
-    return markdown_table(heading, rows)
+            for metrics in ordered
+        )
+        rows.append([f"{name} / limit (error)", *pairs])
+    for level in (f"{100 * level:.0f}" for level in LEVELS):
+        rows.append([f"inside {level} %", *(f"{100 * m[f'coverage_{level}']:.1f} %" for m in ordered)])
+    rows.append(["images/s", *(two_digits(metrics["images_per_second"]) for metrics in ordered)])
+    return markdown_table(["SNR", *(two_digits(metrics["snr"]) for metrics in ordered)], rows)
 
 
 def guide_table(assessments: Iterable[Mapping]) -> str:

@@ -146,6 +146,30 @@ def test_nothing_is_wider_than_a_phone(visit, name):
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
 
+WIDE = """() => {
+    const room = (part) => Math.min(part.clientWidth, part.parentElement.clientWidth || Infinity);
+    const width = (part) => part.querySelector(":scope > mjx-math")?.offsetWidth ?? part.scrollWidth;
+    const parts = [...document.querySelectorAll(
+        ".bd-article mjx-container, .bd-article pre, .pst-scrollable-table-container, .output.text_html"
+    )].filter((part) => width(part) > room(part) + 2);
+    return parts.map((part) => {
+        const words = ["::before", "::after"].map((at) => getComputedStyle(part, at).content).join(" ");
+        return [words.includes("scroll"), part.textContent.slice(0, 60)];
+    });
+}"""
+
+
+def test_nothing_scrolls_sideways_on_a_desk(desk):
+    assert not desk.page.evaluate(WIDE)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_what_scrolls_sideways_on_a_phone_says_so(visit, name):
+    page = visit(f"{name}.html", viewport=PHONE).page
+    page.wait_for_load_state("networkidle")
+    assert not [text for says, text in page.evaluate(WIDE) if not says]
+
+
 def test_search_finds_a_word(visit):
     page = visit("search.html?q=defocus").page
     page.wait_for_selector("#search-results li a")

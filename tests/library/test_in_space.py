@@ -182,7 +182,10 @@ def test_a_molecule_that_fits_in_the_plane_only_is_refused(tmp_path) -> None:
 
 def test_tables_and_figures_of_it(folder, fitted, assessments) -> None:
     table = space_table([found.metrics for found in assessments])
-    assert len(table.splitlines()) == 4 and "within 5 limits" in table
+    heading, *rows = table.splitlines()
+    assert heading.count("|") == 2 + len(assessments) and "within 5 limits" in table
+    ratios = [float(cell) for cell in heading.strip("| ").split("|")[1:]]
+    assert ratios == sorted(ratios, reverse=True) and "| inside 95 % |" in rows[-2]
     assert {"pose (°)", "shift (px)"} <= texts(figures.plot_beside_limit(assessments[0]))
     images = draw_test_images(fitted.run, 0.05)
     assert "SNR 1" in texts(figures.plot_particles({"SNR 1": images}, 32, count=3))

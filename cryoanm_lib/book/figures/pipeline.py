@@ -26,6 +26,7 @@ def plot_pipeline(model: Model, image: Simulated, coarse: int, fine: int) -> Fig
     """
     forward, latents = model.forward_model, image.truth
     figure, axes = new_figure(2, 4, height=4.0)
+    figure.get_layout_engine().set(w_pad=0.13, h_pad=0.1)  # inches, so that arrows have their room
     size = forward.box_size * forward.pixel_size
     half = (-size / 2, size / 2)
     bent = forward.deform(latents["amplitude"])[0]
@@ -52,10 +53,10 @@ def plot_pipeline(model: Model, image: Simulated, coarse: int, fine: int) -> Fig
     for ax in (*axes[0], *axes[1, 2:]):
         ax.set(xticks=[], yticks=[], xlim=half, ylim=half)
     for before, after in zip(axes[0], axes[0, 1:], strict=False):
-        _arrow(figure, before, after, (1.03, 0.5), (-0.03, 0.5))
-    _arrow(figure, axes[0, 3], axes[1, 3], (0.9, -0.04), (0.9, 1.32))
+        _arrow(figure, before, after, (1.04, 0.5), (-0.04, 0.5))
+    _arrow(figure, axes[0, 3], axes[1, 3], (0.5, -0.04), (0.5, 1.36))
     for after, before in zip(axes[1], axes[1, 1:], strict=False):
-        _arrow(figure, before, after, (-0.03, 0.92), (1.03, 0.92))
+        _arrow(figure, before, after, (-0.04, 0.9), (1.04, 0.9))
     return figure
 
 
@@ -65,16 +66,20 @@ def _draw_posterior(ax: Axes, model: Model, image: Simulated, resolution: int) -
     draw_window(ax, shown, mark=8)
     ax.locator_params(nbins=3)
     ax.tick_params(labelsize=7, pad=1, length=2)
+    ax.tick_params(axis="y", direction="in", pad=-4)  # the gap beside the panel belongs to an arrow
+    ax.set_axisbelow(False)
+    for label in ax.get_yticklabels():
+        label.set_horizontalalignment("left")
     ax.set_xlabel("θ (°)", fontsize=_TITLE_SIZE, labelpad=0)
-    ax.set_ylabel("α (Å)", fontsize=_TITLE_SIZE, labelpad=0)
+    ax.set_ylabel("α (Å)", fontsize=_TITLE_SIZE, labelpad=2)
 
 
 def _arrow(
     figure: Figure, before: Axes, after: Axes, start: tuple[float, float], end: tuple[float, float]
 ) -> None:
     """From a place of one panel to a place of another, both in the panels' own fractions."""
-    arrow = ConnectionPatch(
-        start, end, "axes fraction", "axes fraction", axesA=before, axesB=after, arrowstyle="-|>", color=GREY
-    )
+    look = {"arrowstyle": "-|>", "mutation_scale": 12, "shrinkA": 0, "shrinkB": 0, "color": GREY}
+    places = ("axes fraction", "axes fraction")
+    arrow = ConnectionPatch(start, end, *places, axesA=before, axesB=after, **look)
     arrow.set_in_layout(False)
     figure.add_artist(arrow)

@@ -105,7 +105,7 @@ def _number_ends(
     axes: Axes, ends: Sequence[tuple[float, float]], shades: Float[np.ndarray, "curves 4"]
 ) -> None:
     """Write each curve's number beside its end, moved up where it would cover the one below."""
-    axes.set_ylim(top=2.0 * axes.get_ylim()[1])
+    axes.set_ylim(top=4.0 * axes.get_ylim()[1])
     low, high = np.log(axes.get_ylim())
     gap, floor = 0.045 * (high - low), -np.inf
     for number in sorted(range(len(ends)), key=lambda n: ends[n][1]):

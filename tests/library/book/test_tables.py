@@ -104,29 +104,29 @@ def test_headline_table_sets_both_recipes_beside_paper_and_limit(metrics) -> Non
     cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
     key = "pose_residual_mean_deg"
     ours = sorted(metrics[name][key] for name in ("all", "all_seed_2"))
-    assert cells[:3] == ["All three", "pose", "33°"]
-    assert cells[3] == two_digits(metrics["all_paper"][key], "°")
-    assert cells[4] == f"**{two_digits(sum(ours) / 2, '°')} ({two_digits(ours[1], '°')})**"
-    assert cells[5] == "—"
-    assert cells[6] == two_digits(metrics["all"][f"{key}_limit"], "°")
-    assert lines[3].split("|")[3].strip() == "not reached"
+    assert cells[:2] == ["All three (paper: pose 33°, not reached)", "pose"]
+    assert cells[2] == two_digits(metrics["all_paper"][key], "°")
+    assert cells[3] == f"**{two_digits(sum(ours) / 2, '°')} ({two_digits(ours[1], '°')})**"
+    assert "refined" not in lines[0]
+    assert cells[4] == two_digits(metrics["all"][f"{key}_limit"], "°")
+    assert lines[3].startswith("|  | amplitude |")
 
 
-def test_reach_is_paper_guide_refined_and_limit(metrics) -> None:
+def test_reach_is_guide_refined_and_limit(metrics) -> None:
     """Refined at the run's own K before any other; the limit is that of the images that were refined."""
     key = "pose_residual_mean_deg"
     plain = reach_table(metrics, ["all"]).splitlines()
     assert len(plain) == 2 + 3
     cells = [cell.strip() for cell in plain[2].strip("|").split("|")]
-    assert cells[:3] == ["All three", "pose", "33°"] and cells[4] == "—"
-    assert cells[5] == two_digits(metrics["all"][f"{key}_limit"], "°")
+    assert cells[:2] == ["All three (paper: pose 33°, not reached)", "pose"] and cells[3] == "—"
+    assert cells[4] == two_digits(metrics["all"][f"{key}_limit"], "°")
     told = {"recipe": "refined", "task": "all", "of": "all"}
     finer = told | {"resolution": 32} | {k: 0.01 for key in METRICS for k in (key, f"{key}_limit")}
     refined = told | {"resolution": 16} | {k: 0.012 for key in METRICS for k in (key, f"{key}_limit")}
     both = {"all_finer": finer, "all_refined": refined}
     for added, value in (({"all_finer": finer}, 0.01), (both, 0.012)):
         cells = reach_table(metrics | added, ["all"]).splitlines()[2].split("|")
-        assert [cell.strip() for cell in cells[5:7]] == [
+        assert [cell.strip() for cell in cells[4:6]] == [
             f"**{two_digits(value, '°')}**",
             two_digits(value, "°"),
         ]
