@@ -64,6 +64,20 @@ const projection = (() => {
     return { m, width, real, imag };
   }
 
+  /** What is left of an observed image beside the prediction: coefficients at kx = 0 … m and ky = -m … m. */
+  function left(model, observed, latents) {
+    const predicted = coefficients(model, { ...latents, noise: 0 }), { m, width } = predicted;
+    const finest = (observed.real[0].length - 1) / 2;
+    for (let kx = 0; kx <= m; kx++) {
+      for (let ky = -m; ky <= m; ky++) {
+        const at = kx * width + ky + m;
+        predicted.real[at] = observed.real[kx][ky + finest] - predicted.real[at];
+        predicted.imag[at] = observed.imag[kx][ky + finest] - predicted.imag[at];
+      }
+    }
+    return predicted;
+  }
+
   /** The image on K × K pixels, row by row. */
   function image(model, latents) {
     return synthesis(coefficients(model, latents), latents.resolution);
@@ -132,5 +146,5 @@ const projection = (() => {
     context.putImageData(shown, 0, 0);
   }
 
-  return { coefficients, image, paint, synthesis };
+  return { coefficients, image, left, paint, synthesis };
 })();

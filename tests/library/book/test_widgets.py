@@ -24,7 +24,7 @@ from cryoanm_lib.inference.lattice_search import LatticeSearch
 from cryoanm_lib.inference.refinement import refine
 from cryoanm_lib.molecule.anm import normal_modes
 from cryoanm_lib.molecule.structure import load_structure
-from cryoanm_lib.numerics.fourier import crop_coefficients
+from cryoanm_lib.numerics.fourier import coefficients_to_image, crop_coefficients
 from cryoanm_lib.numerics.rotation import unit_vector_to_angle
 from cryoanm_lib.program.prior import Prior
 
@@ -132,33 +132,59 @@ def test_the_curve_passes_through_every_atom() -> None:
 @pytest.fixture(scope="module")
 def sharpening() -> Sharpening:
     run = load_profile("smoke").run("pose_amplitude")
-    return Sharpening(run.guide(), draw_test_images(run)[:1], [8, 32], empty_still(), "a posterior")
+    images = draw_test_images(run)[:2]
+    return Sharpening(run.guide(), images, [8, 32], empty_still(), "a posterior", louder=(1, 2))
 
 
-def test_peaks_hold_the_draws_that_they_should(sharpening) -> None:
+@pytest.fixture(scope="module")
+def frames(sharpening) -> list[list[dict]]:
+    return sharpening.frames()
+
+
+def test_peaks_hold_the_draws_that_they_should(frames) -> None:
     """Two deviations of a Gaussian in the plane hold 1 - e⁻² of the draws; five standard errors."""
-    frame = sharpening.frames()[1]
+    frame = frames[0][1]
     (outline,), draws = frame["peaks"], torch.tensor(frame["draws"])
     inside = MplPath(outline).contains_points(draws).mean()
     expected = 1 - math.exp(-2)
     assert abs(inside - expected) < 5 * (expected * (1 - expected) / len(draws)) ** 0.5
 
 
-def test_a_map_is_darkest_where_the_posterior_is_highest(sharpening) -> None:
-    for frame, resolution in zip(sharpening.frames(), sharpening.resolutions, strict=True):
+def test_a_map_is_darkest_where_the_posterior_is_highest(sharpening, frames) -> None:
+    for frame, resolution in zip(frames[0], sharpening.resolutions, strict=True):
         panel = frame["near"]
-        levels = np.frombuffer(base64.b64decode(panel["levels"]), np.uint8).reshape(64, 64)
+        levels = np.frombuffer(base64.b64decode(panel["levels"]), np.uint8).reshape(48, 48)
         row, column = np.unravel_index(levels.argmax(), levels.shape)
         (left, right), (bottom, top) = panel["pose"], panel["amplitude"]
-        step = (right - left) / 63, (top - bottom) / 63
+        step = (right - left) / 47, (top - bottom) / 47
         at = (left + column * step[0], top - row * step[1])
         model = sharpening.guide.model
-        refined = refine(model, sharpening.image, resolution, sharpening.guide, LatticeSearch(model, 8))
+        image = sharpening.images[:1]
+        refined = refine(model, image, resolution, sharpening.guide, LatticeSearch(model, 8))
         best = refined.mean()
         peak = torch.rad2deg(unit_vector_to_angle(best["pose"]))[0], best["amplitude"][0, 0]
         for found, expected, size in zip(at, peak, step, strict=True):
             assert abs((found - expected + 180) % 360 - 180) < 4 * size
         assert left <= panel["truth"][0] <= right and bottom <= panel["truth"][1] <= top
+
+
+def test_twice_the_noise_makes_a_narrow_posterior_twice_as_wide(frames) -> None:
+    """At K = 32, where it is nearly a Gaussian: within a fifth, for two of a hundred draws' deviations."""
+    for quiet, loud in (frames[:2], frames[2:]):
+        for one, two in zip(quiet[1]["deviation"], loud[1]["deviation"], strict=True):
+            assert two / one == pytest.approx(2, rel=0.2)
+
+
+@node
+def test_the_crop_shown_is_of_the_image_that_the_posterior_is_of(sharpening) -> None:
+    noisier = sharpening.noisier()
+    for index, (image, louder) in enumerate([(0, 1), (0, 2), (1, 1), (1, 2)]):
+        shown = run_script(
+            sharpening, f"Array.from(sharpening.crop(model, model.images[{image}], {louder}, 32))"
+        )
+        expected = coefficients_to_image(crop_coefficients(noisier.coefficients[index], 32), 32)
+        found = torch.tensor(shown).view_as(expected)
+        assert (found - expected).abs().max() < 1e-3 * expected.abs().max()
 
 
 @node
