@@ -20,6 +20,7 @@ from cryoanm_lib.experiments.profile import load_profile
 from cryoanm_lib.imaging.forward_model import ForwardModel
 from cryoanm_lib.imaging.latents import in_plane
 from cryoanm_lib.imaging.likelihood import log_likelihood
+from cryoanm_lib.imaging.projection import PROJECTORS
 from cryoanm_lib.inference.lattice_search import LatticeSearch
 from cryoanm_lib.inference.refinement import refine
 from cryoanm_lib.molecule.anm import normal_modes
@@ -120,6 +121,25 @@ def test_the_script_turns_right_handed_and_keeps_lengths() -> None:
     turn = torch.tensor(run_script(breathing(), "breathing.turn(0.7, -1.1)"), dtype=torch.float64)
     torch.testing.assert_close(turn @ turn.T, torch.eye(3, dtype=torch.float64))
     assert turn.det() > 0
+
+
+@node
+def test_the_script_projects_the_molecule_as_it_is_seen() -> None:
+    """Bent and turned in space, as the library would with pixels of that size, but with y upwards."""
+    figure = breathing()
+    model, turn = (
+        ForwardModel(figure.reference, figure.modes),
+        run_script(figure, "breathing.turn(0.7, -1.1)"),
+    )
+    state = {"mode": 1, "amplitude": 9.0, "rotation": turn}
+    found = run_script(figure, f"Array.from(breathing.projected(model, {json.dumps(state)}))")
+    pixel = 2 * run_script(figure, "model.reach") / 64
+    amplitudes = 9.0 * torch.eye(5, dtype=torch.float64)[1]
+    seen = model.deform(amplitudes) @ torch.tensor(turn, dtype=torch.float64).T
+    places = seen[:, :2] / pixel * torch.tensor([1.0, -1.0])
+    expected = coefficients_to_image(PROJECTORS["fourier"](places, 64, 0.8, 64), 64)
+    found = torch.tensor(found, dtype=torch.float64).view_as(expected)
+    assert (found - expected).abs().max() < 1e-4 * expected.max()
 
 
 @node
