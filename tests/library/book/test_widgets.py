@@ -197,20 +197,18 @@ def test_twice_the_noise_makes_a_narrow_posterior_twice_as_wide(frames) -> None:
 
 @node
 def test_the_crop_shown_is_of_the_image_that_the_posterior_is_of(sharpening) -> None:
-    noisier = sharpening.noisier()
-    for index, (image, louder) in enumerate([(0, 1), (0, 2), (1, 1), (1, 2)]):
-        shown = run_script(
-            sharpening, f"Array.from(sharpening.crop(model, model.images[{image}], {louder}, 32))"
-        )
-        expected = coefficients_to_image(crop_coefficients(noisier.coefficients[index], 32), 32)
-        found = torch.tensor(shown).view_as(expected)
-        assert (found - expected).abs().max() < 1e-3 * expected.abs().max()
+    crops = "model.images.flatMap((image) => model.louder.map((louder) => [image, louder]))"
+    crops += ".map(([image, louder]) => Array.from(sharpening.crop(model, image, louder, 32)))"
+    found = torch.tensor(run_script(sharpening, crops)).view(-1, 32, 32)
+    expected = coefficients_to_image(crop_coefficients(sharpening.noisier().coefficients, 32), 32)
+    assert (found - expected).abs().max() < 1e-3 * expected.abs().max()
 
 
 @node
 def test_ticks_are_round_and_within_the_axis(sharpening) -> None:
-    for low, high in ((-180.0, 180.0), (41.23, 41.31), (-12.0, 3.0)):
-        found = run_script(sharpening, f"panel.ticks({low}, {high}, 4)")["found"]
+    axes = [[-180.0, 180.0], [41.23, 41.31], [-12.0, 3.0]]
+    ticks = run_script(sharpening, f"{axes}.map(([low, high]) => panel.ticks(low, high, 4).found)")
+    for (low, high), found in zip(axes, ticks, strict=True):
         assert 2 <= len(found) <= 5 and min(found) >= low and max(found) <= high
 
 
