@@ -1,7 +1,7 @@
 """The posterior of one image over pose and amplitude, on a grid: the whole of it, or where it is."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -21,9 +21,9 @@ class Window:
 
     Attributes
     ----------
-    pose, amplitude : Float[Tensor, "points"]
+    pose, amplitude : Float[Tensor, "poses"], Float[Tensor, "amplitudes"]
         Of the grid, in radians, which do not jump within the window, and in Å.
-    log_density : Float[Tensor, "pose amplitude"]
+    log_density : Float[Tensor, "poses amplitudes"]
         log p(pose, amplitude | image).
     truth, deviation : Float[Tensor, "2"]
         Pose and amplitude that made the image, and the posterior's deviations.
@@ -31,21 +31,24 @@ class Window:
         From the posterior.
     """
 
-    pose: Float[Tensor, "points"]
-    amplitude: Float[Tensor, "points"]
-    log_density: Float[Tensor, "points points"]
+    pose: Float[Tensor, "poses"]
+    amplitude: Float[Tensor, "amplitudes"]
+    log_density: Float[Tensor, "poses amplitudes"]
     truth: Float[Tensor, "2"]
     deviation: Float[Tensor, "2"]
     draws: Float[Tensor, "draws 2"]
 
     @property
-    def density(self) -> Float[Tensor, "points points"]:
+    def density(self) -> Float[Tensor, "poses amplitudes"]:
         """As a share of the highest."""
         return (self.log_density - self.log_density.max()).exp()
 
 
 def window(
-    posterior: ExactPosterior, points: int = 81, n_draws: int = 2000, reach: float | None = None
+    posterior: ExactPosterior,
+    points: tuple[int, int] = (81, 81),
+    n_draws: int = 2000,
+    reach: float | None = None,
 ) -> Window:
     """The posterior of one image about its mean.
 
@@ -53,8 +56,8 @@ def window(
     ----------
     posterior : ExactPosterior
         Of one simulated image, whose pose and amplitude are inferred.
-    points : int
-        Of the grid along each axis.
+    points : tuple of int
+        Poses and amplitudes of the grid.
     n_draws : int
         For the deviations, and to be shown.
     reach : float, optional
@@ -72,9 +75,22 @@ def window(
         half[0] = half[0].clamp(max=math.pi)
     else:
         centre, half = torch.zeros_like(mean), mean.new_tensor([math.pi, reach])
-    sides = [torch.linspace(-1, 1, points, dtype=torch.float64) * side for side in half]
+    sides = [torch.linspace(-1, 1, n, dtype=torch.float64) * h for n, h in zip(points, half, strict=True)]
     grid = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1)
     values = unknowns.moved(centre, grid).flatten(0, 1)[:, None]
-    log_density = posterior.log_density(unknowns.values(values.float()))[:, 0].view(points, points)
+    log_density = posterior.log_density(unknowns.values(values.float()))[:, 0].view(points)
     truth, draws = (centre + unknowns.offset(place, centre) for place in (truth, draws))
     return Window(sides[0] + centre[0], sides[1] + centre[1], log_density, truth, deviation, draws)
+
+
+def posterior_of(posterior: ExactPosterior, image: int) -> ExactPosterior:
+    """That of one image of a batch."""
+    cells, one = posterior.image == image, slice(image, image + 1)
+    columns = ("centre", "spacing", "log_mass", "slope", "bend")
+    return replace(
+        posterior,
+        particles=posterior.particles[one],
+        image=posterior.image[cells] - image,
+        log_evidence=posterior.log_evidence[one],
+        **{name: getattr(posterior, name)[cells] for name in columns},
+    )

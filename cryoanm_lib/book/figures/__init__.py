@@ -11,6 +11,7 @@ from cryoanm_lib.book.figures.calibration import (
 )
 from cryoanm_lib.book.figures.components import plot_disagreements, plot_sides, plot_two_sidedness
 from cryoanm_lib.book.figures.costs import plot_growth, plot_steps
+from cryoanm_lib.book.figures.ideas import plot_aliases, plot_phase_contrast, plot_turned_ring
 from cryoanm_lib.book.figures.images import (
     plot_conformations,
     plot_crop_levels,

@@ -1,4 +1,5 @@
-// A chain that swings along one of its modes, and that can be turned by mouse, finger and arrow keys.
+// A chain that swings along one of its modes, and that can be turned by mouse, finger and arrow keys; beside it
+// its projection.
 "use strict";
 
 const breathing = (() => {
@@ -55,7 +56,7 @@ const breathing = (() => {
     const width = Math.round(canvas.clientWidth * scale), height = Math.round(canvas.clientHeight * scale);
     if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
     context.clearRect(0, 0, width, height);
-    const zoom = 0.48 * Math.min(width, height) / model.reach, behind = background(canvas);
+    const zoom = 0.5 * Math.min(width, height) / model.reach, behind = background(canvas);
     const place = (point) => [width / 2 + zoom * point[0], height / 2 - zoom * point[1]];
 
     const strand = (points, colour, thickness) => {
@@ -94,25 +95,41 @@ const breathing = (() => {
     context.fillText(`${BAR} Å`, left, below - 6 * scale);
   }
 
+  /** The bent and turned molecule added up along the line of sight, at the scale of the drawn chain. */
+  function projected(model, { mode, amplitude, rotation }) {
+    const size = model.boxSize, pixel = 2 * model.reach / size;
+    // The first row of an image is its top, where y is largest.
+    const places = bent(model, mode, amplitude).map((atom) => {
+      const [x, y] = apply(rotation, atom);
+      return [x / pixel, -y / pixel];
+    });
+    return projection.image(model, { noise: 0, resolution: size }, places);
+  }
+
   /** Join mouse, finger, keys, slider and buttons to the picture. */
   function start(figure, model) {
-    const canvas = figure.querySelector("canvas"), slider = figure.querySelector("input");
+    const [canvas, picture] = figure.querySelectorAll("canvas"), slider = figure.querySelector("input");
     const shown = figure.querySelector("output"), choice = figure.querySelector(".choice");
     const marks = figure.querySelector("datalist");
     slider.setAttribute("list", marks.id);
     const state = { mode: 0, amplitude: 0, rotation: turn(0.5, -0.3) };
     let running = !window.matchMedia("(prefers-reduced-motion: reduce)").matches, phase = 1, before = null;
+    let brightest = 0; // so far: grey levels change as little as they can
 
     const redraw = () => {
       const rmsd = Math.abs(state.amplitude) / Math.sqrt(model.reference.length);
-      shown.textContent = `${state.amplitude.toFixed(0)} Å, RMSD ${rmsd.toFixed(1)} Å`;
+      shown.textContent = `${state.amplitude.toFixed(0).replace("-", "−")} Å, RMSD ${rmsd.toFixed(1)} Å`;
       draw(canvas, model, state);
+      const pixels = projected(model, state);
+      brightest = pixels.reduce((most, value) => Math.max(most, value), brightest);
+      projection.paint(picture, pixels, model.boxSize, 0, brightest);
     };
     /** The slider, and the molecule with it, at a place of the swing. */
     const swingTo = () => {
-      const end = model.furthest[state.mode];
-      [slider.min, slider.max, slider.step] = [-end, end, end / 100];
-      const one = model.deviations[state.mode];
+      const end = model.furthest[state.mode], one = model.deviations[state.mode];
+      // A browser marks only what is a whole number of steps away from the end.
+      const step = one / 10, reach = step * Math.floor(end / step);
+      [slider.min, slider.max, slider.step] = [-reach, reach, step];
       marks.replaceChildren(...[-one, 0, one].map((value) => new Option("", value)));
       state.amplitude = end * Math.sin(phase);
       slider.value = state.amplitude;
@@ -183,5 +200,5 @@ const breathing = (() => {
     swingTo();
   }
 
-  return { bent, turn, apply, smooth, start };
+  return { bent, turn, apply, smooth, projected, start };
 })();

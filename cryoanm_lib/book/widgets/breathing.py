@@ -15,10 +15,13 @@ _COLOURS = 32
 # Height of the picture over that of the molecule.
 _ROOM = 1.1
 
+# Pixels along an edge of the projection, and the width of an atom in them, as of the book's images.
+_PIXELS, _ATOM_WIDTH = 64, 0.8
+
 
 @dataclass(frozen=True, eq=False)
 class Breathing:
-    """The chain of a molecule, bent by an amplitude that swings; the reference stands beside it in grey.
+    """The chain of a molecule, bent by an amplitude that swings, over the reference in grey; its projection.
 
     Parameters
     ----------
@@ -33,7 +36,7 @@ class Breathing:
     still, alt, name : Figure, str, str
         As of `moving_figure`.
     other : Float[Tensor, "atoms 3"], optional
-        Another structure of the same molecule, superposed, that stands beside it in orange.
+        Another structure of the same molecule, superposed, that is drawn with it in orange.
     """
 
     reference: Float[Tensor, "atoms 3"]
@@ -55,8 +58,11 @@ class Breathing:
             "other": None if self.other is None else rounded(self.other),
             # Half the height of the picture: the reference with room to swing, however it is turned.
             "reach": round(_ROOM * self.reference.norm(dim=-1).max().item(), 3),
+            "boxSize": _PIXELS,
+            "atomWidth": _ATOM_WIDTH,
             "colours": [[round(255 * part) for part in chain(i)[:3]] for i in range(_COLOURS)],
         }
         end = self.furthest[0].item()
         slider = Slider("amplitude", "amplitude α", "Å", -end, end, end / 100, 0.7 * end)
-        return moving_figure("breathing", self.name, self.still, self.alt, [slider], model, turns=True)
+        shared = ("projection",)
+        return moving_figure("breathing", self.name, self.still, self.alt, [slider], model, True, shared)

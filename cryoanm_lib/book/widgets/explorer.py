@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 
+import torch
 from matplotlib.figure import Figure
 
 from cryoanm_lib.book.widgets.frame import Slider, moving_figure, rounded
 from cryoanm_lib.imaging.forward_model import ForwardModel
 from cryoanm_lib.imaging.latents import Latent
+from cryoanm_lib.numerics.fourier import half_plane_frequencies, highest_frequency
+from cryoanm_lib.particles.particles import Particles
 from cryoanm_lib.program.prior import Prior
 
 
@@ -74,3 +77,16 @@ def drawn_by_script(model: ForwardModel) -> dict[str, object]:
         "pixelSize": model.pixel_size,
         "atomWidth": model.atom_width,
     }
+
+
+def observed_for_script(image: Particles, box_size: int) -> dict[str, list]:
+    """Coefficients of one image at kx = 0 … m and ky = -m … m, as `projection.js` orders them."""
+    m = highest_frequency(box_size)
+    table = torch.zeros(m + 1, 2 * m + 1, dtype=torch.complex64)
+    frequencies = half_plane_frequencies(box_size).long().tolist()
+    for (kx, ky), value in zip(frequencies, image.coefficients[0], strict=True):
+        if kx >= 0:
+            table[kx, ky + m] = value
+        if kx <= 0:
+            table[-kx, -ky + m] = value.conj()
+    return {"real": rounded(table.real), "imag": rounded(table.imag)}

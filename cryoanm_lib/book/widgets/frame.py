@@ -95,8 +95,8 @@ def _text(file: str) -> str:
     return (_FOLDER / file).read_text(encoding="utf-8")
 
 
-def rounded(table: Tensor) -> list:
+def rounded(table: Tensor, digits: int = _DIGITS) -> list:
     """Numbers of a tensor as nested lists, with as many digits as a script needs."""
     if table.ndim > 1:
-        return [rounded(row) for row in table]
-    return [round(value, _DIGITS) for value in table.tolist()]
+        return [rounded(row, digits) for row in table]
+    return [round(value, digits) for value in table.tolist()]

@@ -4,23 +4,9 @@
 const landscape = (() => {
   const HERE = "#d00000", DEGREES = 180 / Math.PI;
 
-  /** What is left of the image beside the prediction: coefficients at kx = 0 … m and ky = -m … m. */
-  function left(model, latents) {
-    const predicted = projection.coefficients(model, { ...latents, noise: 0 }), { m, width } = predicted;
-    const finest = (model.observed.real[0].length - 1) / 2;
-    for (let kx = 0; kx <= m; kx++) {
-      for (let ky = -m; ky <= m; ky++) {
-        const at = kx * width + ky + m;
-        predicted.real[at] = model.observed.real[kx][ky + finest] - predicted.real[at];
-        predicted.imag[at] = model.observed.imag[kx][ky + finest] - predicted.imag[at];
-      }
-    }
-    return predicted;
-  }
-
   /** Log-likelihood in nats, without its constant: -N² Σ |left|² / 2σ², over the whole plane. */
   function logLikelihood(model, latents) {
-    const { m, width, real, imag } = left(model, latents);
+    const { m, width, real, imag } = projection.left(model, model.observed, latents);
     let sum = 0;
     for (let kx = 0; kx <= m; kx++) {
       for (let i = 0; i < width; i++) {
@@ -62,7 +48,7 @@ const landscape = (() => {
       const texts = [`${pose.value}°`, `${Number(amplitude.value).toFixed(1)} Å`, `K = ${K}`];
       figure.querySelectorAll("output").forEach((output, at) => { output.textContent = texts[at]; });
       const drawn = projection.image(model, { ...latents, noise: 0 });
-      const residual = projection.synthesis(left(model, latents), K);
+      const residual = projection.synthesis(projection.left(model, model.observed, latents), K);
       const image = drawn.map((value, at) => value + residual[at]);
       const most = image.reduce((a, b) => Math.max(a, Math.abs(b)), 0);
       const five = 5 * model.sigma * K / model.boxSize; // deviations of the noise

@@ -11,10 +11,9 @@ import torch
 from matplotlib.figure import Figure
 
 from cryoanm_lib.book.landscapes import landscape
-from cryoanm_lib.book.widgets.explorer import drawn_by_script
-from cryoanm_lib.book.widgets.frame import Slider, moving_figure, rounded
+from cryoanm_lib.book.widgets.explorer import drawn_by_script, observed_for_script
+from cryoanm_lib.book.widgets.frame import Slider, moving_figure
 from cryoanm_lib.imaging.noise import WhiteNoise
-from cryoanm_lib.numerics.fourier import half_plane_frequencies, highest_frequency
 from cryoanm_lib.numerics.rotation import unit_vector_to_angle
 from cryoanm_lib.particles.particles import Simulated
 from cryoanm_lib.program.program import Model
@@ -69,26 +68,13 @@ class Landscape:
             found.append({"resolution": resolution, "map": frame, "top": round(top, 3)})
         return found
 
-    def observed(self) -> dict[str, list]:
-        """Coefficients of the image at kx = 0 … m and ky = -m … m."""
-        size = self.model.forward_model.box_size
-        m = highest_frequency(size)
-        table = torch.zeros(m + 1, 2 * m + 1, dtype=torch.complex64)
-        frequencies = half_plane_frequencies(size).long().tolist()
-        for (kx, ky), value in zip(frequencies, self.image.coefficients[0], strict=True):
-            if kx >= 0:
-                table[kx, ky + m] = value
-            if kx <= 0:
-                table[-kx, -ky + m] = value.conj()
-        return {"real": rounded(table.real), "imag": rounded(table.imag)}
-
     def _repr_html_(self) -> str:
         forward, noise = self.model.forward_model, cast(WhiteNoise, self.image.noise)
         truth = self.image.truth
         step = {"pose": 2 * math.pi / (_COLUMNS - 1), "amplitude": 2 * self.reach / (_ROWS - 1)}
         colours = mpl.colormaps["Blues"].resampled(256)
         model = drawn_by_script(forward) | {
-            "observed": self.observed(),
+            "observed": observed_for_script(self.image, forward.box_size),
             "sigma": float(noise.deviation),
             "defocus": truth["defocus"].item(),
             "truth": [math.degrees(unit_vector_to_angle(truth["pose"]).item()), truth["amplitude"].item()],

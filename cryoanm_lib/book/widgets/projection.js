@@ -38,11 +38,14 @@ const projection = (() => {
     return { real, imag };
   }
 
-  /** Coefficients of the crop to K at kx = 0 … m and ky = -m … m: projection, contrast transfer, noise. */
-  function coefficients(model, latents) {
+  /**
+   * Coefficients of the crop to K at kx = 0 … m and ky = -m … m: projection, contrast transfer, noise.
+   * Atoms fall where the latents take them, or on `places` in pixels; without a defocus nothing is transferred.
+   */
+  function coefficients(model, latents, places = positions(model, latents.amplitude, latents.pose)) {
     const m = Math.floor((latents.resolution - 1) / 2), width = 2 * m + 1;
     const real = new Float64Array((m + 1) * width), imag = new Float64Array((m + 1) * width);
-    for (const [x, y] of positions(model, latents.amplitude, latents.pose)) {
+    for (const [x, y] of places) {
       const alongX = transform(model, x, m), alongY = transform(model, y, m);
       for (let kx = 0; kx <= m; kx++) {
         const a = alongX.real[m + kx], b = alongX.imag[m + kx];
@@ -55,7 +58,9 @@ const projection = (() => {
     for (let kx = 0; kx <= m; kx++) {
       for (let ky = -m; ky <= m; ky++) {
         const at = kx * width + ky + m;
-        const transfer = -Math.sin(latents.defocus * (kx * kx + ky * ky) / model.boxSize ** 2);
+        const transfer = latents.defocus === undefined
+          ? 1
+          : -Math.sin(latents.defocus * (kx * kx + ky * ky) / model.boxSize ** 2);
         const [noiseReal, noiseImag] = noiseAt(model, kx, ky);
         real[at] = transfer * real[at] + latents.noise * noiseReal;
         imag[at] = transfer * imag[at] + latents.noise * noiseImag;
@@ -64,9 +69,23 @@ const projection = (() => {
     return { m, width, real, imag };
   }
 
+  /** What is left of an observed image beside the prediction: coefficients at kx = 0 … m and ky = -m … m. */
+  function left(model, observed, latents) {
+    const predicted = coefficients(model, { ...latents, noise: 0 }), { m, width } = predicted;
+    const finest = (observed.real[0].length - 1) / 2;
+    for (let kx = 0; kx <= m; kx++) {
+      for (let ky = -m; ky <= m; ky++) {
+        const at = kx * width + ky + m;
+        predicted.real[at] = observed.real[kx][ky + finest] - predicted.real[at];
+        predicted.imag[at] = observed.imag[kx][ky + finest] - predicted.imag[at];
+      }
+    }
+    return predicted;
+  }
+
   /** The image on K × K pixels, row by row. */
-  function image(model, latents) {
-    return synthesis(coefficients(model, latents), latents.resolution);
+  function image(model, latents, places) {
+    return synthesis(coefficients(model, latents, places), latents.resolution);
   }
 
   /** Pixels from the coefficients of half the plane. */
@@ -132,5 +151,5 @@ const projection = (() => {
     context.putImageData(shown, 0, 0);
   }
 
-  return { coefficients, image, paint, synthesis };
+  return { coefficients, image, left, paint, synthesis };
 })();

@@ -266,3 +266,25 @@ def test_the_pipeline_counts_its_steps(tiny_model) -> None:
     text = drawn(figure)
     assert {f"{number}." for number in range(1, 9)} == {each[:2] for each in text if re.match(r"\d\. ", each)}
     assert {"θ (°)", "α (Å)"} <= text
+
+
+def test_waves_that_no_pixel_tells_apart_meet_at_every_pixel() -> None:
+    figure = figures.plot_aliases(0.8)
+    assert {"0.15 / px", "1.15 / px", "frequency (1/px)"} <= drawn(figure)
+    fast, slow, pixels = (line.get_ydata() for line in figure.axes[0].lines)
+    assert abs(fast[::100] - pixels).max() < 1e-5 and abs(slow[::100] - pixels).max() < 1e-5
+
+
+def test_defocus_turns_phase_into_counts() -> None:
+    assert {"χ = 0°\ncount: 1.00", "χ = 90°\ncount: 0.50"} <= drawn(figures.plot_phase_contrast())
+
+
+def test_a_turn_shifts_a_ring_and_keeps_its_waves(forward: ForwardModel, latents: Values) -> None:
+    """By quarters, at which the square crop turns too."""
+    figure = figures.plot_turned_ring(forward, latents, turn_in_degrees=90.0)
+    assert {"turned by 90°", "φ along the ring (°)", "x (px)"} <= drawn(figure)
+    (upright, turned), strengths = (
+        [torch.as_tensor(line.get_ydata()) for line in ax.lines] for ax in figure.axes[2:]
+    )
+    torch.testing.assert_close(upright.roll(90), turned, rtol=0, atol=1e-4)
+    torch.testing.assert_close(*strengths, rtol=0, atol=1e-4)

@@ -20,11 +20,12 @@ from cryoanm_lib.experiments.profile import load_profile
 from cryoanm_lib.imaging.forward_model import ForwardModel
 from cryoanm_lib.imaging.latents import in_plane
 from cryoanm_lib.imaging.likelihood import log_likelihood
+from cryoanm_lib.imaging.projection import PROJECTORS
 from cryoanm_lib.inference.lattice_search import LatticeSearch
 from cryoanm_lib.inference.refinement import refine
 from cryoanm_lib.molecule.anm import normal_modes
 from cryoanm_lib.molecule.structure import load_structure
-from cryoanm_lib.numerics.fourier import crop_coefficients
+from cryoanm_lib.numerics.fourier import coefficients_to_image, crop_coefficients
 from cryoanm_lib.numerics.rotation import unit_vector_to_angle
 from cryoanm_lib.program.prior import Prior
 
@@ -123,6 +124,25 @@ def test_the_script_turns_right_handed_and_keeps_lengths() -> None:
 
 
 @node
+def test_the_script_projects_the_molecule_as_it_is_seen() -> None:
+    """Bent and turned in space, as the library would with pixels of that size, but with y upwards."""
+    figure = breathing()
+    model, turn = (
+        ForwardModel(figure.reference, figure.modes),
+        run_script(figure, "breathing.turn(0.7, -1.1)"),
+    )
+    state = {"mode": 1, "amplitude": 9.0, "rotation": turn}
+    found = run_script(figure, f"Array.from(breathing.projected(model, {json.dumps(state)}))")
+    pixel = 2 * run_script(figure, "model.reach") / 64
+    amplitudes = 9.0 * torch.eye(5, dtype=torch.float64)[1]
+    seen = model.deform(amplitudes) @ torch.tensor(turn, dtype=torch.float64).T
+    places = seen[:, :2] / pixel * torch.tensor([1.0, -1.0])
+    expected = coefficients_to_image(PROJECTORS["fourier"](places, 64, 0.8, 64), 64)
+    found = torch.tensor(found, dtype=torch.float64).view_as(expected)
+    assert (found - expected).abs().max() < 1e-4 * expected.max()
+
+
+@node
 def test_the_curve_passes_through_every_atom() -> None:
     curve = torch.tensor(run_script(breathing(), "breathing.smooth(model.reference)"), dtype=torch.float64)
     atoms = torch.tensor(run_script(breathing(), "model.reference"), dtype=torch.float64)
@@ -132,28 +152,35 @@ def test_the_curve_passes_through_every_atom() -> None:
 @pytest.fixture(scope="module")
 def sharpening() -> Sharpening:
     run = load_profile("smoke").run("pose_amplitude")
-    return Sharpening(run.guide(), draw_test_images(run)[:1], [8, 32], empty_still(), "a posterior")
+    images = draw_test_images(run)[:2]
+    return Sharpening(run.guide(), images, [8, 32], empty_still(), "a posterior", louder=(1, 2))
 
 
-def test_peaks_hold_the_draws_that_they_should(sharpening) -> None:
+@pytest.fixture(scope="module")
+def frames(sharpening) -> list[list[dict]]:
+    return sharpening.frames()
+
+
+def test_peaks_hold_the_draws_that_they_should(frames) -> None:
     """Two deviations of a Gaussian in the plane hold 1 - e⁻² of the draws; five standard errors."""
-    frame = sharpening.frames()[1]
+    frame = frames[0][1]
     (outline,), draws = frame["peaks"], torch.tensor(frame["draws"])
     inside = MplPath(outline).contains_points(draws).mean()
     expected = 1 - math.exp(-2)
     assert abs(inside - expected) < 5 * (expected * (1 - expected) / len(draws)) ** 0.5
 
 
-def test_a_map_is_darkest_where_the_posterior_is_highest(sharpening) -> None:
-    for frame, resolution in zip(sharpening.frames(), sharpening.resolutions, strict=True):
+def test_a_map_is_darkest_where_the_posterior_is_highest(sharpening, frames) -> None:
+    for frame, resolution in zip(frames[0], sharpening.resolutions, strict=True):
         panel = frame["near"]
-        levels = np.frombuffer(base64.b64decode(panel["levels"]), np.uint8).reshape(64, 64)
+        levels = np.frombuffer(base64.b64decode(panel["levels"]), np.uint8).reshape(48, 48)
         row, column = np.unravel_index(levels.argmax(), levels.shape)
         (left, right), (bottom, top) = panel["pose"], panel["amplitude"]
-        step = (right - left) / 63, (top - bottom) / 63
+        step = (right - left) / 47, (top - bottom) / 47
         at = (left + column * step[0], top - row * step[1])
         model = sharpening.guide.model
-        refined = refine(model, sharpening.image, resolution, sharpening.guide, LatticeSearch(model, 8))
+        image = sharpening.images[:1]
+        refined = refine(model, image, resolution, sharpening.guide, LatticeSearch(model, 8))
         best = refined.mean()
         peak = torch.rad2deg(unit_vector_to_angle(best["pose"]))[0], best["amplitude"][0, 0]
         for found, expected, size in zip(at, peak, step, strict=True):
@@ -161,10 +188,27 @@ def test_a_map_is_darkest_where_the_posterior_is_highest(sharpening) -> None:
         assert left <= panel["truth"][0] <= right and bottom <= panel["truth"][1] <= top
 
 
+def test_twice_the_noise_makes_a_narrow_posterior_twice_as_wide(frames) -> None:
+    """At K = 32, where it is nearly a Gaussian: within a fifth, for two of a hundred draws' deviations."""
+    for quiet, loud in (frames[:2], frames[2:]):
+        for one, two in zip(quiet[1]["deviation"], loud[1]["deviation"], strict=True):
+            assert two / one == pytest.approx(2, rel=0.2)
+
+
+@node
+def test_the_crop_shown_is_of_the_image_that_the_posterior_is_of(sharpening) -> None:
+    crops = "model.images.flatMap((image) => model.louder.map((louder) => [image, louder]))"
+    crops += ".map(([image, louder]) => Array.from(sharpening.crop(model, image, louder, 32)))"
+    found = torch.tensor(run_script(sharpening, crops)).view(-1, 32, 32)
+    expected = coefficients_to_image(crop_coefficients(sharpening.noisier().coefficients, 32), 32)
+    assert (found - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
 @node
 def test_ticks_are_round_and_within_the_axis(sharpening) -> None:
-    for low, high in ((-180.0, 180.0), (41.23, 41.31), (-12.0, 3.0)):
-        found = run_script(sharpening, f"panel.ticks({low}, {high}, 4)")["found"]
+    axes = [[-180.0, 180.0], [41.23, 41.31], [-12.0, 3.0]]
+    ticks = run_script(sharpening, f"{axes}.map(([low, high]) => panel.ticks(low, high, 4).found)")
+    for (low, high), found in zip(axes, ticks, strict=True):
         assert 2 <= len(found) <= 5 and min(found) >= low and max(found) <= high
 
 
