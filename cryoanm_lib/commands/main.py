@@ -29,7 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     refined = commands.add_parser("assess", parents=[shared], help="refine and test a finished experiment")
     refined.add_argument("assessment")
     commands.add_parser("metrics", parents=[shared], help="gather results/metrics.json")
-    commands.add_parser("reference", parents=[shared], help="keep finished fits as the reference run")
+    keep = commands.add_parser("reference", parents=[shared], help="keep finished fits as the reference run")
+    keep.add_argument("--partial", action="store_true", help="those there are, and earlier ones")
     kept = commands.add_parser("weights", parents=[shared], help="keep the networks of a finished fit")
     kept.add_argument("experiment")
     check = commands.add_parser("check", parents=[shared], help="compare metrics with their expected ranges")
@@ -57,7 +58,7 @@ def _metrics(profile: Profile, given: argparse.Namespace) -> None:
 
 
 def _reference(profile: Profile, given: argparse.Namespace) -> None:
-    print(save_reference(profile, given.results))
+    print(save_reference(profile, given.results, partial=given.partial))
 
 
 def _weights(profile: Profile, given: argparse.Namespace) -> None:

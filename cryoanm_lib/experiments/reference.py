@@ -32,16 +32,25 @@ class Reference:
     metrics: dict[str, dict]
     histories: dict[str, list[dict]]
 
+    def older(self, settings: Profile) -> list[str]:
+        """Runs of an earlier configuration than the profile's, kept until they are run again."""
+        every = runs_and_assessments(settings)
+        return [name for name, run in self.metrics.items() if run["config_hash"] != every[name].config_hash]
+
 
 def reference_path(profile: str) -> Path:
     """Where the reference run of a profile is kept."""
     return Path(__file__).resolve().parents[1] / "data" / f"reference_{profile}.json"
 
 
-def save_reference(settings: Profile, results: Path, path: Path | None = None) -> Path:
+def save_reference(
+    settings: Profile, results: Path, path: Path | None = None, partial: bool = False
+) -> Path:
     """Keep the finished fits of a profile as its reference run, and return the file.
 
-    What has not been run again stays as it was, if its configuration has not changed since.
+    What has not been run again stays as it was, if its configuration has not changed since. A partial one
+    takes what there is: it keeps runs of an earlier configuration too (`Reference.older` names them), and
+    lacks those that were never made.
 
     Raises
     ------
@@ -60,14 +69,17 @@ def save_reference(settings: Profile, results: Path, path: Path | None = None) -
     compared = {
         name
         for name, section in runs.items()
-        if any(other.recipe == "between" and other.task == section.task for other in runs.values())
+        if (partial and section.recipe == "paper" and name in found)
+        or any(other.recipe == "between" and other.task == section.task for other in runs.values())
     }
     kept = {
         name
         for name in (before.metrics.keys() - found) & every.keys()
         if (name in before.histories or name not in compared)
-        and before.metrics[name]["config_hash"] == every[name].config_hash
+        and (partial or before.metrics[name]["config_hash"] == every[name].config_hash)
     }
+    if partial:
+        every = {name: of for name, of in every.items() if name in found | kept}
     metrics = {name: before.metrics[name] | every[name].description for name in kept}
     metrics |= gather_metrics(settings, results, every.keys() - kept)
     metrics = {name: metrics[name] for name in every}
@@ -76,7 +88,7 @@ def save_reference(settings: Profile, results: Path, path: Path | None = None) -
         if name in kept
         else [_kept(record) for record in load_json(results / every[name].path / "history.json", list)]
         for name in runs
-        if name in compared
+        if name in compared & every.keys()
     }
     save_json(path, asdict(Reference(_made(settings, metrics), metrics, histories)))
     return path
