@@ -6,6 +6,8 @@ from statistics import median
 from cryoanm_lib.checks.calibration import LEVELS
 from cryoanm_lib.checks.residuals import FLIP_DEGREES, residuals
 from cryoanm_lib.experiments.fit import Fit
+from cryoanm_lib.experiments.profile import Profile
+from cryoanm_lib.experiments.reference import Reference
 from cryoanm_lib.imaging.latents import LATENTS, Latent
 from cryoanm_lib.inference.fisher import information_limit
 from cryoanm_lib.particles.particles import Simulated
@@ -182,6 +184,18 @@ def space_table(assessments: Iterable[Mapping]) -> str:
     return markdown_table(["SNR", *(two_digits(metrics["snr"]) for metrics in ordered)], rows)
 
 
+def coverage_table(fits: Iterable[Fit]) -> str:
+    """How honest each guide is by itself, one row each: what its last stage minimised, and coverage."""
+    heading = ["guide", "last stage", "images", *(f"in {100 * level:.0f} %" for level in LEVELS)]
+    rows = []
+    for fit in fits:
+        last = {"elbo": "ELBO", "forward_kl": "forward KL"}[fit.run.stages[-1].objective]
+        covered = (fit.metrics[f"coverage_{100 * level:.0f}"] for level in LEVELS)
+        row = [fit.metrics["title"], last, fit.metrics["test_images"]]
+        rows.append([*row, *(f"{100 * share:.1f} %" for share in covered)])
+    return markdown_table(heading, rows)
+
+
 def guide_table(assessments: Iterable[Mapping]) -> str:
     """How honest each guide is by itself, one row each: coverage, and what its ELBO lacks to the evidence."""
     heading = ["guide for", "SNR", "images", *(f"in {100 * level:.0f} %" for level in LEVELS)]
@@ -208,6 +222,15 @@ def calibration_table(assessments: Iterable[Mapping]) -> str:
         row += [f"{100 * metrics['weighed_fraction']:.1f} %", f"{min(tested):.2g}"]
         rows.append(row)
     return markdown_table(heading, rows)
+
+
+def older_runs(reference: Reference, settings: Profile, names: Iterable[str] | None = None) -> str:
+    """A paragraph that names the reference runs, all or of some, of an earlier configuration; or nothing."""
+    older = [name for name in reference.older(settings) if names is None or name in set(names)]
+    if not older:
+        return ""
+    listed = ", ".join(f"*{name.replace('_', ' ')}*" for name in older)
+    return f"\n\nOf an earlier configuration of networks, and still to be run again: {listed}."
 
 
 def _of_seeds(runs: list[Mapping], latent: Latent) -> str:

@@ -43,9 +43,7 @@ def reference_path(profile: str) -> Path:
     return Path(__file__).resolve().parents[1] / "data" / f"reference_{profile}.json"
 
 
-def save_reference(
-    settings: Profile, results: Path, path: Path | None = None, partial: bool = False
-) -> Path:
+def save_reference(settings: Profile, results: Path, path: Path | None = None, partial: bool = False) -> Path:
     """Keep the finished fits of a profile as its reference run, and return the file.
 
     What has not been run again stays as it was, if its configuration has not changed since. A partial one

@@ -9,8 +9,10 @@ from matplotlib.figure import Figure
 
 from cryoanm_lib.book import figures
 from cryoanm_lib.book.tables import (
+    coverage_table,
     headline_table,
     markdown_table,
+    older_runs,
     reach_table,
     stage_table,
     tasks_of,
@@ -18,7 +20,7 @@ from cryoanm_lib.book.tables import (
 )
 from cryoanm_lib.errors import ArtifactError
 from cryoanm_lib.experiments.datasets import draw_test_images
-from cryoanm_lib.experiments.fit import Fit, fit_or_load
+from cryoanm_lib.experiments.fit import Fit, fit_or_load, load_fit
 from cryoanm_lib.experiments.metrics import gather_metrics
 from cryoanm_lib.experiments.profile import load_profile
 from cryoanm_lib.experiments.reference import Reference, load_reference, save_reference
@@ -182,6 +184,30 @@ def test_what_was_not_run_again_stays_in_the_reference(folder, metrics, tmp_path
     assert after["metrics"] == reference["metrics"] and after["histories"] == reference["histories"]
     with pytest.raises(ArtifactError, match="is missing"):
         save_reference(settings.model_copy(update={"seed": 99}), tmp_path / "nothing", path)
+
+
+def test_a_partial_reference_keeps_what_there_is(folder, metrics, tmp_path) -> None:
+    """Runs of an earlier configuration, which it names; of new ones those that were made."""
+    settings, path = load_profile(folder / "tiny.yaml"), tmp_path / "reference.json"
+    save_reference(settings, folder, path)
+    changed = settings.model_copy(update={"seed": 99})
+    save_reference(changed, tmp_path / "nothing", path, partial=True)
+    reference = Reference(**json.loads(path.read_text()))
+    assert reference.metrics == metrics and reference.older(settings) == []
+    assert {"all", "less"} <= {*reference.older(changed)} and "all_seed_2" not in reference.older(changed)
+    assert older_runs(reference, settings) == ""
+    assert "*all*" in older_runs(reference, changed, {"all"})
+    assert "less" not in older_runs(reference, changed, {"all"})
+    path.unlink()
+    save_reference(settings, tmp_path / "nothing", path, partial=True)
+    assert json.loads(path.read_text())["metrics"] == {}
+
+
+def test_a_guide_s_coverage_stands_in_a_table(folder) -> None:
+    fits = [load_fit(load_profile(folder / "tiny.yaml"), name, folder) for name in ("all", "less")]
+    *_, first, second = coverage_table(fits).splitlines()
+    assert f"{100 * fits[0].metrics['coverage_80']:.1f} %" in first
+    assert fits[1].metrics["title"] in second and ("ELBO" in second or "forward KL" in second)
 
 
 def test_a_reference_run_is_of_the_books_protein(folder) -> None:
