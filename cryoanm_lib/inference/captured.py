@@ -1,6 +1,6 @@
 """A computation recorded once as a CUDA graph and replayed: one launch in place of one for each kernel."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -22,11 +22,11 @@ class Captured:
     ----------
     compute : callable
         Returns what is of interest, and may leave gradients, which each replay overwrites.
-    parameters : list of Parameter
+    parameters : sequence of Tensor
         Those that it leaves gradients with.
     """
 
-    def __init__(self, compute: Callable[[], Float[Tensor, ""]], parameters: list[Tensor]) -> None:
+    def __init__(self, compute: Callable[[], Float[Tensor, ""]], parameters: Sequence[Tensor]) -> None:
         state = torch.cuda.get_rng_state()
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())

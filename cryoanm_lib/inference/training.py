@@ -236,20 +236,20 @@ class Trainer:
 
     def _record_step(self) -> Callable[[], Tensor]:
         """A step whose images, loss and gradients are replayed from a recording."""
-        resolution, fresh = self.stage.resolution, isinstance(self.source, FreshImages)
-        particles = self._images()
+        resolution = self.stage.resolution
+        # New images are drawn inside the recording, kept ones are put where it reads them.
+        kept = None if isinstance(self.source, FreshImages) else self._images()
 
         def compute() -> Tensor:
-            images = self._images() if fresh else particles
-            return self._leave_gradients(images, resolution)
+            return self._leave_gradients(self._images() if kept is None else kept, resolution)
 
         # A check of arguments is a question to the device: without recording they are checked.
         with pyro.validation_enabled(False):
             recorded = Captured(compute, self._parameters())
 
         def step() -> Tensor:
-            if not fresh:
-                overwrite(particles, self._images())
+            if kept is not None:
+                overwrite(kept, self._images())
             loss = recorded()
             self._shorten_gradients()
             self.optimizer.step()
