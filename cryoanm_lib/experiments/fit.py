@@ -36,7 +36,7 @@ from cryoanm_lib.program.program import Guide, Model
 #: Seconds between two checkpoints of a running fit.
 CHECKPOINT_INTERVAL = 20.0
 
-# Draws an image for the guide's coverage, the fewest that are exact at all `LEVELS`; what they are drawn from.
+# Draws an image for a guide's coverage, the fewest that are exact at all `LEVELS`, and what draws them.
 _COVERAGE_DRAWS, _COVERAGE_SEED = 19, 4_000_000_007
 
 

@@ -26,7 +26,8 @@ def plot_pipeline(model: Model, image: Simulated, coarse: int, fine: int) -> Fig
     """
     forward, latents = model.forward_model, image.truth
     figure, axes = new_figure(2, 4, height=4.0)
-    figure.get_layout_engine().set(w_pad=0.13, h_pad=0.1)  # inches, so that arrows have their room
+    # inches, so that arrows have their room
+    figure.set_layout_engine("constrained", w_pad=0.13, h_pad=0.1)
     size = forward.box_size * forward.pixel_size
     half = (-size / 2, size / 2)
     bent = forward.deform(latents["amplitude"])[0]
