@@ -33,7 +33,14 @@ KINDS = {
         "aten::cudnn_conv",
     ),
     "dense layers": ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm", "aten::linear"),
-    "normalisation": ("aten::native_batch", "aten::batch_norm", "aten::native_layer", "aten::layer_norm"),
+    "normalisation": (
+        "aten::native_batch",
+        "aten::batch_norm",
+        "aten::native_layer",
+        "aten::layer_norm",
+        "aten::native_group",
+        "aten::group_norm",
+    ),
     "Fourier transforms": ("aten::_fft", "aten::fft"),
 }
 

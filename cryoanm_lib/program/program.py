@@ -171,7 +171,7 @@ class Guide(nn.Module):
             Projected normals in the pose's mixture.
         stratified : bool
             Draw the pose once from every component, with a pathwise gradient, instead of once from the
-            mixture, as in the paper, with a score-function gradient.
+            mixture, with a score-function gradient, as Algorithm 2 reads.
         upright : bool
             Let separate networks see the image turned back by the pose for what is of the molecule.
         whole : bool

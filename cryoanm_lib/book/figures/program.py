@@ -202,7 +202,7 @@ class Layer:
     n_parameters: int
 
 
-# What is drawn as a step of its own; batch normalisation and rectifiers belong to the step before them.
+# What is drawn as a step of its own; normalisation and rectifiers belong to the step before them.
 KINDS = {nn.Conv2d: "convolution", nn.MaxPool2d: "pooling", nn.Flatten: "flatten", nn.Linear: "dense"}
 KIND_COLOURS = {"image": "0.6"} | dict(zip(KINDS.values(), COLOURS, strict=False))
 
