@@ -34,8 +34,8 @@ class Reference:
 
     def older(self, settings: Profile) -> list[str]:
         """Runs of an earlier configuration than the profile's, kept until they are run again."""
-        every = runs_and_assessments(settings)
-        return [name for name, run in self.metrics.items() if run["config_hash"] != every[name].config_hash]
+        today = {name: of.config_hash for name, of in runs_and_assessments(settings).items()}
+        return [name for name, run in self.metrics.items() if run["config_hash"] != today.get(name)]
 
 
 def reference_path(profile: str) -> Path:
