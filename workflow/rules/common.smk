@@ -61,7 +61,7 @@ NOTEBOOKS = {
 # An edit of the library retrains. What tests a finished fit does not, nor what only draws and tabulates.
 LIBRARY = sorted(str(p) for kind in ("py", "html", "css", "js", "csv", "safetensors") for p in Path("cryoanm_lib").rglob(f"*.{kind}"))
 ASSESSING = (
-    *("numerics/segment_ops", "numerics/per_image_rng", "checks/predictive", "checks/calibration"),
+    *("numerics/segment_ops", "numerics/per_image_rng", "checks/predictive"),
     *("inference/templates", "inference/adaptive_lattice", "inference/exact_posterior", "inference/gaussian_mixture"),
     *("inference/peak_finding", "inference/lattice_search", "inference/so3_", "inference/refinement"),
     "experiments/assess",
