@@ -281,6 +281,7 @@ def test_expected_ranges_name_metrics_of_their_profile() -> None:
                 inferred = {LATENTS[latent].metric for latent in settings.runs[name].infer}
                 known = {"steps", "pose_flipped_fraction", *inferred, *(f"{key}_limit" for key in inferred)}
                 known |= {"pose_residual_median_deg", "best_component_within_15deg"}
+                known |= {f"coverage_{level}" for level in (50, 80, 95)}
             assert set(ranges) <= known
             assert all(low <= high for low, high in ranges.values())
 
