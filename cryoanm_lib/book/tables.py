@@ -185,14 +185,14 @@ def space_table(assessments: Iterable[Mapping]) -> str:
 
 
 def coverage_table(fits: Iterable[Fit]) -> str:
-    """How honest each guide is by itself, one row each: what its last stage minimised, and coverage."""
+    """How honest each guide is by itself, one row each: what its last stage minimised, and coverage in %."""
     heading = ["guide", "last stage", "images", *(f"in {100 * level:.0f} %" for level in LEVELS)]
     rows = []
     for fit in fits:
         last = {"elbo": "ELBO", "forward_kl": "forward KL"}[fit.run.stages[-1].objective]
         covered = (fit.metrics[f"coverage_{100 * level:.0f}"] for level in LEVELS)
         row = [fit.metrics["title"], last, fit.metrics["test_images"]]
-        rows.append([*row, *(f"{100 * share:.1f} %" for share in covered)])
+        rows.append([*row, *(f"{100 * share:.1f}" for share in covered)])
     return markdown_table(heading, rows)
 
 

@@ -206,7 +206,7 @@ def test_a_partial_reference_keeps_what_there_is(folder, metrics, tmp_path) -> N
 def test_a_guide_s_coverage_stands_in_a_table(folder) -> None:
     fits = [load_fit(load_profile(folder / "tiny.yaml"), name, folder) for name in ("all", "less")]
     *_, first, second = coverage_table(fits).splitlines()
-    assert f"{100 * fits[0].metrics['coverage_80']:.1f} %" in first
+    assert f"| {100 * fits[0].metrics['coverage_80']:.1f} |" in first
     assert fits[1].metrics["title"] in second and ("ELBO" in second or "forward KL" in second)
 
 
