@@ -149,9 +149,10 @@ class WhiteNoise(Noise):
         return number.to(like)[..., None] if number.ndim else number.item()
 
     def _with(self, deviation: Float[Tensor, "*images"]) -> "WhiteNoise":
-        """The same with another deviation, which need not be checked again."""
+        """The same with another deviation, or with that of some: one that was positive is not asked again."""
         changed = copy.copy(self)
         changed.deviation = deviation
+        changed.has_density = self.has_density or bool((deviation > 0).all())
         return changed
 
     def unit(self) -> tuple["WhiteNoise", Float[Tensor, "*images"]]:

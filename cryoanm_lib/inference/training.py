@@ -239,6 +239,8 @@ class Trainer:
         resolution = self.stage.resolution
         # New images are drawn inside the recording, kept ones are put where it reads them.
         kept = None if isinstance(self.source, FreshImages) else self._images()
+        if kept is not None and kept.noise[:1] is not kept.noise:
+            raise RuntimeError("each kept image has a noise of its own, which a recording would not follow")
 
         def compute() -> Tensor:
             return self._leave_gradients(self._images() if kept is None else kept, resolution)

@@ -152,3 +152,11 @@ def test_no_noise_gives_no_likelihood() -> None:
 def test_an_empty_range_of_noise_is_refused(ends: tuple[float, float]) -> None:
     with pytest.raises(ForwardModelError, match="is no range: the first end must be the lower one"):
         white_noise(ends, BOX)
+
+
+def test_images_without_noise_may_be_left_out() -> None:
+    """What is asked of all deviations once is asked again of those that are left."""
+    noise = WhiteNoise(torch.tensor([0.0, 0.1, 0.2]), box_size=32)
+    with pytest.raises(ForwardModelError, match="gives no likelihood"):
+        noise.cropped(16)
+    assert noise[1:].cropped(16).tolist() == pytest.approx([0.05, 0.1])

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from cryoanm_lib.imaging.noise import AnyWhiteNoise
 from cryoanm_lib.inference.captured import overwrite
 from cryoanm_lib.inference.training import Stage, Trainer
-from cryoanm_lib.particles.source import FreshImages
+from cryoanm_lib.particles.source import FixedSet, FreshImages
 from cryoanm_lib.program.elbo import ForwardKL, SampledELBO, StratifiedELBO
 
 
@@ -89,3 +89,12 @@ def test_a_recorded_step_does_what_an_eager_one_does(tiny_guide) -> None:
         assert (trainer._recorded[1] == trainer._step) is not record
         losses.append(sum(trainer.progress.losses[-100:]) / 100)
     assert losses[0] == pytest.approx(losses[1], abs=0.3)
+
+
+def test_kept_images_with_a_noise_each_are_not_recorded(tiny_guide) -> None:
+    """A recording reads the noise of the first batch for ever: the step stays as it is, and says so."""
+    guide = tiny_guide(noise=AnyWhiteNoise(0.1, 0.4, 32))
+    images = guide.model.simulate(8, 32)
+    trainer = Trainer(guide, [Stage(resolution=16, steps=3)], FixedSet(images, 4, seed=1), images)
+    with pytest.warns(UserWarning, match="noise of its own"):
+        assert trainer._recording() == trainer._step
