@@ -83,11 +83,16 @@ def _latent_rows(
 
 
 def _reported(metrics: Mapping) -> str:
-    """What the paper says of an experiment: a number for each latent, or words where it gives none."""
+    """What the paper says of an experiment: a number for each latent, or words where it gives none.
+
+    Of an amplitude it gives no unit.
+    """
     latents = [LATENTS[name] for name in latents_of(metrics)]
     values = {one: metrics.get(f"{one.metric}_paper") for one in latents}
     numbers = [
-        f"{one.name} {two_digits(value, one.suffix)}" for one, value in values.items() if value is not None
+        f"{one.name} {two_digits(value, one.suffix if one.manifold.turns else '')}"
+        for one, value in values.items()
+        if value is not None
     ]
     return ", ".join(numbers if len(numbers) == len(latents) else [*numbers, metrics["paper_says"]])
 
