@@ -16,6 +16,10 @@ from cryoanm_lib.experiments.fit import fit_or_load as fit_or_load
 from cryoanm_lib.experiments.fit import make_trainer as make_trainer
 from cryoanm_lib.experiments.profile import load_profile as load_profile
 from cryoanm_lib.experiments.reference import load_reference as load_reference
+from cryoanm_lib.imaging.contrast_transfer import ContrastTransfer as ContrastTransfer
+from cryoanm_lib.imaging.contrast_transfer import given_ctf as given_ctf
+from cryoanm_lib.imaging.contrast_transfer import natural_defocus as natural_defocus
+from cryoanm_lib.imaging.contrast_transfer import physical_defocus as physical_defocus
 from cryoanm_lib.imaging.forward_model import ForwardModel as ForwardModel
 from cryoanm_lib.imaging.latents import LATENTS as LATENTS
 from cryoanm_lib.imaging.latents import Latent as Latent
@@ -24,7 +28,6 @@ from cryoanm_lib.imaging.noise import Noise as Noise
 from cryoanm_lib.imaging.noise import WhiteNoise as WhiteNoise
 from cryoanm_lib.imaging.transfer import SineTransfer as SineTransfer
 from cryoanm_lib.imaging.transfer import Transfer as Transfer
-from cryoanm_lib.imaging.transfer import natural_defocus as natural_defocus
 from cryoanm_lib.inference.amortised import draw_from as draw_from
 from cryoanm_lib.inference.amortised import propose as propose
 from cryoanm_lib.inference.exact_posterior import exact_posterior as exact_posterior
@@ -46,6 +49,7 @@ from cryoanm_lib.particles.particles import Particles as Particles
 from cryoanm_lib.particles.particles import Simulated as Simulated
 from cryoanm_lib.program.elbo import ForwardKL as ForwardKL
 from cryoanm_lib.program.elbo import StratifiedELBO as StratifiedELBO
+from cryoanm_lib.program.prior import OpticsPrior as OpticsPrior
 from cryoanm_lib.program.prior import Prior as Prior
 from cryoanm_lib.program.program import Guide as Guide
 from cryoanm_lib.program.program import Model as Model

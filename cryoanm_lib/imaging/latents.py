@@ -96,13 +96,18 @@ POSE_IN_SPACE = Latent("pose", (4,), ROTATIONS, acts_on="atoms", unit="°", symb
 SHIFT = Latent("shift", (2,), acts_on="atoms", unit="px", symbol="s")
 AMPLITUDE = Latent("amplitude", ("modes",), frame="molecule", acts_on="atoms", unit="Å", symbol="α")
 DEFOCUS = Latent("defocus", frame="molecule", unit="px²", symbol="z")
+UNDERFOCUS = Latent("defocus", frame="molecule", unit="Å", symbol="Δf")
+ASTIGMATISM = Latent("astigmatism", (2,), unit="Å", symbol="a")
+PHASE_SHIFT = Latent("phase_shift", frame="molecule", unit="rad", symbol="φ")
+B_FACTOR = Latent("b_factor", frame="molecule", unit="Å²", symbol="B")
 CONTRAST = Latent("contrast", frame="molecule", acts_on="scale", symbol="c", rest=1.0)
 
 #: What a pose may be.
 POSES = {"plane": POSE, "space": POSE_IN_SPACE}
 
 #: The latents by name, in the order in which a guide draws them and points hold them.
-LATENTS = {latent.name: latent for latent in (POSE, SHIFT, AMPLITUDE, DEFOCUS, CONTRAST)}
+_OPTICS = (ASTIGMATISM, PHASE_SHIFT, B_FACTOR)
+LATENTS = {latent.name: latent for latent in (POSE, SHIFT, AMPLITUDE, DEFOCUS, *_OPTICS, CONTRAST)}
 
 #: Their names, as a type that profiles are checked against.
 LatentName: TypeAlias = Literal[tuple(LATENTS)]  # pyright: ignore[reportInvalidTypeForm]

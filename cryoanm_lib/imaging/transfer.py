@@ -3,7 +3,6 @@
 import math
 from abc import ABC, abstractmethod
 
-import scipy  # loads its constants where they are first used
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -31,8 +30,11 @@ class Transfer(ABC):
     ) -> dict[str, Float[Tensor, "*batch columns kept"]]:
         """Derivatives of the factor by each of its latents, a row for each of their numbers."""
 
+    def check(self, latents: Values, box_size: int, resolution: int) -> None:  # noqa: B027  most have no limit
+        """Refuse latents with which the transfer is too fine for a box's frequencies up to a resolution K."""
+
     def steps(self, latents: Values, highest: float) -> dict[str, list[float]]:
-        """Changes of each number that move the factor by half at most, up to a frequency: a lattice's cells.
+        """Changes of each number that move any image's factor by half at most: the cells of a lattice.
 
         Here by slopes along rays; a microscope that knows better says so.
         """
@@ -40,7 +42,8 @@ class Transfer(ABC):
         angle = math.pi * torch.arange(16, device=radius.device) / 16
         rays = torch.stack([angle.cos(), angle.sin()], dim=-1)[:, None] * radius[:, None]
         slopes = self.slopes(latents, rays.flatten(0, 1).to(latents["pose"].dtype))
-        return {name: (0.5 / slope.abs().amax(-1)).tolist() for name, slope in slopes.items()}
+        steepest = {name: slope.abs().amax(-1).flatten(end_dim=-2).amax(0) for name, slope in slopes.items()}
+        return {name: (0.5 / slope).tolist() for name, slope in steepest.items()}
 
 
 class SineTransfer(Transfer):
@@ -79,26 +82,3 @@ def ctf(
     ['-0.000', '-0.479', '-0.598']
     """
     return (-defocus[..., None] * frequencies.square().sum(-1)).sin()
-
-
-def natural_defocus(defocus_in_angstroms: float, pixel_size: float, voltage_in_kv: float = 300.0) -> float:
-    """The natural defocus z = π λ_e Δf / Δx² that belongs to a physical one, in px².
-
-    Δf is positive for underfocus, Δx is the pixel size in Å, and the voltage that accelerates electrons sets
-    their relativistic wavelength λ_e.
-
-    Examples
-    --------
-    >>> print(f"{natural_defocus(10_000, pixel_size=3.5):.1f}")
-    50.5
-    """
-    return math.pi * _electron_wavelength(1e3 * voltage_in_kv) * defocus_in_angstroms / pixel_size**2
-
-
-def _electron_wavelength(voltage: float) -> float:
-    """Relativistic de Broglie wavelength in Å of an electron accelerated through a voltage in V."""
-    constants = scipy.constants
-    energy = constants.e * voltage
-    rest_energy = constants.m_e * constants.c**2
-    momentum = math.sqrt(2 * constants.m_e * energy * (1 + energy / (2 * rest_energy)))
-    return constants.h / momentum / constants.angstrom

@@ -189,9 +189,11 @@ def refine(
     Raises
     ------
     CryoANMError
-        If there is no image, one is not finite, or they are not on the CPU.
+        If there is no image, one is not finite, they are not on the CPU, or the defocus is too high for the
+        box.
     """
     require_images(particles)
+    model.check_transfer(particles.given, resolution)
     unknowns = model.unknowns
     if isinstance(starts, Guide):
         starts = Starts.of_each(unknowns.points(propose(starts, particles, resolution)))

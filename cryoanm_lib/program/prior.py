@@ -14,7 +14,7 @@ from cryoanm_lib.imaging.latents import LATENTS, POSES, Latent, Values
 from cryoanm_lib.numerics.constants import constant
 from cryoanm_lib.program.antipodal import AntipodalProjectedNormal
 from cryoanm_lib.program.distributions import ProjectedNormal
-from cryoanm_lib.settings import Finite, Positive, Section
+from cryoanm_lib.settings import Finite, NotNegative, Positive, Section
 
 
 class Prior(Section):
@@ -28,7 +28,7 @@ class Prior(Section):
     pose_concentration: tuple[Finite, Finite] = Field(
         (0.0, 0.0), description="μ_s of a pose in the plane; (0, 0) is uniform, as in space"
     )
-    shift_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+    shift_scale: NotNegative = Field(
         0.0, description="deviation of the shift along x and y, in pixels; 0 for none"
     )
     amplitude_scale: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
@@ -53,9 +53,11 @@ class Prior(Section):
     @property
     def latents(self) -> tuple[Latent, ...]:
         """Those that vary from image to image, in the order in which a guide draws them."""
-        # A scale of 0 says that there is no such latent; the pose has none.
+        # No scale, or one of 0, says that there is no such latent; a pose there always is.
         known = LATENTS | {"pose": POSES[self.pose]}
-        return tuple(latent for name, latent in known.items() if getattr(self, f"{name}_scale", 1.0))
+        return tuple(
+            one for name, one in known.items() if name == "pose" or getattr(self, f"{name}_scale", 0)
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -145,6 +147,24 @@ class Prior(Section):
                 f"model has {n_modes}: give as many, or one number for all"
             )
         return self.amplitude_scale
+
+
+class OpticsPrior(Prior):
+    """For a microscope in physical units, `ContrastTransfer`: how far an image is from what is given."""
+
+    defocus_mean: Finite = Field(0.0, description="mean of Δf in Å, on top of what is given")
+    defocus_scale: Positive = Field(300.0, description="deviation of Δf in Å")
+    astigmatism_scale: NotNegative = Field(0.0, description="deviation of a₁ and a₂ in Å; 0 for none")
+    phase_shift_scale: NotNegative = Field(0.0, description="deviation of φ in radians; 0 for none")
+    b_factor_scale: NotNegative = Field(0.0, description="deviation of B in Å²; 0 for none")
+
+    def distribution(self, name: str, n_modes: int, like: Float[Tensor, "..."]) -> TorchDistributionMixin:
+        """The prior of one of `latents`: normal about what is given."""
+        if name not in ("astigmatism", "phase_shift", "b_factor"):
+            return super().distribution(name, n_modes, like)
+        shape = LATENTS[name].shape_for(n_modes)
+        scale = constant(getattr(self, f"{name}_scale"), like).expand(shape)
+        return dist.Normal(torch.zeros_like(scale), scale).to_event(len(shape))
 
 
 #: The paper's.

@@ -67,14 +67,21 @@ class Model(nn.Module):
             raise ConfigurationError(
                 f"the microscope depends on {missing}, and this prior is of {prior.names}: add to it"
             )
+        every = [one.name for one in forward_model.latents]
+        if idle := [name for name in prior.names if name not in every]:
+            raise ConfigurationError(
+                f"the prior lets {idle} vary, and no image of this model depends on it: it knows {every}"
+            )
         # most images are shifted by less than two deviations
         forward_model.check_fit(3 if prior.pose == "space" else 2, margin=2 * prior.shift_scale)
         self.forward_model, self.prior = forward_model, prior
         self.noise = noise if isinstance(noise, Noise) else white_noise(noise, forward_model.box_size)
-        chosen = tuple(latent for latent in prior.latents if latent.name in inferred)
+        own = {one.name: one for one in forward_model.transfer.latents}  # in its own units
+        chosen = tuple(own.get(one.name, one) for one in prior.latents if one.name in inferred)
         self.unknowns = Unknowns(chosen, forward_model.n_modes)
         self.inferred = self.unknowns.names
         self.given = tuple(name for name in prior.names if name not in inferred)
+        self._checked: set[int] = set()  # resolutions at which the transfer is known to fit the box
 
     def log_prior(self, latents: Values) -> Float[Tensor, "*batch"]:
         """Log-density in float64 of the latents that are inferred, before an image is seen."""
@@ -83,12 +90,35 @@ class Model(nn.Module):
         each = (own.log_prob(latents[name].double()) for name, own in distributions)
         return sum(each, like.new_zeros(()))
 
+    def check_transfer(self, given: Values, resolution: int) -> None:
+        """Refuse a microscope too far out of focus for the box: as given, 3 deviations of the prior away.
+
+        Raises
+        ------
+        ForwardModelError
+            Naming the box that would do.
+        """
+        like, forward = torch.zeros(1, dtype=torch.float64), self.forward_model
+        values = {}
+        for latent in forward.transfer.latents:
+            mean, scale = self.prior.moments(latent.name, forward.n_modes, like)
+            values[latent.name] = latent.unrows(torch.stack([mean - 3 * scale, mean + 3 * scale])[:, None])
+        forward.transfer.check({**values, **given}, forward.box_size, resolution)
+
     @torch.no_grad()
     def simulate(self, n_images: int, resolution: int) -> Simulated:
         """Draw images, kept at a resolution K, together with the latents that made them.
 
         What the microscope depends on, and is not inferred, is that of the prior's mean.
+
+        Raises
+        ------
+        ForwardModelError
+            If K is not usable with the box, or the microscope too far out of focus for it.
         """
+        if resolution not in self._checked:
+            self.check_transfer({}, resolution)
+            self._checked.add(resolution)
         like, n_modes = self.forward_model.reference, self.forward_model.n_modes
         means = self.prior.means(n_images, n_modes, like)
         microscope = {one.name for one in self.forward_model.transfer.latents}

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from cryoanm_lib.imaging.transfer import SineTransfer, Transfer, ctf, natural_defocus
+from cryoanm_lib.imaging.contrast_transfer import natural_defocus
+from cryoanm_lib.imaging.transfer import SineTransfer, Transfer, ctf
 from tests.library.rotations import rotation_z
 
 torch.set_num_threads(1)
@@ -83,7 +84,7 @@ def test_a_step_moves_the_transfer_by_half_at_most(highest: float) -> None:
 
 @pytest.mark.parametrize(("voltage", "wavelength"), [(100, 0.0370), (200, 0.0251), (300, 0.0197)])
 def test_the_wavelength_is_the_textbooks(voltage: float, wavelength: float) -> None:
-    natural = natural_defocus(10_000, pixel_size=2.0, voltage_in_kv=voltage)
+    natural = natural_defocus(10_000, pixel_size=2.0, voltage=voltage)
     assert natural / (math.pi * 10_000) * 2.0**2 == pytest.approx(wavelength, abs=5e-5)
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cryoanm_lib.imaging.latents import AMPLITUDE, LATENTS, POSE, POSE_IN_SPACE, SHIFT
+from cryoanm_lib.imaging.latents import AMPLITUDE, POSE, POSE_IN_SPACE, SHIFT
 from cryoanm_lib.imaging.unknowns import Unknowns
 from cryoanm_lib.numerics.rotation import quaternion_distance, quaternion_from_rotvec
 from cryoanm_lib.program.prior import Prior
@@ -14,7 +14,9 @@ EVERYTHING = {"shift_scale": 0.5, "contrast_scale": 0.1}
 
 
 @pytest.mark.parametrize("pose", ["plane", "space"])
-@pytest.mark.parametrize("names", [("pose",), ("amplitude", "defocus"), ("shift", "contrast"), (*LATENTS,)])
+@pytest.mark.parametrize(
+    "names", [("pose",), ("amplitude", "defocus"), ("shift", "contrast"), Prior(**EVERYTHING).names]
+)
 def test_values_become_points_and_values_again(tiny_model, names, pose) -> None:
     model = tiny_model(inferred=names, prior=Prior(pose=pose, **EVERYTHING))
     unknowns, truth = model.unknowns, model.simulate(4, 16).truth
@@ -28,7 +30,7 @@ def test_values_become_points_and_values_again(tiny_model, names, pose) -> None:
 
 @pytest.mark.parametrize("pose", ["plane", "space"])
 def test_a_step_leads_there_and_offset_finds_it(tiny_model, pose) -> None:
-    model = tiny_model(inferred=(*LATENTS,), prior=Prior(pose=pose, **EVERYTHING)).double()
+    model = tiny_model(prior=Prior(pose=pose, **EVERYTHING)).double()
     unknowns = model.unknowns
     origin, target = (unknowns.points(model.simulate(50, 16).truth).double() for _ in range(2))
     step = unknowns.offset(target, origin)

@@ -10,7 +10,7 @@ from scipy import stats
 
 from cryoanm_lib.checks.calibration import credible_level, ranks, uniformity
 from cryoanm_lib.checks.residuals import pose_distance, residuals
-from cryoanm_lib.imaging.latents import LATENTS, POSE_IN_SPACE
+from cryoanm_lib.imaging.latents import POSE_IN_SPACE
 from cryoanm_lib.imaging.noise import WhiteNoise
 from cryoanm_lib.imaging.unknowns import Unknowns
 from cryoanm_lib.inference.fisher import information_limit, mean_length
@@ -26,7 +26,7 @@ from tests.library.rotations import uniform_rotations
 PRIOR = Prior(pose="space", shift_scale=0.8, amplitude_scale=1.0, contrast_scale=0.1)
 
 
-def setting(tiny_model, noise, count, inferred=tuple(LATENTS), seed=0):
+def setting(tiny_model, noise, count, inferred=PRIOR.names, seed=0):
     model = tiny_model(prior=PRIOR, inferred=inferred, noise=noise)
     pyro.set_rng_seed(seed)
     return model, model.simulate(count, 32)

@@ -8,12 +8,14 @@ import torch
 
 from cryoanm_lib.errors import ConfigurationError
 from cryoanm_lib.imaging.latents import LATENTS
-from cryoanm_lib.program.prior import Prior
+from cryoanm_lib.program.prior import OpticsPrior, Prior
 
 
-def test_shift_and_contrast_are_absent_by_default() -> None:
+def test_what_the_paper_has_not_is_absent_by_default() -> None:
     assert Prior().names == ("pose", "amplitude", "defocus")
-    assert Prior(shift_scale=1.0, contrast_scale=0.1).names == (*LATENTS,)
+    optics = {"astigmatism_scale": 300.0, "phase_shift_scale": 0.1, "b_factor_scale": 20.0}
+    assert OpticsPrior(shift_scale=1.0, contrast_scale=0.1, **optics).names == (*LATENTS,)
+    assert OpticsPrior().names == Prior().names
 
 
 def test_every_latent_is_drawn_with_its_mean_and_deviation() -> None:

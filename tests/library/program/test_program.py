@@ -10,7 +10,6 @@ import torch
 from pyro import poutine
 
 from cryoanm_lib.errors import ConfigurationError, ForwardModelError
-from cryoanm_lib.imaging.latents import LATENTS
 from cryoanm_lib.imaging.likelihood import log_likelihood
 from cryoanm_lib.inference.amortised import draw_from, propose
 from cryoanm_lib.numerics.fourier import crop_coefficients
@@ -18,8 +17,8 @@ from cryoanm_lib.particles.particles import Simulated
 from cryoanm_lib.program.log_joint import log_joint
 from cryoanm_lib.program.prior import Prior
 
-SUBSETS = [c for r in (1, 2, 5) for c in itertools.combinations(LATENTS, r)]
 PLANE = Prior(shift_scale=0.5, contrast_scale=0.1)
+SUBSETS = [c for r in (1, 2, 5) for c in itertools.combinations(PLANE.names, r)]
 SPACE = Prior(pose="space", shift_scale=0.5, contrast_scale=0.1)
 KINDS = [("rings", PLANE), ("pixels", PLANE), ("shared", PLANE), ("shared", SPACE)]
 GIVEN_IN_SPACE = ("shift", "amplitude", "defocus", "contrast")
@@ -36,7 +35,7 @@ def test_model_and_guide_agree_on_what_is_inferred(tiny_guide, inferred, stratif
     assert set(drawn.stochastic_nodes) - {"images"} == set(inferred)
     assert set(scored.stochastic_nodes) - {"images"} == set(inferred)
     assert "image" in scored.observation_nodes
-    assert set(images.given) == set(LATENTS) - set(inferred)
+    assert set(images.given) == set(prior.names) - set(inferred)
     for name in images.given:
         torch.testing.assert_close(scored.nodes[name]["value"], images.truth[name])
 

@@ -1,0 +1,104 @@
+"""RELION as a referee: images that it projects from maps, with its angles, shifts and contrast transfer."""
+
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import gemmi
+import mrcfile
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+needs_relion = pytest.mark.skipif(
+    shutil.which("relion_project") is None, reason="relion_project is not there: apt-get install relion"
+)
+
+#: One optics group, as RELION 3.1 and later write it; the pixel and the box are filled in.
+_OPTICS = """
+data_optics
+
+loop_
+_rlnOpticsGroup
+_rlnOpticsGroupName
+_rlnVoltage
+_rlnSphericalAberration
+_rlnAmplitudeContrast
+_rlnImagePixelSize
+_rlnImageSize
+_rlnImageDimensionality
+1 group1 {voltage} {spherical_aberration} {amplitude_contrast} {pixel_size} {box_size} 2
+
+data_particles
+
+loop_
+"""
+
+
+def project(
+    folder: Path,
+    volume: np.ndarray,
+    pixel_size: float,
+    particles: Mapping[str, np.ndarray],
+    optics: Mapping[str, float],
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Images by RELION of a map (z, y, x), and the columns of the star file that it wrote beside them.
+
+    Particles are columns without `rln`; optics are a voltage in kV, spherical_aberration in mm and
+    amplitude_contrast.
+    """
+    box_size = len(volume)
+    with mrcfile.new(folder / "map.mrc", volume.astype(np.float32), overwrite=True) as written:
+        written.voxel_size = pixel_size
+    labels = [*particles, "OpticsGroup", "ImageName"]
+    lines = [f"_rln{label}" for label in labels]
+    for number, row in enumerate(zip(*particles.values(), strict=True), start=1):
+        lines.append(" ".join([*(f"{value:.6f}" for value in row), "1", f"{number:06d}@none.mrcs"]))
+    head = _OPTICS.format(pixel_size=pixel_size, box_size=box_size, **optics)
+    (folder / "in.star").write_text(head + "\n".join(lines) + "\n", encoding="ascii")
+    command = f"relion_project --i map.mrc --o out --ang in.star --angpix {pixel_size} --pad 4 --ctf"
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True, timeout=300)
+    with mrcfile.open(folder / "out.mrcs") as stack:
+        images = torch.tensor(stack.data, dtype=torch.float64).view(-1, box_size, box_size)
+    table = gemmi.cif.read_file(str(folder / "out.star")).find_block("particles")
+    columns = {label: [float(value) for value in table.find_loop(f"_rln{label}")] for label in particles}
+    return images, {label: torch.tensor(column, dtype=torch.float64) for label, column in columns.items()}
+
+
+def gaussians_map(positions: torch.Tensor, width: float, box_size: int, pixel_size: float) -> np.ndarray:
+    """Density (z, y, x) of unit Gaussians of a width in pixels, at positions in Å about pixel N // 2."""
+    grid = torch.arange(box_size, dtype=torch.float64) - box_size // 2
+    away = grid - positions[..., None].double() / pixel_size
+    along = (-0.5 * (away / width).square()).exp() / (width * (2 * torch.pi) ** 0.5)
+    return torch.einsum("az,ay,ax->zyx", along[:, 2], along[:, 1], along[:, 0]).numpy()
+
+
+def quaternions(columns: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The active rotation that RELION's Euler angles stand for, x' = R x, as unit quaternions."""
+    angles = torch.stack([columns[f"Angle{name}"] for name in ("Rot", "Tilt", "Psi")], dim=-1)
+    turns = Rotation.from_euler("zyz", -angles.numpy(), degrees=True)
+    return torch.tensor(turns.as_quat(canonical=True, scalar_first=True))
+
+
+def random_particles(
+    n: int,
+    rng: np.random.Generator,
+    defocus: tuple[float, float],
+    astigmatism: float = 0.0,
+    phase: float = 0.0,
+) -> dict[str, np.ndarray]:
+    """Columns of so many particles: poses anywhere, shifts of 3 Å, defocus in a range of Å."""
+    middle, half = rng.uniform(*defocus, n), rng.uniform(0, astigmatism, n)
+    return {
+        "AngleRot": rng.uniform(-180, 180, n),
+        "AngleTilt": np.degrees(np.arccos(rng.uniform(-1, 1, n))),
+        "AnglePsi": rng.uniform(-180, 180, n),
+        "OriginXAngst": rng.normal(0, 3, n),
+        "OriginYAngst": rng.normal(0, 3, n),
+        "DefocusU": middle + half,
+        "DefocusV": middle - half,
+        "DefocusAngle": rng.uniform(0, 180, n),
+        "PhaseShift": rng.uniform(0, phase, n),
+    }
