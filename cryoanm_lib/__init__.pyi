@@ -10,6 +10,7 @@ from cryoanm_lib.book import widgets as widgets
 from cryoanm_lib.book.listing import listing as listing
 from cryoanm_lib.checks import referees as referees
 from cryoanm_lib.checks import residuals as residuals
+from cryoanm_lib.checks.residual_spectrum import residual_spectrum as residual_spectrum
 from cryoanm_lib.experiments.assess import assess_or_load as assess_or_load
 from cryoanm_lib.experiments.datasets import draw_test_images as draw_test_images
 from cryoanm_lib.experiments.fit import fit_or_load as fit_or_load
@@ -26,6 +27,8 @@ from cryoanm_lib.imaging.latents import Latent as Latent
 from cryoanm_lib.imaging.likelihood import log_likelihood as log_likelihood
 from cryoanm_lib.imaging.noise import Noise as Noise
 from cryoanm_lib.imaging.noise import WhiteNoise as WhiteNoise
+from cryoanm_lib.imaging.noise_spectrum import background_spectrum as background_spectrum
+from cryoanm_lib.imaging.radial_noise import RadialNoise as RadialNoise
 from cryoanm_lib.imaging.transfer import SineTransfer as SineTransfer
 from cryoanm_lib.imaging.transfer import Transfer as Transfer
 from cryoanm_lib.inference.amortised import draw_from as draw_from

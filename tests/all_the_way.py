@@ -7,6 +7,7 @@ from cryoanm_lib import ForwardModel, Model, Particles, Simulated, load_structur
 from cryoanm_lib.checks.calibration import credible_level
 from cryoanm_lib.inference.fisher import fisher_information
 from cryoanm_lib.inference.peak_finding import Starts
+from cryoanm_lib.inference.refinement import RefinedPosterior
 
 K = 32
 
@@ -41,7 +42,7 @@ def limit_by_differences(model: Model, images: Simulated) -> torch.Tensor:
     return torch.linalg.inv(fisher).diagonal(dim1=1, dim2=2).sqrt()
 
 
-def goes_all_the_way(model: Model, images: Simulated, particles: Particles | None = None) -> None:
+def goes_all_the_way(model: Model, images: Simulated, particles: Particles | None = None) -> RefinedPosterior:
     """Hold the limit against differences, and the refined posterior against the truth.
 
     Refinement begins within five limits of the truth; where the particles are others than the images they
@@ -63,3 +64,4 @@ def goes_all_the_way(model: Model, images: Simulated, particles: Particles | Non
     low, high = stats.binom.interval(1 - FALSE_ALARM, len(images), 0.8)
     assert low <= inside <= high
     assert posterior.explained.double().mean() > 0.99
+    return posterior

@@ -36,6 +36,10 @@ class Noise(ABC):
     ) -> Float[Tensor, "*batch dof"]:
         """Coefficients at resolution K in the basis of `to_real` and in units of the noise's deviation."""
 
+    def flat(self, coefficients: Complex[Tensor, "*batch kept"]) -> Complex[Tensor, "*batch kept"]:
+        """Coefficients so filtered that the noise is white, as networks see them; here it is already."""
+        return coefficients
+
     @abstractmethod
     def log_normaliser(self, resolution: int) -> Float[Tensor, "*images"]:
         """Minus the log-density in the basis of `to_real` where the whitened residual is zero, in float64."""

@@ -37,9 +37,9 @@ _REACH, _BESIDE, _IMAGES = 2.5, 1.5, 32
 class SO3Search:
     """Finds poses in space and shifts to climb from, whatever a guide may say.
 
-    Bends and defocus stay at their prior means, also where they are given: at this resolution they change an
-    image little. A given shift or contrast is taken into account; of shifts that are not given, the one that
-    suits a rotation best is the one that counts.
+    What is not given stays at its prior mean, and bends do in any case: at this resolution they change an
+    image little. Each image has the microscope that is given of it. Of shifts that are not given, the one
+    that suits a rotation best is the one that counts.
 
     Parameters
     ----------
@@ -81,19 +81,30 @@ class SO3Search:
 
     @torch.no_grad()
     def _made(self) -> Complex[Tensor, "rotations kept"]:
-        """What the molecule at rest looks like from everywhere."""
+        """What the molecule at rest looks like from everywhere, before the microscope."""
         forward, parts = self.model.forward_model, []
         for poses in self.poses.to(forward.reference).split(1024):
             rest = self.model.prior.means(len(poses), forward.n_modes, poses) | {"pose": poses}
-            parts.append(forward.coefficients(rest, self.resolution))
+            parts.append(forward.projections(rest, self.resolution))
         return torch.cat(parts)
 
-    def _templates_in(self, unit: Noise) -> tuple[Float[Tensor, "rotations dof"], Float[Tensor, "rotations"]]:
-        """The templates whitened, and half their squared lengths; those of the last call if they fit."""
+    def _templates_in(
+        self, unit: Noise
+    ) -> tuple[Float[Tensor, "rotations dof"], Float[Tensor, "rotations dof"]]:
+        """The templates whitened, and half their squares; those of the last call if they fit."""
         if self._whitened is None or not same_noise(unit, self._whitened[0]):
             templates = unit.whiten(self._templates, self.resolution)
-            self._whitened = (unit, templates, 0.5 * templates.square().sum(1))
+            self._whitened = (unit, templates, 0.5 * templates.square())
         return self._whitened[1:]
+
+    def _factors(self, particles: Particles) -> Float[Tensor, "images dof"]:
+        """What the microscope makes of each value of a projection's crop, image by image."""
+        model, like = self.model, self.model.forward_model.reference
+        known = model.prior.means(len(particles), model.forward_model.n_modes, like)
+        given = {name: v for name, v in particles.given.items() if name not in model.inferred}
+        known |= {name: value.to(like) for name, value in given.items()}
+        factor = model.forward_model.factor(known, self.resolution).expand(len(particles), -1)
+        return torch.cat([factor[:, :1], factor[:, 1:].repeat_interleave(2, dim=1)], dim=1)
 
     @torch.no_grad()
     def starts(self, particles: Particles, seen: Peaks | None = None) -> Starts:
@@ -123,7 +134,9 @@ class SO3Search:
     ) -> tuple[Float[Tensor, "images rotations"], Int[Tensor, "images rotations"]]:
         """Log-posterior of every rotation at its best shift, up to a constant, and that shift's number."""
         unit, level = particles.noise.unit()
-        templates, norms = self._templates_in(unit)
+        templates, halves = self._templates_in(unit)
+        factor = self._factors(particles)
+        norms = factor.square() @ halves.T
         level = level.to(norms).expand(len(particles))[:, None]
         observed = crop_coefficients(particles.coefficients, self.resolution)
         frequencies = half_plane_frequencies(self.resolution) / self.model.forward_model.box_size
@@ -131,16 +144,14 @@ class SO3Search:
         if "shift" in given and "shift" not in self.model.inferred:
             phase = 2 * math.pi * given["shift"].float() @ frequencies.T
             observed = observed * torch.polar(torch.ones_like(phase), phase)
-        scaled = "contrast" in given and "contrast" not in self.model.inferred
-        contrast = (given["contrast"] if scaled else torch.ones(len(particles)))[:, None].to(norms)
         scale = max(self.model.prior.shift_scale, 1e-6)
-        best = norms.new_full((len(particles), len(norms)), -math.inf)
+        best = torch.full_like(norms, -math.inf)
         which = torch.zeros(best.shape, dtype=torch.int16)
         for number, shift in enumerate(self.shifts):
             # Moving the image back is moving the templates there.
             phase = 2 * math.pi * frequencies @ shift
             back = unit.whiten(observed * torch.polar(torch.ones_like(phase), phase), self.resolution)
-            matched = contrast * (back @ templates.T) - contrast**2 * norms
+            matched = (factor * back) @ templates.T - norms
             score = matched / level**2 - 0.5 * (shift / scale).square().sum()
             higher = score > best
             best, which = torch.where(higher, score, best), which.masked_fill(higher, number)

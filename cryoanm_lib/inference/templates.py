@@ -134,7 +134,8 @@ class Templates:
         unit, level = particles.noise.unit()
         cropped = crop_coefficients(particles.coefficients, self.resolution)
         observed = unit.whiten(cropped, self.resolution)
-        given = {name: particles.given[name] for name in self.model.given}
+        inferred = self.model.inferred
+        given = {name: value for name, value in particles.given.items() if name not in inferred}
         if all((value == value[:1]).all() for value in given.values()):
             common = {name: value[:1] for name, value in given.items()}
             scores = self._scored(observed, self._common(common, unit))

@@ -241,6 +241,7 @@ class Guide(nn.Module):
     def see(self, particles: Particles, resolution: int) -> Seen:
         """What the networks see of images that hold at least `resolution_seen`."""
         visible = crop_coefficients(particles.coefficients, self.resolution_seen(resolution))
+        visible = particles.noise.flat(visible)
         images = coefficients_to_image(visible, self.family.size)
         return Seen(self.family.see(images, particles.noise.summary(len(images), images)))
 

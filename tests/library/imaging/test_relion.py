@@ -1,5 +1,6 @@
 """Images that another program drew: RELION's projections, with its angles, shifts and contrast transfer."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ from cryoanm_lib import (
     Model,
     OpticsPrior,
     Particles,
-    WhiteNoise,
+    RadialNoise,
+    background_spectrum,
     given_ctf,
     load_structure,
     normal_modes,
     refine,
+    residual_spectrum,
 )
 from cryoanm_lib.checks.calibration import LEVELS, coverage, coverage_band, credible_level
 from cryoanm_lib.inference.fisher import fisher_information
@@ -26,7 +29,7 @@ from tests.relion import gaussians_map, needs_relion, project, quaternions, rand
 
 torch.set_num_threads(1)
 OPTICS = {"voltage": 300.0, "spherical_aberration": 2.7, "amplitude_contrast": 0.1}
-PIXEL, WIDTH = 1.5, 1.2
+BOX, PIXEL, WIDTH = 64, 1.5, 1.2
 #: What interpolation in RELION's padded Fourier space costs, relative L2.
 AGREEMENT = 0.006
 
@@ -65,57 +68,86 @@ def test_our_images_are_relions(
     assert ((mistaken - theirs).flatten(1).norm(dim=1) > 10 * AGREEMENT * theirs.flatten(1).norm(dim=1)).all()
 
 
+def coloured_noise(n: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels of noise whose power falls sixfold from the centre of Fourier space, and that power."""
+    k = np.arange(BOX // 2 + 1) / BOX
+    power = 1 + 5 / (1 + (k / 0.08) ** 2)
+    line = np.fft.fftfreq(BOX, 1 / BOX)
+    radius = np.hypot(line[:, None], line[None]).clip(max=BOX // 2)
+    filtered = np.fft.fft2(rng.normal(size=(n, BOX, BOX))) * np.interp(radius, BOX * k, power) ** 0.5
+    return torch.from_numpy(np.fft.ifft2(filtered).real), torch.from_numpy(power)
+
+
+def bent_molecules(
+    folder: Path, n: int, modes: torch.Tensor, rng: np.random.Generator
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """So many images by RELION of each of 25 conformations of adenylate kinase, and their truth."""
+    structure = load_structure("adk_open", stride=2)
+    bends, images, tables = torch.tensor(rng.normal(0, 3, (25, 3))), [], []
+    for bend in bends:
+        bent = structure.coordinates + torch.tensordot(bend, modes, dims=1)
+        particles = random_particles(n, rng, (7000, 11_000), astigmatism=300.0)
+        volume = gaussians_map(bent, WIDTH, BOX, PIXEL)
+        drawn, table = project(folder, volume, PIXEL, particles, OPTICS)
+        images.append(drawn)
+        tables.append(table)
+    read = {label: torch.cat([table[label] for table in tables]) for label in tables[0]}
+    truth = latents_of(read, BOX) | {"amplitude": bends.repeat_interleave(n, dim=0)}
+    return 2 * torch.pi * WIDTH**2 * torch.cat(images), truth
+
+
 @pytest.mark.thorough
 @needs_relion
 def test_posteriors_of_relions_images_are_honest(tmp_path: Path) -> None:
-    """Nine latents of 150 images of 30 conformations: at the limit, with error bars that hold.
+    """Nine latents of 500 images in coloured noise that is estimated: at the limit, and error bars hold.
 
-    Cα beads of adenylate kinase bent along three modes; noise at a signal-to-noise ratio of 0.1, starts two
-    degrees off; the bounds are those of an honest posterior at a false-alarm rate of 1e-3 each.
+    Cα beads of adenylate kinase bent along three modes, a signal-to-noise ratio of 0.1, starts two degrees
+    off, a given defocus that is some 300 Å off. The noise is first estimated from the background, then from
+    what a first fit leaves. Coverage is within the band of an honest posterior, of a false alarm of 1e-3.
     """
-    n, box_size, k = 150, 64, 32
+    k, rng = 32, np.random.default_rng(7)
     structure = load_structure("adk_open", stride=2)
     modes = normal_modes(structure.coordinates, 3).vectors
-    rng = np.random.default_rng(7)
-    bends = torch.tensor(rng.normal(0, 3, (n // 5, 3)))
-    images, tables = [], []
-    for bend in bends:
-        bent = structure.coordinates + torch.tensordot(bend, modes, dims=1)
-        particles = random_particles(5, rng, (7000, 11_000), astigmatism=300.0)
-        volume = gaussians_map(bent, WIDTH, box_size, PIXEL)
-        drawn, table = project(tmp_path, volume, PIXEL, particles, OPTICS)
-        images.append(drawn)
-        tables.append(table)
-    clean = 2 * torch.pi * WIDTH**2 * torch.cat(images)
-    read = {label: torch.cat([table[label] for table in tables]) for label in tables[0]}
-    truth = latents_of(read, box_size) | {"amplitude": bends.repeat_interleave(5, dim=0)}
-    # What the star file says of the focus is off by some 300 Å, which is to be found.
+    clean, truth = bent_molecules(tmp_path, 20, modes, rng)
+    n = len(clean)
     truth["defocus"] = torch.tensor(rng.normal(0, 300, n))
     truth["ctf"][:, 0] -= truth["defocus"]
+    noise, power = coloured_noise(n, rng)
+    strength = clean.flatten(1).var(dim=1).mean() / 0.1 / noise.var()
+    images, power = clean + strength.sqrt() * noise, strength * power
 
-    noise = WhiteNoise((clean.flatten(1).var(dim=1).mean() / 0.1).sqrt().item(), box_size)
-    sizes = {"box_size": box_size, "pixel_size": PIXEL, "atom_width": WIDTH}
+    sizes = {"box_size": BOX, "pixel_size": PIXEL, "atom_width": WIDTH}
     transfer = ContrastTransfer(PIXEL, **OPTICS)
     forward = ForwardModel(structure.coordinates, modes, **sizes, transfer=transfer)
     prior = OpticsPrior(pose="space", shift_scale=2.0, amplitude_scale=3.0)
-    model = Model(forward, prior, noise)
-    generator = torch.Generator().manual_seed(3)
-    given = {"ctf": truth.pop("ctf")}
-    seen = Particles(noise.sample(image_to_coefficients(clean, k), generator), given, noise)
+    of_background = background_spectrum(images, radius=18).smooth()
+    assumed = RadialNoise(of_background.power, BOX)
+    model = Model(forward, prior, assumed)
+    given, generator = {"ctf": truth.pop("ctf")}, torch.Generator().manual_seed(3)
+    seen = Particles(image_to_coefficients(images, k), given, assumed)
+    at_truth = model.unknowns.points(truth)
+    away = torch.zeros_like(at_truth[:, 1:])
+    away[:, 0] = torch.deg2rad(torch.tensor(2.0))
+    starts = Starts.of_each(model.unknowns.moved(at_truth, away)[:, None])
+    first = refine(model, seen, k, starts, generator=generator)
 
-    unknowns, columns_of = model.unknowns, model.unknowns.points(truth)
-    away = torch.deg2rad(torch.tensor(2.0)).double() * torch.eye(len(unknowns.columns))[0]
-    starts = Starts.of_each(unknowns.moved(columns_of, away.expand(n, -1))[:, None])
-    posterior = refine(model, seen, k, starts, generator=generator)
-    error = posterior.standardised(truth)
-    deviations = error.square().mean(0).sqrt()
-    limit = torch.linalg.inv(fisher_information(model, seen, truth, k)).diagonal(dim1=1, dim2=2).sqrt()
-    off = unknowns.offset(unknowns.points(posterior.mean()).double(), columns_of)
-    of_limit = (off.square().mean(0) / limit.square().mean(0)).sqrt()
-    draws = posterior.sample(199, generator)
-    level = credible_level(posterior, draws, truth)
+    of_residuals = residual_spectrum(model, seen, first.mean(), k)
+    measured = slice(1, k // 2)
+    away = ((of_residuals.power - power) / of_residuals.error)[measured]
+    assert away.square().mean() < 2.3  # of 15, with a false alarm of 3e-3
+    assert ((of_residuals.power / power - 1)[measured].abs() <= 0.06).all()
+    # The microscope spreads the molecule into the background, which counts it as noise.
+    assert ((of_background.power / power - 1)[1:].abs() <= 0.15).all()
+
+    found = replace(seen, noise=RadialNoise(of_residuals.smooth().power, BOX))
+    posterior = refine(model, found, k, starts, generator=generator)
+    deviations = posterior.standardised(truth).square().mean(0).sqrt()
+    limit = torch.linalg.inv(fisher_information(model, found, truth, k)).diagonal(dim1=1, dim2=2)
+    off = model.unknowns.offset(model.unknowns.points(posterior.mean()).double(), at_truth)
+    of_limit = (off.square().mean(0) / limit.mean(0)).sqrt()
+    level = credible_level(posterior, posterior.sample(199, generator), truth)
     inside = torch.tensor([coverage(level, nominal, 199) for nominal in LEVELS])
     band = coverage_band(n, torch.tensor(LEVELS), 1 - 1e-3)
     assert ((inside >= band[:, 0]) & (inside <= band[:, 1])).all()
-    assert of_limit.max() <= 1.25
-    assert ((deviations > 0.8) & (deviations < 1.2)).all()
+    assert of_limit.max() <= 1.15
+    assert ((deviations > 0.9) & (deviations < 1.1)).all()

@@ -1,11 +1,13 @@
 """The search in space: its scores are the posterior's, and it finds what a guide has missed."""
 
 import math
+from dataclasses import replace
 
 import pyro
 import pytest
 import torch
 
+from cryoanm_lib import ContrastTransfer, ForwardModel, OpticsPrior, RadialNoise, given_ctf, normal_modes
 from cryoanm_lib.checks.residuals import pose_distance
 from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.inference.peak_finding import Starts, march
@@ -111,6 +113,30 @@ def test_a_given_shift_and_contrast_are_taken_into_account(tiny_model) -> None:
     found = model.unknowns.values(peaks.points[first])["pose"]
     away = torch.rad2deg(pose_distance(found, particles.truth["pose"].double()))
     assert (away < 3.0).double().mean() > 0.85
+
+
+def test_each_image_is_searched_with_its_own_microscope(cluster) -> None:
+    """Scores are the posterior's where each image has a defocus and an astigmatism of its own, in ice."""
+    modes = normal_modes(cluster, n_modes=1, cutoff=30.0)
+    transfer = ContrastTransfer(2.0)
+    forward = ForwardModel(cluster.float(), modes.vectors.float(), 32, pixel_size=2.0, transfer=transfer)
+    noise = RadialNoise(torch.linspace(0.01, 0.001, 17), 32, level=0.1)
+    model = Model(forward, OpticsPrior(pose="space", shift_scale=0.8, amplitude_scale=1.0), noise)
+    defocus = torch.tensor([1500.0, 2500.0, 3500.0])
+    ctf = given_ctf(defocus + 300, defocus - 300, torch.tensor([0.0, 40.0, 110.0]))
+    images = replace(model.simulate(3, 32), given={"ctf": ctf})
+    search = SO3Search(model, resolution=16, spacing=40.0)
+    score, shift = search.scores(images)
+    cells = torch.arange(0, len(search.poses), 7)
+    latents = {
+        "pose": search.poses[cells][:, None].expand(-1, 3, 4),
+        "shift": search.shifts[shift[:, cells].T.long()],
+        "amplitude": torch.zeros(len(cells), 3, 1),
+        "defocus": torch.zeros(len(cells), 3),
+    }
+    expected = log_joint(model, images, {k: v.float() for k, v in latents.items()}, 16)
+    difference = score[:, cells].T.double() - expected
+    torch.testing.assert_close(difference, difference[:1].expand_as(difference), rtol=0, atol=0.05)
 
 
 def test_a_model_without_a_pose_in_space_is_refused(tiny_model) -> None:
