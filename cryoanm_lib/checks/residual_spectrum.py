@@ -23,7 +23,7 @@ def residual_spectrum(model: Model, particles: Particles, values: Values, resolu
     What was fitted follows the noise and takes some of it away: of a coefficient the share h = (J F⁻¹ Jᵀ),
     with J the derivative of the whitened prediction and F the Fisher information. So
 
-        E |y - ŷ|² = N⁻² f² S (1 - h),
+        E |y - ŷ|² = N⁻² ν² S (1 - h),
 
     which is solved for S, without bias where the posterior is a Gaussian, the latents are
     drawn from the prior and the noise assumed is the true one: estimate again with the one that was found.

@@ -23,6 +23,7 @@ from cryoanm_lib.imaging.latents import (
     pose_to_rotation,
 )
 from cryoanm_lib.imaging.projection import PROJECTORS
+from cryoanm_lib.imaging.scattering import Scattering
 from cryoanm_lib.imaging.transfer import SineTransfer, Transfer
 from cryoanm_lib.numerics.fourier import (
     check_resolution,
@@ -52,6 +53,9 @@ class ForwardModel(nn.Module):
         pixels, by "auto" and "gridded", to the rounding of their type.
     transfer : Transfer
         The microscope; default the paper's.
+    scattering : Scattering, optional
+        What each atom scatters, in place of the same Gaussian for all; then neither their width nor the
+        projector counts.
 
     Raises
     ------
@@ -84,6 +88,7 @@ class ForwardModel(nn.Module):
         atom_width: float = 0.8,
         projector: str = "auto",
         transfer: Transfer | None = None,
+        scattering: Scattering | None = None,
     ) -> None:
         super().__init__()
         if projector not in PROJECTORS:
@@ -94,7 +99,13 @@ class ForwardModel(nn.Module):
                 f"modes of shape {tuple(modes.shape)} do not belong to a reference of shape "
                 f"{tuple(reference.shape)}: expected (modes, {len(reference)}, 3)"
             )
+        if scattering is not None and len(scattering) != len(reference):
+            raise ForwardModelError(
+                f"scattering is of {len(scattering)} atoms and the reference has {len(reference)}: give one "
+                "form factor for each"
+            )
         self.box_size, self.pixel_size, self.atom_width = box_size, pixel_size, atom_width
+        self.scattering = scattering
         self.projector = projector
         self.transfer = SineTransfer() if transfer is None else transfer
         self.register_buffer("reference", reference)
@@ -236,8 +247,22 @@ class ForwardModel(nn.Module):
 
     def projections(self, latents: Values, resolution: int) -> Complex[Tensor, "*batch kept"]:
         """Coefficients as they are before the microscope, which need only what acts on atoms."""
-        project = PROJECTORS[self.projector]
-        return project(self.positions(latents), self.box_size, self.atom_width, resolution)
+        positions = self.positions(latents)
+        if self.scattering is not None:
+            return self.scattering.coefficients(positions, self.box_size, self.pixel_size, resolution)
+        return PROJECTORS[self.projector](positions, self.box_size, self.atom_width, resolution)
+
+    def _moving_projections(
+        self,
+        positions: Float[Tensor, "*batch atoms 2"],
+        velocities: Float[Tensor, "*batch columns atoms 2"],
+        resolution: int,
+    ) -> tuple[Complex[Tensor, "*batch kept"], Complex[Tensor, "*batch columns kept"]]:
+        """The same from positions, and their slopes as atoms move."""
+        if self.scattering is not None:
+            sizes = (self.box_size, self.pixel_size, resolution)
+            return self.scattering.slopes(positions, velocities, *sizes)
+        return fourier_slopes(positions, velocities, self.box_size, self.atom_width, resolution)
 
     def slopes(
         self, latents: Values, resolution: int, along: Sequence[Latent]
@@ -263,9 +288,8 @@ class ForwardModel(nn.Module):
         self._require(latents)
         rotations = pose_to_rotation(latents["pose"])
         velocities = self._velocities(latents, rotations, along)
-        projection, moved = fourier_slopes(
-            self.positions(latents, rotations), velocities, self.box_size, self.atom_width, resolution
-        )
+        positions = self.positions(latents, rotations)
+        projection, moved = self._moving_projections(positions, velocities, resolution)
         frequencies = self.frequencies(resolution)
         transfer = self.transfer.values(latents, frequencies)
         of_transfer = self.transfer.slopes(latents, frequencies)
@@ -311,7 +335,8 @@ class ForwardModel(nn.Module):
         """Noise-free images, K × K pixels (the whole box by default), contrast transfer included."""
         resolution = self.box_size if resolution is None else resolution
         check_resolution(resolution, self.box_size)
-        if resolution == self.box_size and self.projector in ("auto", "gridded"):
+        on_pixels = self.scattering is None and self.projector in ("auto", "gridded")
+        if resolution == self.box_size and on_pixels:
             return self._images_by_patches(latents)
         return coefficients_to_image(self.coefficients(latents, resolution), resolution)
 

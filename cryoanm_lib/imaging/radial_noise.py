@@ -19,7 +19,7 @@ from cryoanm_lib.numerics.fourier import (
 
 
 class RadialNoise(Noise):
-    """Gaussian noise whose power depends on the length of the frequency: N² E|ε(k)|² = f² S(|k|).
+    """Gaussian noise whose power depends on the length of the frequency: N² E|ε(k)|² = ν² S(|k|).
 
     White noise of deviation σ_n has S = σ_n² everywhere. Between whole |k|, in cycles per box, it is
     interpolated, and beyond the last it stays. An image's level, a constant on all of its pixels of which
@@ -32,7 +32,7 @@ class RadialNoise(Noise):
     box_size : int
         N, pixels along an edge of the uncropped image.
     scale : Float[Tensor, "images"], optional
-        f, a factor on the deviation for each image; default 1 for all.
+        ν, a factor on the deviation for each image; default 1 for all.
     level : float
         Deviation of the level; 0 for none.
 
@@ -103,7 +103,7 @@ class RadialNoise(Noise):
         return coefficients * (typical / deviations).to(coefficients.real)
 
     def log_normaliser(self, resolution: int) -> Float[Tensor, "*images"]:
-        """Σ log(√(2π) f √S K/N) over the independent values: two a coefficient, but one at k = 0."""
+        """Σ log(√(2π) ν √S K/N) over the independent values: two a coefficient, but one at k = 0."""
         log_each = (math.sqrt(2 * math.pi) * self.deviations(resolution) * resolution / self.box_size).log()
         return 2 * log_each.sum() - log_each[0] + degrees_of_freedom(resolution) * self.scale.log()
 
@@ -128,7 +128,7 @@ class RadialNoise(Noise):
         return changed
 
     def unit(self) -> tuple["RadialNoise", Float[Tensor, "*images"]]:
-        """That of a scale of 1, and f."""
+        """That of a scale of 1, and ν."""
         return self._with(self.scale.new_ones(())), self.scale
 
     def _with(self, scale: Float[Tensor, "*images"]) -> "RadialNoise":

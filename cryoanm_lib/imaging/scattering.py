@@ -1,0 +1,142 @@
+"""What each atom scatters: kinds of atoms, each a sum of Gaussians, and projections made of them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Complex, Float, Int
+from torch import Tensor
+
+from cryoanm_lib.errors import ForwardModelError
+from cryoanm_lib.imaging.fourier_projection import fourier_coefficients, fourier_slopes
+from cryoanm_lib.numerics.fourier import half_plane_frequencies
+
+# Any width will do: it is divided out again. In pixels, so that nothing is small within the box.
+_WIDTH = 0.5
+#: With this accuracy the projection knows no aliases: the transform is that of a Gaussian in free space.
+_NO_ALIASES = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Scattering:
+    """Atoms of several kinds, each with a form factor f(k) = Σ_g a_g exp(-b_g k²/4), |k| in cycles per Å.
+
+    Positions are summed within a kind, and the sums weighed by form factors: what an image costs grows with
+    the atoms and hardly with the kinds, and not at all with the Gaussians of a form factor. Coefficients are
+    those of the potential in the plane of the detector, averaged over each pixel's area:
+    c(k) = Σ_p f_p(k) exp(-2πi k·x_p) / (N Δx)².
+
+    Attributes
+    ----------
+    kinds : Int[Tensor, "atoms"]
+        The kind of each atom.
+    amplitudes, widths : Float[Tensor, "kinds gaussians"]
+        a_g in Å, and b_g in Å².
+    """
+
+    kinds: Int[Tensor, "atoms"]
+    amplitudes: Float[Tensor, "kinds gaussians"]
+    widths: Float[Tensor, "kinds gaussians"]
+
+    def __len__(self) -> int:
+        """Number of atoms."""
+        return len(self.kinds)
+
+    def factors(self, frequencies: Float[Tensor, "kept 2"], pixel_size: float) -> Float[Tensor, "kinds kept"]:
+        """f(k) of each kind, at frequencies in cycles per pixel."""
+        squared = (frequencies / pixel_size).square().sum(-1)
+        exponent = -0.25 * self.widths.to(squared)[..., None] * squared
+        return (self.amplitudes.to(squared)[..., None] * exponent.exp()).sum(1)
+
+    def coefficients(
+        self, positions: Float[Tensor, "*batch atoms 2"], box_size: int, pixel_size: float, resolution: int
+    ) -> Complex[Tensor, "*batch kept"]:
+        """Coefficients of the crop Π_K of the projection of atoms, at positions in pixels from the origin."""
+        summed = [
+            fourier_coefficients(positions[..., own, :], box_size, _WIDTH, resolution, _NO_ALIASES) * weight
+            for own, weight in self._weighed(positions, box_size, pixel_size, resolution)
+        ]
+        return torch.stack(summed).sum(0)
+
+    def slopes(
+        self,
+        positions: Float[Tensor, "*batch atoms 2"],
+        velocities: Float[Tensor, "*batch directions atoms 2"],
+        box_size: int,
+        pixel_size: float,
+        resolution: int,
+    ) -> tuple[Complex[Tensor, "*batch kept"], Complex[Tensor, "*batch directions kept"]]:
+        """The same, and how fast they change as the atoms move."""
+        found = [
+            [
+                part * weight
+                for part in fourier_slopes(
+                    *(positions[..., own, :], velocities[..., own, :]),
+                    *(box_size, _WIDTH, resolution, _NO_ALIASES),
+                )
+            ]
+            for own, weight in self._weighed(positions, box_size, pixel_size, resolution)
+        ]
+        projected, moved = (torch.stack(parts).sum(0) for parts in zip(*found, strict=True))
+        return projected, moved
+
+    def _weighed(
+        self, like: Float[Tensor, "..."], box_size: int, pixel_size: float, resolution: int
+    ) -> list[tuple[Int[Tensor, "own"], Float[Tensor, "kept"]]]:
+        """The atoms of each kind, and its form factor over the transform of what stands for it."""
+        kept = half_plane_frequencies(resolution, like.device).double() / box_size
+        angular = 2 * math.pi * kept
+        stood_for = math.tau * _WIDTH**2 * (-0.5 * (_WIDTH * angular).square().sum(-1)).exp()
+        weights = self.factors(kept, pixel_size) / (pixel_size**2 * stood_for)
+        rows = (torch.nonzero(self.kinds == kind)[:, 0] for kind in range(len(self.amplitudes)))
+        return [(own.to(like.device), weight.to(like)) for own, weight in zip(rows, weights, strict=True)]
+
+
+def of_elements(
+    elements: Sequence[str], b_factors: Float[Tensor, "atoms"] | float = 0.0, step: float = 10.0
+) -> Scattering:
+    """Atoms with the electron form factors of their elements, five Gaussians each, and B-factors.
+
+    The form factors are those of Peng, Ren, Dudarev and Whelan (1996), as gemmi tabulates them.
+
+    Parameters
+    ----------
+    elements : sequence of str
+        The symbol of each atom.
+    b_factors : Float[Tensor, "atoms"] or float
+        In Å², of each atom or of all. Those of one element share a kind if they are equal once they are
+        rounded.
+    step : float
+        To multiples of so many Å².
+
+    Raises
+    ------
+    ForwardModelError
+        If an element does not exist, or a B-factor is negative or not finite.
+
+    Examples
+    --------
+    >>> glycine = of_elements(["N", "C", "C", "O"], b_factors=20.0)
+    >>> f"{glycine.factors(torch.zeros(1, 2), pixel_size=1.0).sum():.2f} Å"
+    '6.70 Å'
+    """
+    import gemmi  # takes longer to load than most of what the library does
+
+    each = torch.as_tensor(b_factors, dtype=torch.float64).expand(len(elements))
+    if wrong := [b for b in each.tolist() if not 0 <= b < math.inf]:
+        raise ForwardModelError(f"b_factor = {wrong[0]:g} is not usable: it must be 0 Å² or greater")
+    rounded = [round(b / step) * step for b in each.tolist()] if each.unique().numel() > 1 else each.tolist()
+    pairs = sorted(set(zip(elements, rounded, strict=True)))
+    number = {pair: kind for kind, pair in enumerate(pairs)}
+    rows = []
+    for element, b_factor in pairs:
+        known = gemmi.Element(element)
+        if known.atomic_number == 0:
+            raise ForwardModelError(f"element {element!r} does not exist: give a symbol, such as C")
+        coefficients = torch.tensor(known.c4322.get_coefs(), dtype=torch.float64)
+        amplitudes, widths = coefficients.chunk(2)
+        rows.append((amplitudes, widths + b_factor))
+    amplitudes, widths = (torch.stack(part) for part in zip(*rows, strict=True))
+    kinds = torch.tensor([number[pair] for pair in zip(elements, rounded, strict=True)])
+    return Scattering(kinds, amplitudes, widths)

