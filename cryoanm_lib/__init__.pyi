@@ -45,6 +45,7 @@ from cryoanm_lib.inference.training import Stage as Stage
 from cryoanm_lib.inference.training import Trainer as Trainer
 from cryoanm_lib.molecule import anm as anm
 from cryoanm_lib.molecule.anm import normal_modes as normal_modes
+from cryoanm_lib.molecule.rigid_blocks import rigid_block_modes as rigid_block_modes
 from cryoanm_lib.molecule.structure import load_structure as load_structure
 from cryoanm_lib.molecule.structure import rmsd as rmsd
 from cryoanm_lib.molecule.structure import superpose as superpose

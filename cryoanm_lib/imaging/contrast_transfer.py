@@ -66,7 +66,7 @@ class ContrastTransfer(Transfer):
     >>> microscope = ContrastTransfer(pixel_size=1.5)
     >>> k = torch.tensor([[0.0, 0.0], [0.0, 0.1]])
     >>> [f"{transfer:.3f}" for transfer in microscope.values({"defocus": torch.tensor(10_000.0)}, k)]
-    ['0.100', '0.425']
+    ['0.100', '0.294']
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cryoanm_lib.errors import NetworkModelError
 from cryoanm_lib.molecule.loose_ends import loose_ends, named
-from cryoanm_lib.molecule.sparse_network import GUARDS, softest_modes, sparse_hessian
+from cryoanm_lib.molecule.sparse_network import GUARDS, rigid_motions, softest_modes, sparse_hessian
 
 DEFAULT_CUTOFF = 15.0  # Å
 RIGID_BODY_MODES = 6
@@ -68,8 +68,8 @@ def hessian(
     >>> hessian(pair)[0].tolist()
     [1.0, 0.0, 0.0, -1.0, 0.0, 0.0]
     """
-    _require_positive(cutoff=cutoff, spring_constant=spring_constant)
-    coordinates = _checked(coordinates).to(torch.float64)
+    require_positive(cutoff=cutoff, spring_constant=spring_constant)
+    coordinates = checked(coordinates).to(torch.float64)
     separation = coordinates[:, None] - coordinates[None]
     squared_distance = separation.square().sum(dim=-1)
     themselves = torch.eye(len(coordinates), dtype=torch.bool, device=coordinates.device)
@@ -136,9 +136,9 @@ def normal_modes(
     if n_zero != RIGID_BODY_MODES:
         at_fault = ends.any() and solve(coordinates[firm], 1, cutoff, spring_constant)[2] == RIGID_BODY_MODES
         cause = f"too few springs hold {named(ends, residue_numbers)}" if at_fault else ""
-        raise _not_rigid(n_zero, len(coordinates), cutoff, cause)
+        raise not_rigid(n_zero, len(coordinates), cutoff, cause)
     _require_available(n_modes, len(coordinates))
-    vectors = _with_fixed_sign(vectors).unflatten(1, (-1, 3))
+    vectors = with_fixed_sign(vectors).unflatten(1, (-1, 3))
     flapping = vectors[0, ~firm].detach().square().sum().item()
     if flapping > FLAPPING:
         warnings.warn(
@@ -163,14 +163,14 @@ def _by_the_whole_spectrum(
 def _by_iteration(
     coordinates: Float[Tensor, "atoms 3"], n_modes: int, cutoff: float, spring_constant: float
 ) -> tuple[Float64[Tensor, "modes"], Float64[Tensor, "modes dof"], int]:
-    _require_positive(cutoff=cutoff, spring_constant=spring_constant)
+    require_positive(cutoff=cutoff, spring_constant=spring_constant)
     _require_available(n_modes, len(coordinates))
-    atoms = _checked(coordinates).detach().cpu().double().numpy()
+    atoms = checked(coordinates).detach().cpu().double().numpy()
     network = sparse_hessian(atoms, cutoff, spring_constant)
     lonely = int((network.diagonal() <= 0).sum())
     if lonely:
         return coordinates.new_empty(0), coordinates.new_empty(0, network.shape[0]), RIGID_BODY_MODES + lonely
-    eigenvalues, vectors, largest = softest_modes(network, atoms, n_modes)
+    eigenvalues, vectors, largest = softest_modes(network, rigid_motions(atoms), n_modes)
     n_zero = RIGID_BODY_MODES + int((eigenvalues <= ITERATED_TOLERANCE * largest).sum())
     stiffness, modes = (
         torch.from_numpy(found.copy()).to(coordinates.device) for found in (eigenvalues, vectors)
@@ -196,7 +196,7 @@ def boltzmann_variances(eigenvalues: Float[Tensor, "modes"], thermal_energy: flo
     >>> boltzmann_variances(torch.tensor([0.5, 2.0]), thermal_energy=1.0).tolist()
     [2.0, 0.5]
     """
-    _require_positive(thermal_energy=thermal_energy)
+    require_positive(thermal_energy=thermal_energy)
     if not (eigenvalues > 0).all():
         raise NetworkModelError(
             f"eigenvalues include {eigenvalues.min().item():.3g}; a variance needs positive ones: leave out "
@@ -253,13 +253,13 @@ def overlap(mode: Float[Tensor, "atoms 3"], displacement: Float[Tensor, "atoms 3
     return ((mode * displacement).sum().abs() / norms).item()
 
 
-def _with_fixed_sign(vectors: Float[Tensor, "modes dof"]) -> Float[Tensor, "modes dof"]:
+def with_fixed_sign(vectors: Float[Tensor, "modes dof"]) -> Float[Tensor, "modes dof"]:
     """Make the component of largest magnitude positive: the solver's choice of sign is arbitrary."""
     largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
     return vectors * largest.sign()
 
 
-def _checked(coordinates: Tensor) -> Tensor:
+def checked(coordinates: Tensor) -> Tensor:
     if coordinates.ndim != 2 or coordinates.shape[1] != 3 or not len(coordinates):
         raise NetworkModelError(
             f"coordinates have shape {tuple(coordinates.shape)}; it must be (atoms, 3) with at least one atom"
@@ -273,7 +273,7 @@ def _checked(coordinates: Tensor) -> Tensor:
     return coordinates
 
 
-def _require_positive(**parameters: float) -> None:
+def require_positive(**parameters: float) -> None:
     for name, value in parameters.items():
         if not value > 0:
             raise NetworkModelError(f"{name} is {value}; it must be positive")
@@ -293,7 +293,7 @@ def _require_available(n_modes: int, n_atoms: int) -> None:
         )
 
 
-def _not_rigid(n_zero: int, n_atoms: int, cutoff: float, cause: str) -> NetworkModelError:
+def not_rigid(n_zero: int, n_atoms: int, cutoff: float, cause: str) -> NetworkModelError:
     if n_zero < RIGID_BODY_MODES:
         return NetworkModelError(
             f"{n_atoms} pseudo-atoms have {n_zero} zero modes instead of {RIGID_BODY_MODES}: give at least "

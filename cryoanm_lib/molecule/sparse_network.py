@@ -49,7 +49,7 @@ def sparse_hessian(
 
 
 def softest_modes(
-    network: "scipy.sparse.bsr_array", coordinates: Float64[np.ndarray, "atoms 3"], n_modes: int
+    network: "scipy.sparse.sparray", rigid: Float64[np.ndarray, "dof six"], n_modes: int
 ) -> tuple[Float64[np.ndarray, "modes"], Float64[np.ndarray, "modes dof"], float]:
     """Smallest eigenvalues orthogonal to the rigid-body motions, their eigenvectors, and the largest of all.
 
@@ -58,8 +58,8 @@ def softest_modes(
 
     Parameters
     ----------
-    network, coordinates, n_modes : bsr_array, Float64[np.ndarray, "atoms 3"], int
-        Of `sparse_hessian`, pseudo-atom positions in Å, and how many.
+    network, rigid, n_modes : sparray, Float64[np.ndarray, "dof six"], int
+        Of `sparse_hessian`, of `rigid_motions`, and how many.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def softest_modes(
         network,
         start,
         M=scipy.sparse.diags_array(1 / network.diagonal()),
-        Y=rigid_motions(coordinates),
+        Y=rigid,
         largest=False,
         tol=_TOLERANCE * largest,
         maxiter=_ITERATIONS,
@@ -82,14 +82,14 @@ def softest_modes(
     left = np.linalg.norm(network @ vectors - eigenvalues * vectors, axis=0).max() / largest
     if not left < 1e2 * _TOLERANCE:
         raise NetworkModelError(
-            f"the {n_modes} softest modes of {len(coordinates)} pseudo-atoms have not converged: {left:.0e} "
+            f"the {n_modes} softest modes of {network.shape[0]} coordinates have not converged: {left:.0e} "
             f"is left after {_ITERATIONS} iterations: ask for fewer modes, or leave out more atoms"
         )
     return eigenvalues, vectors.T, float(largest)
 
 
 def rigid_motions(coordinates: Float64[np.ndarray, "atoms 3"]) -> Float64[np.ndarray, "dof six"]:
-    """An orthonormal basis of the translations and of the rotations about the centre.
+    """An orthonormal basis of the translations and rotations: six, or five on a line, or three at a point.
 
     Examples
     --------
@@ -102,4 +102,5 @@ def rigid_motions(coordinates: Float64[np.ndarray, "atoms 3"]) -> Float64[np.nda
     translations = [np.tile(axis, (len(centred), 1)) for axis in axes]
     rotations = [np.cross(axis, centred) for axis in axes]
     motions = np.stack([motion.ravel() for motion in (*translations, *rotations)], axis=1)
-    return np.linalg.qr(motions)[0]
+    basis, strength, _ = np.linalg.svd(motions, full_matrices=False)
+    return basis[:, strength > 1e-6 * strength[0]]
