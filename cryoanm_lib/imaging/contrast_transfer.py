@@ -69,6 +69,8 @@ class ContrastTransfer(Transfer):
     ['0.100', '0.294']
     """
 
+    pixel_size: float
+
     def __init__(
         self,
         pixel_size: float,

@@ -106,6 +106,11 @@ class ForwardModel(nn.Module):
             )
         self.box_size, self.pixel_size, self.atom_width = box_size, pixel_size, atom_width
         self.scattering = scattering
+        if transfer is not None and transfer.pixel_size not in (None, pixel_size):
+            raise ForwardModelError(
+                f"the microscope has pixels of {transfer.pixel_size:g} Å and the image of {pixel_size:g} Å: "
+                "give both the same pixel_size"
+            )
         self.projector = projector
         self.transfer = SineTransfer() if transfer is None else transfer
         self.register_buffer("reference", reference)

@@ -19,6 +19,8 @@ class Transfer(ABC):
 
     #: What it depends on, in the order in which points hold them.
     latents: tuple[Latent, ...] = ()
+    #: Å per pixel, of one in physical units.
+    pixel_size: float | None = None
 
     @abstractmethod
     def values(self, latents: Values, frequencies: Float[Tensor, "kept 2"]) -> Float[Tensor, "*batch kept"]:

@@ -158,6 +158,11 @@ def test_a_defocus_too_high_for_the_box_is_refused_with_the_box_that_would_do() 
     Model(adenylate_kinase(transfer=ContrastTransfer(1.0)), prior).simulate(1, 6)
 
 
+def test_pixels_of_two_sizes_are_refused() -> None:
+    with pytest.raises(ForwardModelError, match=r"1.3 Å and the image of 1.5 Å"):
+        adenylate_kinase(pixel_size=1.5, transfer=ContrastTransfer(1.3))
+
+
 def test_a_prior_of_what_no_image_depends_on_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="astigmatism"):
         Model(adenylate_kinase(), OpticsPrior(astigmatism_scale=100.0))
