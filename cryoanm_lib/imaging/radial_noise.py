@@ -112,11 +112,6 @@ class RadialNoise(Noise):
         told = self.scale.log() + self.deviations(self.box_size)[1:].square().mean().sqrt().log()
         return told.to(like)[:, None] if told.ndim else like.new_full((n_images, 1), told.item())
 
-    def plus(self, power: Float[Tensor, "shells"]) -> "RadialNoise":
-        """With further power in each shell, such as that of what a model leaves unexplained."""
-        scale = self.scale if self.scale.ndim else None
-        return RadialNoise(self.power + power, self.box_size, scale, self.level)
-
     def __getitem__(self, index: Index) -> "RadialNoise":
         """That of some images."""
         return self._with(self.scale[index]) if self.scale.ndim else self
