@@ -30,7 +30,6 @@ from cryoanm_lib.imaging.noise import WhiteNoise as WhiteNoise
 from cryoanm_lib.imaging.noise_spectrum import background_spectrum as background_spectrum
 from cryoanm_lib.imaging.radial_noise import RadialNoise as RadialNoise
 from cryoanm_lib.imaging.scattering import Scattering as Scattering
-from cryoanm_lib.imaging.scattering import of_elements as of_elements
 from cryoanm_lib.imaging.transfer import SineTransfer as SineTransfer
 from cryoanm_lib.imaging.transfer import Transfer as Transfer
 from cryoanm_lib.inference.amortised import draw_from as draw_from

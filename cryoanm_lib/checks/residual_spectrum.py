@@ -9,7 +9,6 @@ from cryoanm_lib.imaging.noise_spectrum import Spectrum, solved
 from cryoanm_lib.imaging.radial_noise import shell_hats
 from cryoanm_lib.numerics.fourier import crop_coefficients
 from cryoanm_lib.particles.particles import Particles
-from cryoanm_lib.program.gauss_newton import gauss_newton
 from cryoanm_lib.program.program import Model
 
 #: Images at once, whose slopes take memory.
@@ -25,8 +24,8 @@ def residual_spectrum(model: Model, particles: Particles, values: Values, resolu
 
         E |y - ŷ|² = N⁻² ν² S (1 - h),
 
-    which is solved for S, without bias where the posterior is a Gaussian, the latents are
-    drawn from the prior and the noise assumed is the true one: estimate again with the one that was found.
+    which is solved for S, without bias where the posterior is a Gaussian, the latents are drawn from the
+    prior and the noise assumed is the true one: estimate again with the one that was found.
 
     Parameters
     ----------
@@ -65,7 +64,10 @@ def _residual_and_leverage(
     given = {name: value.to(forward.reference) for name, value in particles.given.items()}
     predicted, slopes = forward.slopes({**given, **at}, resolution, latents)
     jacobian = particles.noise[:, None].whiten(slopes, resolution).double()
-    factor = torch.linalg.cholesky(gauss_newton(model, particles, at, resolution).precision)
+    exact = {name: value.double() for name, value in at.items()}
+    of_prior = [model.prior.slopes(latent, exact, forward.n_modes)[1] for latent in latents]
+    precision = jacobian @ jacobian.transpose(1, 2) + torch.diag_embed(torch.cat(of_prior, dim=1))
+    factor = torch.linalg.cholesky(precision)
     of_each = torch.linalg.solve_triangular(factor, jacobian, upper=False).square().sum(1)
     leverage = torch.cat([of_each[:, :1], of_each[:, 1:].unflatten(1, (-1, 2)).mean(-1)], dim=1)
     return crop_coefficients(particles.coefficients, resolution) - predicted, leverage

@@ -250,8 +250,8 @@ def given_ctf(
             )
     _require_degrees("defocus_angle", angle[defocus_u != v])
     _require_degrees("phase_shift", phase)
-    for value in b.tolist():
-        _require_units(b_factor=value)
+    for extreme in (b.min(), b.max()):  # of which one is NaN where any is
+        _require_units(b_factor=extreme.item())
     twice, half = torch.deg2rad(2 * angle), 0.5 * (defocus_u - v)
     columns = (0.5 * (defocus_u + v), half * twice.cos(), half * twice.sin(), torch.deg2rad(phase), b)
     return torch.stack(columns, dim=-1)

@@ -101,10 +101,7 @@ class WhiteNoise(Noise):
         self, coefficients: Complex[Tensor, "*batch kept"], generator: torch.Generator | None = None
     ) -> Complex[Tensor, "*batch kept"]:
         """Coefficients with white noise added."""
-        like = {"dtype": coefficients.dtype, "device": coefficients.device}
-        draw = torch.randn(coefficients.shape, **like, generator=generator)
-        # randn's complex draws have E|ε|² = 1, half of it in each part; the coefficient at k = 0 is all real.
-        draw[..., 0] = draw[..., 0].real * 2**0.5
+        draw = unit_noise(coefficients, generator)
         return coefficients + self._beside(draw.real, self.deviation) / self.box_size * draw
 
     def whiten(
@@ -188,6 +185,15 @@ class AnyWhiteNoise(WhiteNoise):
         low, high = math.log(self.low), math.log(self.high)
         share = torch.rand(n_images, dtype=like.dtype, device=like.device)
         return WhiteNoise(self.high, self.box_size)._with((low + (high - low) * share).exp())
+
+
+def unit_noise(
+    like: Complex[Tensor, "*batch kept"], generator: torch.Generator | None = None
+) -> Complex[Tensor, "*batch kept"]:
+    """Independent draws with E|ε|² = 1, half of it in each part, but for k = 0, where all of it is real."""
+    draw = torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+    draw[..., 0] = draw[..., 0].real * 2**0.5
+    return draw
 
 
 def white_noise(deviation: float | tuple[float, float], box_size: int) -> WhiteNoise:

@@ -9,7 +9,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from cryoanm_lib.errors import ForwardModelError
-from cryoanm_lib.imaging.noise import Index, Noise
+from cryoanm_lib.imaging.noise import Index, Noise, unit_noise
 from cryoanm_lib.numerics.fourier import (
     degrees_of_freedom,
     half_plane_frequencies,
@@ -82,10 +82,7 @@ class RadialNoise(Noise):
         self, coefficients: Complex[Tensor, "*batch kept"], generator: torch.Generator | None = None
     ) -> Complex[Tensor, "*batch kept"]:
         """Coefficients with noise added, and a level."""
-        like = {"dtype": coefficients.dtype, "device": coefficients.device}
-        draw = torch.randn(coefficients.shape, **like, generator=generator)
-        # randn's complex draws have E|ε|² = 1, half of it in each part; the coefficient at k = 0 is all real.
-        draw[..., 0] = draw[..., 0].real * 2**0.5
+        draw = unit_noise(coefficients, generator)
         deviations = self.scale[..., None] * self.deviations(resolution_of(coefficients)) / self.box_size
         return coefficients + deviations.to(draw.real) * draw
 

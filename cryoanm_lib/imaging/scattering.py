@@ -39,6 +39,57 @@ class Scattering:
     amplitudes: Float[Tensor, "kinds gaussians"]
     widths: Float[Tensor, "kinds gaussians"]
 
+    @classmethod
+    def of_elements(
+        cls, elements: Sequence[str], b_factors: Float[Tensor, "atoms"] | float = 0.0, step: float = 10.0
+    ) -> "Scattering":
+        """Atoms with the electron form factors of their elements, five Gaussians each, and B-factors.
+
+        The form factors are those of Peng, Ren, Dudarev and Whelan (1996), as gemmi tabulates them.
+
+        Parameters
+        ----------
+        elements : sequence of str
+            The symbol of each atom.
+        b_factors : Float[Tensor, "atoms"] or float
+            In Å², of each atom or of all. Those of one element share a kind if they are equal once they are
+            rounded.
+        step : float
+            To multiples of so many Å².
+
+        Raises
+        ------
+        ForwardModelError
+            If an element does not exist, or a B-factor is negative or not finite.
+
+        Examples
+        --------
+        >>> glycine = Scattering.of_elements(["N", "C", "C", "O"], b_factors=20.0)
+        >>> f"{glycine.factors(torch.zeros(1, 2), pixel_size=1.0).sum():.2f} Å"
+        '6.70 Å'
+        """
+        import gemmi  # takes longer to load than most of what the library does
+
+        each = torch.as_tensor(b_factors, dtype=torch.float64).expand(len(elements))
+        if wrong := [b for b in each.tolist() if not 0 <= b < math.inf]:
+            raise ForwardModelError(f"b_factor = {wrong[0]:g} is not usable: it must be 0 Å² or greater")
+        rounded = (
+            [round(b / step) * step for b in each.tolist()] if each.unique().numel() > 1 else each.tolist()
+        )
+        pairs = sorted(set(zip(elements, rounded, strict=True)))
+        number = {pair: kind for kind, pair in enumerate(pairs)}
+        rows = []
+        for element, b_factor in pairs:
+            known = gemmi.Element(element)
+            if known.atomic_number == 0:
+                raise ForwardModelError(f"element {element!r} does not exist: give a symbol, such as C")
+            coefficients = torch.tensor(known.c4322.get_coefs(), dtype=torch.float64)
+            amplitudes, widths = coefficients.chunk(2)
+            rows.append((amplitudes, widths + b_factor))
+        amplitudes, widths = (torch.stack(part) for part in zip(*rows, strict=True))
+        kinds = torch.tensor([number[pair] for pair in zip(elements, rounded, strict=True)])
+        return cls(kinds, amplitudes, widths)
+
     def __len__(self) -> int:
         """Number of atoms."""
         return len(self.kinds)
@@ -91,52 +142,3 @@ class Scattering:
         weights = self.factors(kept, pixel_size) / (pixel_size**2 * stood_for)
         rows = (torch.nonzero(self.kinds == kind)[:, 0] for kind in range(len(self.amplitudes)))
         return [(own.to(like.device), weight.to(like)) for own, weight in zip(rows, weights, strict=True)]
-
-
-def of_elements(
-    elements: Sequence[str], b_factors: Float[Tensor, "atoms"] | float = 0.0, step: float = 10.0
-) -> Scattering:
-    """Atoms with the electron form factors of their elements, five Gaussians each, and B-factors.
-
-    The form factors are those of Peng, Ren, Dudarev and Whelan (1996), as gemmi tabulates them.
-
-    Parameters
-    ----------
-    elements : sequence of str
-        The symbol of each atom.
-    b_factors : Float[Tensor, "atoms"] or float
-        In Å², of each atom or of all. Those of one element share a kind if they are equal once they are
-        rounded.
-    step : float
-        To multiples of so many Å².
-
-    Raises
-    ------
-    ForwardModelError
-        If an element does not exist, or a B-factor is negative or not finite.
-
-    Examples
-    --------
-    >>> glycine = of_elements(["N", "C", "C", "O"], b_factors=20.0)
-    >>> f"{glycine.factors(torch.zeros(1, 2), pixel_size=1.0).sum():.2f} Å"
-    '6.70 Å'
-    """
-    import gemmi  # takes longer to load than most of what the library does
-
-    each = torch.as_tensor(b_factors, dtype=torch.float64).expand(len(elements))
-    if wrong := [b for b in each.tolist() if not 0 <= b < math.inf]:
-        raise ForwardModelError(f"b_factor = {wrong[0]:g} is not usable: it must be 0 Å² or greater")
-    rounded = [round(b / step) * step for b in each.tolist()] if each.unique().numel() > 1 else each.tolist()
-    pairs = sorted(set(zip(elements, rounded, strict=True)))
-    number = {pair: kind for kind, pair in enumerate(pairs)}
-    rows = []
-    for element, b_factor in pairs:
-        known = gemmi.Element(element)
-        if known.atomic_number == 0:
-            raise ForwardModelError(f"element {element!r} does not exist: give a symbol, such as C")
-        coefficients = torch.tensor(known.c4322.get_coefs(), dtype=torch.float64)
-        amplitudes, widths = coefficients.chunk(2)
-        rows.append((amplitudes, widths + b_factor))
-    amplitudes, widths = (torch.stack(part) for part in zip(*rows, strict=True))
-    kinds = torch.tensor([number[pair] for pair in zip(elements, rounded, strict=True)])
-    return Scattering(kinds, amplitudes, widths)

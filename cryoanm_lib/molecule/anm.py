@@ -260,6 +260,7 @@ def with_fixed_sign(vectors: Float[Tensor, "modes dof"]) -> Float[Tensor, "modes
 
 
 def checked(coordinates: Tensor) -> Tensor:
+    """Coordinates as they are, refused if they are no finite (atoms, 3)."""
     if coordinates.ndim != 2 or coordinates.shape[1] != 3 or not len(coordinates):
         raise NetworkModelError(
             f"coordinates have shape {tuple(coordinates.shape)}; it must be (atoms, 3) with at least one atom"
@@ -274,6 +275,7 @@ def checked(coordinates: Tensor) -> Tensor:
 
 
 def require_positive(**parameters: float) -> None:
+    """Refuse a parameter that is not greater than 0, by its name."""
     for name, value in parameters.items():
         if not value > 0:
             raise NetworkModelError(f"{name} is {value}; it must be positive")
@@ -294,6 +296,7 @@ def _require_available(n_modes: int, n_atoms: int) -> None:
 
 
 def not_rigid(n_zero: int, n_atoms: int, cutoff: float, cause: str) -> NetworkModelError:
+    """The error that says why a network has not six zero modes, and what to do."""
     if n_zero < RIGID_BODY_MODES:
         return NetworkModelError(
             f"{n_atoms} pseudo-atoms have {n_zero} zero modes instead of {RIGID_BODY_MODES}: give at least "

@@ -44,7 +44,8 @@ def rigid_block_modes(
     coordinates, cutoff, spring_constant
         As of `anm.hessian`.
     blocks : sequence
-        The block of each atom: a residue number, a domain, the name of a chain. A block of one atom moves
+        The block of each atom: a domain, the name of a chain, a residue. Atoms of one name are one block,
+        so that a residue number alone will not do where there are several chains. A block of one atom moves
         and does not turn.
     n_modes : int
         How many modes to return.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cryoanm_lib import ForwardModel, Model, Prior, Scattering, of_elements
+from cryoanm_lib import ForwardModel, Model, Prior, Scattering
 from cryoanm_lib.errors import ForwardModelError
 from cryoanm_lib.imaging.spatial_projection import separable_image
 from cryoanm_lib.inference.fisher import fisher_information
@@ -60,7 +60,7 @@ def test_images_are_projections_of_gemmis_density() -> None:
         torch.zeros(1, len(places), 3, dtype=torch.float64),
         box_size=box_size,
         pixel_size=pixel_size,
-        scattering=of_elements(elements, b_factor),
+        scattering=Scattering.of_elements(elements, b_factor),
     )
     latents = {"pose": torch.tensor([1.0, 0.0]).double(), "amplitude": torch.zeros(1).double()}
     found = forward.projections(latents, K)
@@ -87,7 +87,7 @@ def test_slopes_and_limit_agree_with_differences() -> None:
     places -= places.mean(0)
     directions = torch.linalg.qr(torch.randn(120, 2, generator=generator, dtype=torch.float64))[0]
     modes = directions.T.reshape(2, 40, 3)
-    scattering = of_elements(["C", "N", "O", "S"] * 10, torch.linspace(0, 60, 40))
+    scattering = Scattering.of_elements(["C", "N", "O", "S"] * 10, torch.linspace(0, 60, 40))
     forward = ForwardModel(places, modes, pixel_size=1.5, scattering=scattering)
     model = Model(forward, Prior(pose="space", shift_scale=1.0), noise=0.5)
     torch.manual_seed(0)
@@ -110,9 +110,9 @@ def test_slopes_and_limit_agree_with_differences() -> None:
 )
 def test_atoms_that_are_none_are_refused(wrong: dict, asked: str) -> None:
     with pytest.raises(ForwardModelError, match=asked):
-        of_elements(**wrong)
+        Scattering.of_elements(**wrong)
 
 
 def test_as_many_atoms_are_asked_for_as_there_are() -> None:
     with pytest.raises(ForwardModelError, match="3 atoms and the reference has 2"):
-        ForwardModel(torch.zeros(2, 3), torch.zeros(1, 2, 3), scattering=of_elements(["C"] * 3))
+        ForwardModel(torch.zeros(2, 3), torch.zeros(1, 2, 3), scattering=Scattering.of_elements(["C"] * 3))
