@@ -44,6 +44,10 @@ from cryoanm_lib.inference.training import Stage as Stage
 from cryoanm_lib.inference.training import Trainer as Trainer
 from cryoanm_lib.molecule import anm as anm
 from cryoanm_lib.molecule.anm import normal_modes as normal_modes
+from cryoanm_lib.molecule.atoms import Atoms as Atoms
+from cryoanm_lib.molecule.atoms import load_atoms as load_atoms
+from cryoanm_lib.molecule.beads import beads_of as beads_of
+from cryoanm_lib.molecule.rigid_blocks import carried as carried
 from cryoanm_lib.molecule.rigid_blocks import rigid_block_modes as rigid_block_modes
 from cryoanm_lib.molecule.structure import load_structure as load_structure
 from cryoanm_lib.molecule.structure import rmsd as rmsd

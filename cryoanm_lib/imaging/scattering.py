@@ -1,7 +1,7 @@
 """What each atom scatters: kinds of atoms, each a sum of Gaussians, and projections made of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from cryoanm_lib.errors import ForwardModelError
 from cryoanm_lib.imaging.fourier_projection import fourier_coefficients, fourier_slopes
+from cryoanm_lib.molecule.atoms import Atoms
+from cryoanm_lib.molecule.beads import Beads
 from cryoanm_lib.numerics.fourier import half_plane_frequencies
 
 # Any width will do: it is divided out again. In pixels, so that nothing is small within the box.
@@ -68,27 +70,55 @@ class Scattering:
         >>> f"{glycine.factors(torch.zeros(1, 2), pixel_size=1.0).sum():.2f} Å"
         '6.70 Å'
         """
-        import gemmi  # takes longer to load than most of what the library does
-
         each = torch.as_tensor(b_factors, dtype=torch.float64).expand(len(elements))
         if wrong := [b for b in each.tolist() if not 0 <= b < math.inf]:
             raise ForwardModelError(f"b_factor = {wrong[0]:g} is not usable: it must be 0 Å² or greater")
-        rounded = (
-            [round(b / step) * step for b in each.tolist()] if each.unique().numel() > 1 else each.tolist()
-        )
+        rounded = _rounded(each, step) if each.unique().numel() > 1 else each.tolist()
         pairs = sorted(set(zip(elements, rounded, strict=True)))
         number = {pair: kind for kind, pair in enumerate(pairs)}
-        rows = []
-        for element, b_factor in pairs:
-            known = gemmi.Element(element)
-            if known.atomic_number == 0:
-                raise ForwardModelError(f"element {element!r} does not exist: give a symbol, such as C")
-            coefficients = torch.tensor(known.c4322.get_coefs(), dtype=torch.float64)
-            amplitudes, widths = coefficients.chunk(2)
-            rows.append((amplitudes, widths + b_factor))
-        amplitudes, widths = (torch.stack(part) for part in zip(*rows, strict=True))
         kinds = torch.tensor([number[pair] for pair in zip(elements, rounded, strict=True)])
-        return cls(kinds, amplitudes, widths)
+        return cls(kinds, *_table([{pair: 1.0} for pair in pairs]))
+
+    @classmethod
+    def of_beads(cls, atoms: Atoms, beads: Beads, step: float = 10.0) -> "Scattering":
+        """Beads with the weight and the width of the atoms that they stand for.
+
+        A bead scatters what its atoms do, averaged over all turns of them about it (Debye) and over all beads
+        of its kind, f(k) = ⟨Σ_a f_a(k) sinc(2πk d_a)⟩, where an atom at a distance d_a from it is taken for
+        one of a B-factor greater by 8π² d_a² / 3, which agrees to second order in k d_a.
+
+        Parameters
+        ----------
+        atoms, beads : Atoms, Beads
+            A molecule, and what stands for it.
+        step : float
+            In Å², to which B-factors are rounded, as of `of_elements`.
+
+        Raises
+        ------
+        ForwardModelError
+            As of `of_elements`.
+
+        Examples
+        --------
+        >>> from cryoanm_lib.molecule.atoms import load_atoms
+        >>> from cryoanm_lib.molecule.beads import beads_of
+        >>> atoms = load_atoms("adk_open")
+        >>> scattering = Scattering.of_beads(atoms, beads_of(atoms))
+        >>> len(scattering), len(scattering.amplitudes)
+        (214, 19)
+        """
+        away = (atoms.coordinates - beads.coordinates[beads.of_atom]).square().sum(dim=-1)
+        spread = _rounded(atoms.b_factors + 8 * math.pi**2 / 3 * away, step)
+        names = list(dict.fromkeys(beads.kinds))
+        mixtures: list[dict[tuple[str, float], float]] = [{} for _ in names]
+        number = {name: kind for kind, name in enumerate(names)}
+        kinds = [number[kind] for kind in beads.kinds]
+        for element, b_factor, bead in zip(atoms.elements, spread, beads.of_atom.tolist(), strict=True):
+            mixture = mixtures[kinds[bead]]
+            share = 1 / beads.kinds.count(beads.kinds[bead])
+            mixture[element, b_factor] = mixture.get((element, b_factor), 0.0) + share
+        return cls(torch.tensor(kinds), *_table(mixtures))
 
     def __len__(self) -> int:
         """Number of atoms."""
@@ -142,3 +172,27 @@ class Scattering:
         weights = self.factors(kept, pixel_size) / (pixel_size**2 * stood_for)
         rows = (torch.nonzero(self.kinds == kind)[:, 0] for kind in range(len(self.amplitudes)))
         return [(own.to(like.device), weight.to(like)) for own, weight in zip(rows, weights, strict=True)]
+
+
+def _rounded(b_factors: Float[Tensor, "atoms"], step: float) -> list[float]:
+    return [round(b / step) * step for b in b_factors.tolist()]
+
+
+def _table(
+    mixtures: Sequence[Mapping[tuple[str, float], float]],
+) -> tuple[Float[Tensor, "kinds gaussians"], Float[Tensor, "kinds gaussians"]]:
+    """Amplitudes and widths of kinds that are so many atoms of each element and B-factor."""
+    import gemmi  # takes longer to load than most of what the library does
+
+    rows = []
+    for mixture in mixtures:
+        row = []
+        for (element, b_factor), count in mixture.items():
+            known = gemmi.Element(element)
+            if known.atomic_number == 0:
+                raise ForwardModelError(f"element {element!r} does not exist: give a symbol, such as C")
+            amplitudes, widths = torch.tensor(known.c4322.get_coefs(), dtype=torch.float64).chunk(2)
+            row.append(torch.stack([count * amplitudes, widths + b_factor]))
+        rows.append(torch.cat(row, dim=1).T)
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return padded[..., 0], padded[..., 1]

@@ -3,9 +3,6 @@
 A structure comes from a table shipped with the library, from a PDB or mmCIF file, or from the PDB by its ID.
 """
 
-import csv
-import importlib.resources
-import os
 import re
 import warnings
 from dataclasses import dataclass
@@ -16,13 +13,11 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from cryoanm_lib.errors import StructureError
-from cryoanm_lib.molecule.calphas import Trace, no_such_chain
-from cryoanm_lib.molecule.structure_files import PDB_HOST, read_entry, read_file
+from cryoanm_lib.molecule.calphas import Trace, select_chain
+from cryoanm_lib.molecule.embedded import EMBEDDED, EMBEDDED_CHAIN, embedded_places, embedded_rows
+from cryoanm_lib.molecule.structure_files import PDB_ID, read_source
 
-EMBEDDED = ("adk_open", "adk_closed")
-EMBEDDED_CHAIN = "A"
 FEWEST_ATOMS = 3
-PDB_ID = re.compile(r"(?:(?i:pdb)_0000)?([1-9][A-Za-z0-9]{3})|(?i:pdb)_[A-Za-z0-9]{8}")
 RESIDUES = re.compile(r"\s*(-?[0-9]+)\s*-\s*(-?[0-9]+)\s*")
 
 
@@ -110,18 +105,9 @@ def load_structure(
     if isinstance(source, str) and source in EMBEDDED:
         name = source
         trace, origin = _read_embedded(name, chain)
-    elif isinstance(source, str) and (entry := PDB_ID.fullmatch(source)):
-        name = (entry[1] or source).lower()
-        trace, origin = read_entry(name, chain, cache), f"PDB entry {name.upper()} from {PDB_HOST}"
-    elif os.path.exists(source):
-        path = Path(source)
-        name = path.name.split(".")[0]
-        trace, origin = read_file(path, chain), f"File {path.name}"
     else:
-        raise StructureError(
-            f"{str(source)!r} is neither a file nor a name: give a path to a PDB or mmCIF file, an embedded "
-            f"structure ({', '.join(EMBEDDED)}), or a PDB ID of four characters that starts with a digit"
-        )
+        structure, name, label, origin = read_source(source, cache)
+        trace = select_chain(structure, chain, label)
     selected = trace if residues is None else _select_residues(name, trace, residues)
     _warn_of_molecules(name, selected)
     part = "" if residues is None else f", residues {residues.strip()}"
@@ -232,12 +218,7 @@ def _coarse_grain(name: str, trace: Trace, stride: int, origin: str) -> Structur
 
 
 def _read_embedded(name: str, chain: str | None) -> tuple[Trace, str]:
-    if chain not in (None, EMBEDDED_CHAIN):
-        raise no_such_chain(chain, repr(name), [EMBEDDED_CHAIN])
-    table = importlib.resources.files("cryoanm_lib") / "data" / f"{name}.csv"
-    lines = table.read_text(encoding="utf-8").splitlines()
-    rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
-    coordinates = torch.tensor([[float(row[axis]) for axis in "xyz"] for row in rows], dtype=torch.float64)
-    numbers = tuple(int(row["residue_number"]) for row in rows)
-    origin = lines[0].removeprefix("#").strip()
-    return Trace(EMBEDDED_CHAIN, numbers, coordinates, ("",) * len(numbers)), origin
+    rows, origin = embedded_rows(name, {chain or EMBEDDED_CHAIN})
+    calphas = [row for row in rows if row["atom"] == "CA"]
+    numbers = tuple(int(row["residue_number"]) for row in calphas)
+    return Trace(EMBEDDED_CHAIN, numbers, embedded_places(calphas), ("",) * len(numbers)), origin

