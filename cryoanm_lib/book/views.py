@@ -134,7 +134,7 @@ def find_rivals(model: Model, seen_from: Float[Tensor, "views 3"], resolution: i
     true = images.truth["pose"].double()
     starts = []
     for some in torch.arange(len(images)).split(32):
-        score, shift = search.scores(images[some])
+        score, shift, _ = search.scores(images[some])
         near = pose_distance(search.poses, true[some][:, None]) < math.radians(RIVAL_DEGREES)
         best = score.masked_fill(near, -math.inf).argmax(1)
         rows = torch.arange(len(some))

@@ -96,14 +96,20 @@ def _matched(
     At the truth the component of image y along the prediction μ, y·μ/|μ|, is normal with mean |μ| and the
     deviation of the noise. At a wrong pose a part of μ is missing from y. The squared residual, with its
     thousands of degrees of freedom, does not see that where there is little signal; this one degree does.
-    Where the contrast is inferred, it would make up for what is missing: then μ is that of contrast 1, and
-    the contrast's prior deviation s widens what is allowed to 1 + s² |μ|².
+    Where the contrast c is inferred, it would make up for what is missing: then μ is that of the mean of its
+    prior, N(m, s²), and its deviation widens what is allowed to 1 + (s/m)² |μ|². Where that mean is 0, no
+    signal at all is allowed, and the test is passed.
     """
     missing, predicted, allowed = residual.double(), predicted.double(), 1.0
     if "contrast" in model.inferred:
-        contrast = latents["contrast"].double()[:, None]
+        mean, deviation = model.prior.moments("contrast", model.forward_model.n_modes, predicted)
+        if mean == 0:
+            return torch.ones_like(predicted[:, 0])
+        # In units of the mean. A contrast of nothing shows nothing of a molecule to look for.
+        contrast = latents["contrast"].double()[:, None] / mean
+        contrast = torch.where(contrast == 0, 1e-300, contrast)
         missing, predicted = missing + (1 - 1 / contrast) * predicted, predicted / contrast
-        allowed = 1 + model.prior.contrast_scale**2 * predicted.square().sum(-1)
+        allowed = 1 + (deviation / mean) ** 2 * predicted.square().sum(-1)
     along = (missing * predicted).sum(-1) / predicted.norm(dim=-1).clamp(min=1e-300)
     return torch.special.ndtr(along / allowed**0.5)
 

@@ -39,7 +39,7 @@ class SO3Search:
 
     What is not given stays at its prior mean, and bends do in any case: at this resolution they change an
     image little. Each image has the microscope that is given of it. Of shifts that are not given, the one
-    that suits a rotation best is the one that counts.
+    that suits a rotation best is the one that counts; over a contrast, of either sign, it is integrated.
 
     Parameters
     ----------
@@ -103,6 +103,8 @@ class SO3Search:
         known = model.prior.means(len(particles), model.forward_model.n_modes, like)
         given = {name: v for name, v in particles.given.items() if name not in model.inferred}
         known |= {name: value.to(like) for name, value in given.items()}
+        if "contrast" in model.inferred:
+            known["contrast"] = torch.ones_like(known["contrast"])
         factor = model.forward_model.factor(known, self.resolution).expand(len(particles), -1)
         return torch.cat([factor[:, :1], factor[:, 1:].repeat_interleave(2, dim=1)], dim=1)
 
@@ -131,13 +133,26 @@ class SO3Search:
 
     def scores(
         self, particles: Particles
-    ) -> tuple[Float[Tensor, "images rotations"], Int[Tensor, "images rotations"]]:
-        """Log-posterior of every rotation at its best shift, up to a constant, and that shift's number."""
+    ) -> tuple[
+        Float[Tensor, "images rotations"],
+        Int[Tensor, "images rotations"],
+        Float[Tensor, "images rotations"],
+    ]:
+        """Log-posterior of every rotation at its best shift, up to a constant; that shift's number, contrast.
+
+        Where the contrast c is inferred, with a prior N(μ, s²), it is integrated over, as an image is linear
+        in it: with m = y·t and q = |t|² of a whitened template t,
+
+            log ∫ exp(c m - c² q / 2) N(c | μ, s²) dc
+                = (s² m² + 2 μ m - μ² q) / 2(1 + s² q) - log(1 + s² q) / 2.
+        """
         unit, level = particles.noise.unit()
         templates, halves = self._templates_in(unit)
         factor = self._factors(particles)
-        norms = factor.square() @ halves.T
-        level = level.to(norms).expand(len(particles))[:, None]
+        level = level.to(factor).expand(len(particles))[:, None]
+        squares = 2 * (factor.square() @ halves.T) / level**2
+        mean, deviation = self._contrast(squares)
+        narrowed = 1 + deviation**2 * squares
         observed = crop_coefficients(particles.coefficients, self.resolution)
         frequencies = half_plane_frequencies(self.resolution) / self.model.forward_model.box_size
         given = particles.given
@@ -145,37 +160,51 @@ class SO3Search:
             phase = 2 * math.pi * given["shift"].float() @ frequencies.T
             observed = observed * torch.polar(torch.ones_like(phase), phase)
         scale = max(self.model.prior.shift_scale, 1e-6)
-        best = torch.full_like(norms, -math.inf)
+        best, contrast = torch.full_like(squares, -math.inf), torch.empty_like(squares)
         which = torch.zeros(best.shape, dtype=torch.int16)
         for number, shift in enumerate(self.shifts):
             # Moving the image back is moving the templates there.
             phase = 2 * math.pi * frequencies @ shift
             back = unit.whiten(observed * torch.polar(torch.ones_like(phase), phase), self.resolution)
-            matched = (factor * back) @ templates.T - norms
-            score = matched / level**2 - 0.5 * (shift / scale).square().sum()
+            matched = (factor * back) @ templates.T / level**2
+            gain = ((deviation * matched) ** 2 + mean * (2 * matched - mean * squares)) / (2 * narrowed)
+            score = gain - 0.5 * (shift / scale).square().sum()
             higher = score > best
             best, which = torch.where(higher, score, best), which.masked_fill(higher, number)
-        return best, which
+            contrast = torch.where(higher, (mean + deviation**2 * matched) / narrowed, contrast)
+        return best - 0.5 * narrowed.log(), which, contrast
+
+    def _contrast(self, like: Float[Tensor, "..."]) -> tuple[float, float]:
+        """Mean and deviation of a factor on the templates."""
+        if "contrast" not in self.model.inferred:
+            return 1.0, 0.0
+        mean, deviation = self.model.prior.moments("contrast", self.model.forward_model.n_modes, like)
+        return mean.item(), deviation.item()
 
     def _starts_of(self, particles: Particles, image: Int[Tensor, "images"]) -> Starts:
         """The most probable rotation, again and again, those beside it passed over."""
-        score, which = self.scores(particles)
+        score, which, contrast = self.scores(particles)
         rows, made = torch.arange(len(particles)), []
         # The best ones of an image are many times as many as its starts, and all that can become one.
         top, cell = score.topk(min(64 * self.most, score.shape[1]), dim=1)
         poses = self.poses[cell]
         for _ in range(self.most):
             best = top.argmax(1)
-            pose, shift = poses[rows, best], self.shifts[which[rows, cell[rows, best]].long()]
-            made.append(self._start(pose, shift))
+            chosen = cell[rows, best]
+            pose, shift = poses[rows, best], self.shifts[which[rows, chosen].long()]
+            made.append(self._start(pose, shift, contrast[rows, chosen]))
             beside = quaternion_distance(pose[:, None], poses) < _BESIDE * math.radians(self.spacing)
             top = top.masked_fill(beside, -math.inf)
         values = torch.stack(made, dim=1)
         return Starts(image.repeat_interleave(self.most), values.flatten(0, 1).double())
 
     def _start(
-        self, pose: Float[Tensor, "images 4"], shift: Float[Tensor, "images 2"]
+        self,
+        pose: Float[Tensor, "images 4"],
+        shift: Float[Tensor, "images 2"],
+        contrast: Float[Tensor, "images"],
     ) -> Float[Tensor, "images width"]:
         """A point with everything else at the mean of its prior."""
         rest = self.model.prior.means(len(pose), self.model.forward_model.n_modes, pose)
-        return self.model.unknowns.points(rest | {"pose": pose, "shift": shift.double()})
+        found = {"pose": pose, "shift": shift.double(), "contrast": contrast}
+        return self.model.unknowns.points(rest | found)

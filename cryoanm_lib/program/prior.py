@@ -36,10 +36,8 @@ class Prior(Section):
     )
     defocus_mean: Finite = Field(50.0, description="mean of z in natural units (px²); its value where given")
     defocus_scale: Positive = Field(3.0, description="deviation of z where it is inferred, same unit")
-    # Up to a fifth: then a negative contrast is five deviations away.
-    contrast_scale: Annotated[float, Field(ge=0, le=0.2)] = Field(
-        0.0, description="deviation of the factor on the image from its mean 1; 0 for none"
-    )
+    contrast_mean: Finite = Field(1.0, description="mean of the factor on the image; 0 admits either sign")
+    contrast_scale: NotNegative = Field(0.0, description="deviation of that factor; 0 for none")
 
     @model_validator(mode="after")
     def _only_a_pose_in_the_plane_is_concentrated(self) -> "Prior":
@@ -78,7 +76,7 @@ class Prior(Section):
             "shift": ((0.0,) * 2, (self.shift_scale,) * 2),
             "amplitude": ((0.0,) * n_modes, self.amplitude_scales(n_modes)),
             "defocus": (self.defocus_mean, self.defocus_scale),
-            "contrast": (1.0, self.contrast_scale),
+            "contrast": (self.contrast_mean, self.contrast_scale),
         }[name]
         normal = dist.Normal(constant(mean, like), constant(scale, like))
         return normal.to_event(len(normal.batch_shape))

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pyro
+import pytest
 import torch
 
 from cryoanm_lib.checks.calibration import uniformity
@@ -75,9 +76,11 @@ def test_the_matched_check_is_uniform_at_the_truth_and_sees_a_wrong_pose(tiny_mo
     assert by_match > 2 * by_residual
 
 
-def test_the_matched_check_is_not_fooled_by_the_contrast(tiny_model) -> None:
+@pytest.mark.parametrize("mean", [1.0, -1.0, 2.0])
+def test_the_matched_check_is_not_fooled_by_the_contrast(tiny_model, mean: float) -> None:
     """Uniform at the truth with the contrast inferred too; a wrong pose is seen though the contrast falls."""
-    model = tiny_model(prior=Prior(contrast_scale=0.1), inferred=("pose", "contrast"), noise=0.3)
+    prior = Prior(contrast_mean=mean, contrast_scale=0.1)
+    model = tiny_model(prior=prior, inferred=("pose", "contrast"), noise=0.3)
     pyro.set_rng_seed(7)
     images = model.simulate(400, 32)
     assert uniformity(matched_p_value(model, images, images.truth, 32)) > 1e-4

@@ -382,7 +382,8 @@ NUMBERS: dict[Way, tuple[Values, str | None]] = {
     ("prior", "amplitude_scale"): (POSITIVE, "images fit assessment"),
     ("prior", "defocus_mean"): (FINITE, "images fit assessment"),
     ("prior", "defocus_scale"): (POSITIVE, "images fit assessment"),
-    ("prior", "contrast_scale"): (decimal(0.0, 0.2), "images fit assessment"),
+    ("prior", "contrast_mean"): (FINITE, "images fit assessment"),
+    ("prior", "contrast_scale"): (NOT_NEGATIVE, "images fit assessment"),
     ("prior", "temperature"): (POSITIVE, None),
     ("prior", "spring_constant"): (POSITIVE, None),
     ("length", "ours"): (LENGTH, None),
@@ -566,7 +567,7 @@ def test_an_option_that_is_added_voids_nothing_until_it_is_used(tmp_path) -> Non
 
 
 #: Of all defaults, for each SCHEMA that there has been.
-DEFAULTS = {1: "f6267dfaef60ab1e", 2: "6201700fdd8530a9"}
+DEFAULTS = {1: "f6267dfaef60ab1e", 2: "4625ed67e7807c30"}
 
 
 def sections_in(annotation: object) -> Iterator[type[Section]]:

@@ -37,7 +37,7 @@ def test_scores_are_those_of_the_posterior(model) -> None:
     """At points of the grid, up to a constant for each image, beside the same rotation and shift."""
     search = SO3Search(model, resolution=16, spacing=40.0)
     particles = model.simulate(3, 32)
-    score, shift = search.scores(particles)
+    score, shift, _ = search.scores(particles)
     cells = torch.arange(0, len(search.poses), 7)
     latents = {
         "pose": search.poses[cells][:, None].expand(-1, 3, 4),
@@ -48,6 +48,45 @@ def test_scores_are_those_of_the_posterior(model) -> None:
     expected = log_joint(model, particles, {k: v.float() for k, v in latents.items()}, 16)
     difference = score[:, cells].T.double() - expected
     torch.testing.assert_close(difference, difference[:1].expand_as(difference), rtol=0, atol=0.05)
+
+
+def either_sign(tiny_model) -> Model:
+    """The molecule bright or dark, weak or strong, and nobody knows which."""
+    prior = Prior(pose="space", amplitude_scale=1.0, contrast_mean=0.0, contrast_scale=1.0)
+    return tiny_model(prior=prior, inferred=("pose", "amplitude", "contrast"), noise=0.05)
+
+
+def test_scores_are_integrated_over_the_contrast(tiny_model) -> None:
+    """By quadrature of the posterior over it; its best value is where that is highest."""
+    model = either_sign(tiny_model)
+    pyro.set_rng_seed(3)
+    particles, search = model.simulate(3, 32), SO3Search(model, resolution=16, spacing=40.0)
+    score, _, best = search.scores(particles)
+    cells, line = torch.arange(0, len(search.poses), 31), torch.linspace(-4, 4, 1601)
+    latents = {
+        "pose": search.poses[cells][:, None, None].expand(-1, len(line), 3, 4),
+        "amplitude": torch.zeros(len(cells), len(line), 3, 1),
+        "contrast": line[:, None].expand(len(cells), -1, 3),
+    }
+    heights = log_joint(model, particles, {k: v.float() for k, v in latents.items()}, 16)
+    expected = heights.double().logsumexp(1)
+    difference = score[:, cells].T.double() - expected
+    torch.testing.assert_close(difference, difference[:1].expand_as(difference), rtol=0, atol=0.05)
+    torch.testing.assert_close(best[:, cells].T, line[heights.argmax(1)], rtol=0, atol=0.005)
+
+
+def test_it_finds_poses_and_signs_of_contrast(tiny_model) -> None:
+    model = either_sign(tiny_model)
+    pyro.set_rng_seed(4)
+    particles = model.simulate(60, 32)
+    search = SO3Search(model, resolution=16, spacing=20.0)
+    posterior = refine(model, particles, 32, search.starts(particles))
+    seen = particles.truth["contrast"].abs() > 0.2
+    found = posterior.mean()
+    assert (found["contrast"][seen].sign() == particles.truth["contrast"][seen].sign()).double().mean() > 0.95
+    away = torch.rad2deg(pose_distance(found["pose"].double(), particles.truth["pose"].double()))
+    assert (away[seen] < 3.0).double().mean() > 0.9
+    assert posterior.standardised(particles.truth)[seen][:, -1].square().mean() < 2.0
 
 
 def test_it_finds_poses_without_a_guide(model) -> None:
@@ -126,7 +165,7 @@ def test_each_image_is_searched_with_its_own_microscope(cluster) -> None:
     ctf = given_ctf(defocus + 300, defocus - 300, torch.tensor([0.0, 40.0, 110.0]))
     images = replace(model.simulate(3, 32), given={"ctf": ctf})
     search = SO3Search(model, resolution=16, spacing=40.0)
-    score, shift = search.scores(images)
+    score, shift, _ = search.scores(images)
     cells = torch.arange(0, len(search.poses), 7)
     latents = {
         "pose": search.poses[cells][:, None].expand(-1, 3, 4),

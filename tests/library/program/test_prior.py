@@ -53,7 +53,7 @@ def test_deviations_for_another_number_of_modes_are_refused() -> None:
     ("settings", "message"),
     [
         ({"pose": "space", "pose_concentration": (1.0, 0.0)}, "one in space is uniform"),
-        ({"contrast_scale": 0.3}, "less than or equal to 0.2"),
+        ({"contrast_scale": -0.3}, "greater than or equal to 0"),
         ({"shift_scale": -1.0}, "greater than or equal to 0"),
         ({"amplitude_scale": ()}, "at least 1"),
     ],
