@@ -10,6 +10,7 @@ from cryoanm_lib.book import widgets as widgets
 from cryoanm_lib.book.listing import listing as listing
 from cryoanm_lib.checks import referees as referees
 from cryoanm_lib.checks import residuals as residuals
+from cryoanm_lib.checks.difference_map import difference_map as difference_map
 from cryoanm_lib.checks.residual_spectrum import residual_spectrum as residual_spectrum
 from cryoanm_lib.experiments.assess import assess_or_load as assess_or_load
 from cryoanm_lib.experiments.datasets import draw_test_images as draw_test_images
@@ -47,6 +48,10 @@ from cryoanm_lib.molecule.anm import normal_modes as normal_modes
 from cryoanm_lib.molecule.atoms import Atoms as Atoms
 from cryoanm_lib.molecule.atoms import load_atoms as load_atoms
 from cryoanm_lib.molecule.beads import beads_of as beads_of
+from cryoanm_lib.molecule.density import Density as Density
+from cryoanm_lib.molecule.density import read_density as read_density
+from cryoanm_lib.molecule.density import write_density as write_density
+from cryoanm_lib.molecule.pseudo_atoms import pseudo_atoms as pseudo_atoms
 from cryoanm_lib.molecule.rigid_blocks import carried as carried
 from cryoanm_lib.molecule.rigid_blocks import rigid_block_modes as rigid_block_modes
 from cryoanm_lib.molecule.structure import load_structure as load_structure

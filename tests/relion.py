@@ -12,6 +12,8 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from cryoanm_lib import Scattering
+
 needs_relion = pytest.mark.skipif(
     shutil.which("relion_project") is None, reason="relion_project is not there: apt-get install relion"
 )
@@ -73,6 +75,31 @@ def gaussians_map(positions: torch.Tensor, width: float, box_size: int, pixel_si
     away = grid - positions[..., None].double() / pixel_size
     along = (-0.5 * (away / width).square()).exp() / (width * (2 * torch.pi) ** 0.5)
     return torch.einsum("az,ay,ax->zyx", along[:, 2], along[:, 1], along[:, 0]).numpy()
+
+
+def atoms_map(
+    positions: torch.Tensor, scattering: Scattering, box_size: int, pixel_size: float
+) -> np.ndarray:
+    """Potential (z, y, x) of atoms at positions in Å about pixel N // 2, up to the grid's own resolution.
+
+    By their transform, as the Gaussians of atoms are too narrow to be sampled. Summed along z and times the
+    pixel it is a projection.
+    """
+    line = torch.fft.fftfreq(box_size, dtype=torch.float64)
+    half = torch.fft.rfftfreq(box_size, dtype=torch.float64)
+    squared = line[:, None, None] ** 2 + line[:, None] ** 2 + half**2
+    transform = torch.zeros(box_size, box_size, len(half), dtype=torch.complex64)
+    for kind in range(len(scattering.amplitudes)):
+        at = positions[scattering.kinds == kind].double() / pixel_size
+        x, y, z = (
+            torch.polar(torch.ones(()).double(), -2 * torch.pi * at[:, i, None] * k).to(torch.complex64)
+            for i, k in ((0, half), (1, line), (2, line))
+        )
+        radial = torch.stack([squared.flatten().sqrt(), torch.zeros(squared.numel())], dim=1)
+        factor = scattering.factors(radial, pixel_size)[kind].view(squared.shape).float()
+        transform += factor * torch.einsum("azy,ax->zyx", z[:, :, None] * y[:, None], x)
+    density = torch.fft.irfftn(transform, s=(box_size,) * 3) / pixel_size**3
+    return torch.fft.fftshift(density).numpy()
 
 
 def quaternions(columns: Mapping[str, torch.Tensor]) -> torch.Tensor:

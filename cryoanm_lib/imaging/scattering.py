@@ -12,6 +12,7 @@ from cryoanm_lib.errors import ForwardModelError
 from cryoanm_lib.imaging.fourier_projection import fourier_coefficients, fourier_slopes
 from cryoanm_lib.molecule.atoms import Atoms
 from cryoanm_lib.molecule.beads import Beads
+from cryoanm_lib.molecule.pseudo_atoms import PseudoAtoms
 from cryoanm_lib.numerics.fourier import half_plane_frequencies
 
 # Any width will do: it is divided out again. In pixels, so that nothing is small within the box.
@@ -119,6 +120,20 @@ class Scattering:
             share = 1 / beads.kinds.count(beads.kinds[bead])
             mixture[element, b_factor] = mixture.get((element, b_factor), 0.0) + share
         return cls(torch.tensor(kinds), *_table(mixtures))
+
+    @classmethod
+    def of_pseudo_atoms(cls, found: PseudoAtoms) -> "Scattering":
+        """Pseudo-atoms of a map: w exp(-|x|²/2σ²) has the form factor (2πσ²)^(3/2) w exp(-2π²σ²k²).
+
+        Examples
+        --------
+        >>> one = torch.ones(1, dtype=torch.float64)
+        >>> found = PseudoAtoms(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long), one, 1.0, 1.0)
+        >>> f"{Scattering.of_pseudo_atoms(found).factors(torch.zeros(1, 2), pixel_size=1.0).item():.2f}"
+        '15.75'
+        """
+        square = torch.full_like(found.weights, found.width**2)[:, None]
+        return cls(found.kinds, (math.tau * square) ** 1.5 * found.weights[:, None], 8 * math.pi**2 * square)
 
     def __len__(self) -> int:
         """Number of atoms."""

@@ -1,0 +1,61 @@
+"""The difference map shows an atom that a model lacks, as dense as it is; else it is flat."""
+
+import math
+
+import pytest
+import torch
+
+from cryoanm_lib import ContrastTransfer, ForwardModel, Model, OpticsPrior, Particles, RadialNoise, given_ctf
+from cryoanm_lib.checks.difference_map import DifferenceMap, difference_map
+
+torch.set_num_threads(1)
+BOX, K, PIXEL, WIDTH = 48, 32, 1.5, 2.0
+
+
+def model_of(places: torch.Tensor, noise: float) -> Model:
+    """Beads that move as one, in front of a microscope; coloured noise."""
+    along = torch.ones(1, len(places), 3, dtype=torch.float64) / math.sqrt(3 * len(places))
+    sizes = {"box_size": BOX, "pixel_size": PIXEL, "atom_width": WIDTH}
+    forward = ForwardModel(places, along, **sizes, transfer=ContrastTransfer(PIXEL))
+    prior = OpticsPrior(pose="space", shift_scale=1.0, amplitude_scale=0.01, contrast_scale=0.1)
+    return Model(forward, prior, RadialNoise(noise**2 * torch.linspace(3, 1, BOX // 2 + 1), BOX))
+
+
+def shown(present: torch.Tensor, noise: float, count: int = 1500) -> tuple[DifferenceMap, torch.Tensor]:
+    """The map of images of some beads, by a model that lacks the last of ten; and where that is."""
+    generator = torch.Generator().manual_seed(5)
+    places = 9 * torch.randn(9, 3, generator=generator, dtype=torch.float64)
+    lacking = torch.tensor([[12.0, -7.5, 4.5]], dtype=torch.float64)
+    maker = model_of(torch.cat([places, lacking]) if present else places, noise)
+    model = model_of(places, noise)
+    torch.manual_seed(6)
+    defocus = torch.empty(count).uniform_(4000, 9000)
+    given = {"ctf": given_ctf(defocus, defocus, torch.zeros(count))}
+    truth = maker.simulate(count, K).truth
+    clean = maker.forward_model.coefficients({**given, **truth}, K)
+    particles = Particles(model.noise.sample(clean), given, model.noise)
+    return difference_map(model, particles, truth, K), lacking[0]
+
+
+def test_a_missing_atom_is_found_where_it_is() -> None:
+    found, where = shown(present=True, noise=1.0)
+    (peak,) = found.peaks(1)
+    assert (peak - where).norm() <= found.pixel_size * math.sqrt(3) / 2
+    assert found.at(where[None]) > 8 * found.error.min()
+
+
+def test_the_map_is_as_dense_as_what_is_missing() -> None:
+    """A Gaussian of unit peak in projection has a density of 1 / (√(2π) σ_a Δx) at its centre."""
+    found, where = shown(present=True, noise=0.02)
+    assert found.at(where[None]).item() == pytest.approx(
+        1 / (math.sqrt(2 * math.pi) * WIDTH * PIXEL), rel=0.1
+    )
+
+
+def test_the_map_is_flat_where_nothing_is_missing() -> None:
+    """No power beyond noise: |d|² over what noise leaves of it is 1 in each shell."""
+    found, _ = shown(present=False, noise=1.0)
+    assert ((found.excess[2 : K // 2 - 1] - 1).abs() < 0.25).all()
+    assert found.density.abs().max() < 6 * found.error.max() + 1e-12
+    present, _ = shown(present=True, noise=1.0)
+    assert present.density.max() > 5 * found.density.abs().max()
