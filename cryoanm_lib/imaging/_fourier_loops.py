@@ -13,6 +13,8 @@ import numpy as np
 from cryoanm_lib.numerics.compiled import loop
 
 _ROWS, _LANES = 4, 16
+# Atoms at a time: what belongs to them should stay in the cache, and be few against what belongs to none.
+_BLOCK = 128
 
 
 def constants(dtype: np.dtype, box_size: int) -> np.ndarray:
@@ -30,15 +32,17 @@ def project(numbers, orders, positions, coefficients):
     of the aliases, for the transforms and for their derivatives.
     """
     n_atoms, powers = positions.shape[1], orders.shape[2]
-    width, depth = _up_to(2 * powers, _ROWS), _up_to(n_atoms, _LANES)
+    width, depth = _up_to(2 * powers, _ROWS), _up_to(min(n_atoms, _BLOCK), _LANES)
     for image in range(len(positions)):
         factors = np.zeros((2, width, depth), positions.dtype)
         scratch = _scratch(orders, depth, positions.dtype)
-        for axis in range(2):
-            _waves(positions[image, :, axis], numbers, scratch, powers)
-            _transform(scratch, orders[0], factors[axis], powers, n_atoms)
-        product = np.empty((width, width), positions.dtype)
-        _multiply(factors[0], factors[1], product)
+        product = np.zeros((width, width), positions.dtype)
+        for first in range(0, n_atoms, _BLOCK):
+            here = positions[image, first : first + _BLOCK]
+            for axis in range(2):
+                _waves(here[:, axis], numbers, scratch, powers)
+                _transform(scratch, orders[0], factors[axis], powers, len(here))
+            _add_product(factors[0], factors[1], product)
         _to_half_plane(product, powers, coefficients[image])
 
 
@@ -48,60 +52,63 @@ def project_slopes(numbers, orders, positions, velocities, coefficients):
 
     Velocities are (images, directions, atoms, 2).
     """
-    n_atoms, powers = positions.shape[1], orders.shape[2]
-    width, depth = _up_to(2 * powers, _ROWS), _up_to(n_atoms, _LANES)
+    n_atoms, powers, directions = positions.shape[1], orders.shape[2], velocities.shape[1]
+    width, depth = _up_to(2 * powers, _ROWS), _up_to(min(n_atoms, _BLOCK), _LANES)
     for image in range(len(positions)):
-        # X beside X', and Y' beside Y, so that one product sums v_y X Y' + v_x X' Y.
-        left = np.zeros((width, 2 * depth), positions.dtype)
-        right = np.zeros((width, 2 * depth), positions.dtype)
-        moved = np.zeros((width, 2 * depth), positions.dtype)
+        # X and X', and Y and Y'; v_x X' Y + v_y X Y' is a product of each pair.
+        along = np.zeros((2, 2, width, depth), positions.dtype)
+        moved = np.zeros((width, depth), positions.dtype)
+        speed = np.zeros(depth, positions.dtype)
         scratch = _scratch(orders, depth, positions.dtype)
-        _waves(positions[image, :, 0], numbers, scratch, powers)
-        _transform(scratch, orders[0], left[:, :depth], powers, n_atoms)
-        _transform(scratch, orders[1], left[:, depth:], powers, n_atoms)
-        _turn(left[:, depth:], powers)
-        _waves(positions[image, :, 1], numbers, scratch, powers)
-        _transform(scratch, orders[0], right[:, depth:], powers, n_atoms)
-        _transform(scratch, orders[1], right[:, :depth], powers, n_atoms)
-        _turn(right[:, :depth], powers)
-        product = np.empty((width, width), positions.dtype)
-        _multiply(left[:, :depth], right[:, depth:], product)
-        _to_half_plane(product, powers, coefficients[image, 0])
-        speed = np.zeros((2, depth), positions.dtype)
-        for direction in range(velocities.shape[1]):
-            for p in range(n_atoms):
-                speed[0, p] = velocities[image, direction, p, 0]
-                speed[1, p] = velocities[image, direction, p, 1]
-            for row in range(2 * powers):
-                for p in range(depth):
-                    moved[row, p] = left[row, p] * speed[1, p]
-                    moved[row, depth + p] = left[row, depth + p] * speed[0, p]
-            _multiply(moved, right, product)
-            _to_half_plane(product, powers, coefficients[image, 1 + direction])
+        products = np.zeros((1 + directions, width, width), positions.dtype)
+        for first in range(0, n_atoms, _BLOCK):
+            here = positions[image, first : first + _BLOCK]
+            for axis in range(2):
+                _waves(here[:, axis], numbers, scratch, powers)
+                for order in range(2):
+                    _transform(scratch, orders[order], along[axis, order], powers, len(here))
+                _turn(along[axis, 1], powers)
+            _add_product(along[0, 0], along[1, 0], products[0])
+            for direction in range(directions):
+                for axis in range(2):
+                    moves = False
+                    for p in range(len(here)):
+                        speed[p] = velocities[image, direction, first + p, axis]
+                        moves |= speed[p] != 0
+                    if not moves:  # as in shifts, and turns about x and y
+                        continue
+                    for row in range(2 * powers):
+                        for p in range(depth):
+                            moved[row, p] = along[0, 1 - axis, row, p] * speed[p]
+                    _add_product(moved, along[1, axis], products[1 + direction])
+        for number in range(1 + directions):
+            _to_half_plane(products[number], powers, coefficients[image, number])
 
 
 @loop
 def project_back(numbers, orders, positions, slopes, gradient):
     """Write the gradient by positions (images, atoms, 2), given that by the coefficients (images, kept)."""
     n_atoms, powers = positions.shape[1], orders.shape[2]
-    width, depth = _up_to(2 * powers, _ROWS), _up_to(n_atoms, _LANES)
+    width, depth = _up_to(2 * powers, _ROWS), _up_to(min(n_atoms, _BLOCK), _LANES)
     for image in range(len(positions)):
         factors = np.zeros((2, width, depth), positions.dtype)
         derived = np.zeros((2, width, depth), positions.dtype)
         scratch = _scratch(orders, depth, positions.dtype)
-        for axis in range(2):
-            _waves(positions[image, :, axis], numbers, scratch, powers)
-            _transform(scratch, orders[0], factors[axis], powers, n_atoms)
-            _transform(scratch, orders[1], derived[axis], powers, n_atoms)
-            _turn(derived[axis], powers)
         by_product = np.zeros((width, width), positions.dtype)
         _from_half_plane(slopes[image], powers, by_product)
+        turned = by_product.T.copy()
         rows, total = np.empty((4, depth), positions.dtype), np.empty(depth, positions.dtype)
-        for axis in range(2):
-            _weigh(by_product, factors[1 - axis], derived[axis], rows, total)
-            for p in range(n_atoms):
-                gradient[image, p, axis] = total[p]
-            by_product = by_product.T.copy()
+        for first in range(0, n_atoms, _BLOCK):
+            here = positions[image, first : first + _BLOCK]
+            for axis in range(2):
+                _waves(here[:, axis], numbers, scratch, powers)
+                _transform(scratch, orders[0], factors[axis], powers, len(here))
+                _transform(scratch, orders[1], derived[axis], powers, len(here))
+                _turn(derived[axis], powers)
+            for axis in range(2):
+                _weigh(by_product if axis == 0 else turned, factors[1 - axis], derived[axis], rows, total)
+                for p in range(len(here)):
+                    gradient[image, first + p, axis] = total[p]
 
 
 @loop
@@ -175,6 +182,7 @@ def _transform(scratch, weights, transform, n_powers, n_atoms):
     """Each power times the sum over its aliases: real above imaginary parts, and nothing behind the atoms."""
     powers, outer, sums = scratch
     aliases = outer.shape[1]
+    transform[: 2 * n_powers, n_atoms:] = 0
     for k in range(n_powers):
         cos, sin, real, imag = powers[0, k], powers[1, k], transform[k], transform[n_powers + k]
         middle = weights[0, k]
@@ -214,8 +222,8 @@ def _turn(transform, n_powers):
 
 
 @loop
-def _multiply(a, b, product):
-    """a bᵀ, four rows by four."""
+def _add_product(a, b, product):
+    """Add a bᵀ, four rows by four."""
     zero = a.dtype.type(0)
     for i in range(0, len(a), 4):
         for j in range(0, len(b), 4):
@@ -241,10 +249,22 @@ def _multiply(a, b, product):
                 s32 += a3 * b2
                 s33 += a3 * b3
             found = product[i : i + 4, j : j + 4]
-            found[0, 0], found[0, 1], found[0, 2], found[0, 3] = s00, s01, s02, s03
-            found[1, 0], found[1, 1], found[1, 2], found[1, 3] = s10, s11, s12, s13
-            found[2, 0], found[2, 1], found[2, 2], found[2, 3] = s20, s21, s22, s23
-            found[3, 0], found[3, 1], found[3, 2], found[3, 3] = s30, s31, s32, s33
+            found[0, 0] += s00
+            found[0, 1] += s01
+            found[0, 2] += s02
+            found[0, 3] += s03
+            found[1, 0] += s10
+            found[1, 1] += s11
+            found[1, 2] += s12
+            found[1, 3] += s13
+            found[2, 0] += s20
+            found[2, 1] += s21
+            found[2, 2] += s22
+            found[2, 3] += s23
+            found[3, 0] += s30
+            found[3, 1] += s31
+            found[3, 2] += s32
+            found[3, 3] += s33
 
 
 @loop
