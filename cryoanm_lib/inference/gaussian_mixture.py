@@ -105,22 +105,21 @@ class GaussianMixture:
     ) -> "GaussianMixture":
         """The components moved to the moments of weighted draws, each draw shared by responsibility.
 
-        A component that holds too few draws for a covariance keeps its shape.
+        So many effective draws n say of a covariance of d(d + 1)/2 numbers; what a component was before
+        counts as if it had been seen on as many draws as that, and its middle on one.
         """
         each = self.component_log_density(values)
         share = (log_weight - log_weight.logsumexp(0))[..., None] + each - each.logsumexp(-1, keepdim=True)
         log_mass = share.logsumexp(0)
         within = (share - log_mass.clamp(min=-1e300)).exp()
         away = self.unknowns.offset(values[..., None, :], self.centre)
-        mean = (within[..., None] * away).sum(0)
+        effective, columns = 1 / within.square().sum(0).clamp(min=1e-300), away.shape[-1]
+        mean = (effective / (effective + 1))[..., None] * (within[..., None] * away).sum(0)
         spread = away - mean
-        covariance = torch.einsum("sic,sica,sicb->icab", within, spread, spread)
-        effective = 1 / within.square().sum(0).clamp(min=1e-300)
-        known = (effective > 10 * away.shape[-1]) & log_mass.isfinite()
-        factor, failed = torch.linalg.cholesky_ex(
-            torch.where(known[..., None, None], covariance, self.covariance)
-        )
-        known &= failed == 0
+        seen = torch.einsum("sic,sica,sicb->icab", within, spread, spread)
+        trust = (effective / (effective + columns * (columns + 1) / 2))[..., None, None]
+        factor, failed = torch.linalg.cholesky_ex(trust * seen + (1 - trust) * self.covariance)
+        known = (failed == 0) & log_mass.isfinite()
         centre = torch.where(known[..., None], self.unknowns.moved(self.centre, mean), self.centre)
         scale = torch.where(known[..., None, None], factor, self.scale)
         # No component is given up on the word of one round.

@@ -172,7 +172,7 @@ def refine(
     were found is climbed too. Each peak becomes a Gaussian with the curvature at its top, weighed by its
     evidence. Then draws check the shape: where they are worth less than `GOOD_SHARE` of their number, the
     mixture is moved to the moments of its weighted draws, round by round, until these are worth
-    `ENOUGH_SHARE`, and what is drawn from it afterwards is picked by weight.
+    `ENOUGH_SHARE` or no more than the round before, and what is drawn from it afterwards is picked by weight.
 
     Parameters
     ----------
@@ -232,25 +232,29 @@ def _mixture_of(peaks: Peaks, unknowns: Unknowns, n_images: int) -> GaussianMixt
 
 
 def _adapted(posterior: RefinedPosterior, streams: PerImageRNG) -> RefinedPosterior:
-    """Each mixture at the moments of its weighted draws, the round of which most draws counted."""
+    """Each mixture at the moments of its weighted draws, as long as more of them count each round."""
     best = replace(
         posterior,
         ess_fraction=torch.zeros_like(posterior.ess_fraction),
         weighed=torch.ones_like(posterior.weighed),
     )
-    pending, trial = torch.arange(len(best)), best
+    pending, trial, chosen = torch.arange(len(best)), best, torch.zeros(len(best), dtype=torch.bool)
     for _ in range(ROUNDS):
         values, log_weight = trial._weighed_draws(ROUND_DRAWS, streams[pending])
         trial = trial._judged_by(log_weight)
         better = trial.ess_fraction > best.ess_fraction[pending]
         best = best.with_images(pending[better], trial[better])
-        poor = trial.ess_fraction < ENOUGH_SHARE
-        if not poor.any():
+        go_on = better & (trial.ess_fraction < ENOUGH_SHARE)
+        if not go_on.any():
             break
-        pending, trial = pending[poor], trial[poor]
-        trial = replace(trial, mixture=trial.mixture.refitted(values[:, poor], log_weight[:, poor]))
-    # The draws that chose a mixture flatter it: others say what it is worth.
-    return best._judged_by(best._weighed_draws(ROUND_DRAWS, streams)[1])
+        pending, trial = pending[go_on], trial[go_on]
+        chosen[pending] = True
+        trial = replace(trial, mixture=trial.mixture.refitted(values[:, go_on], log_weight[:, go_on]))
+    # The draws that chose among mixtures flatter the best: others say what it is worth.
+    if not chosen.any():
+        return best
+    judged = best[chosen]
+    return best.with_images(chosen, judged._judged_by(judged._weighed_draws(ROUND_DRAWS, streams[chosen])[1]))
 
 
 def ess_fraction(log_weight: Float[Tensor, "draws images"]) -> Float[Tensor, "images"]:
