@@ -48,9 +48,12 @@ from cryoanm_lib.molecule.anm import normal_modes as normal_modes
 from cryoanm_lib.molecule.atoms import Atoms as Atoms
 from cryoanm_lib.molecule.atoms import load_atoms as load_atoms
 from cryoanm_lib.molecule.beads import beads_of as beads_of
+from cryoanm_lib.molecule.bonds import bond_lengths as bond_lengths
+from cryoanm_lib.molecule.bonds import covalent_bonds as covalent_bonds
 from cryoanm_lib.molecule.density import Density as Density
 from cryoanm_lib.molecule.density import read_density as read_density
 from cryoanm_lib.molecule.density import write_density as write_density
+from cryoanm_lib.molecule.helices import Helices as Helices
 from cryoanm_lib.molecule.pseudo_atoms import pseudo_atoms as pseudo_atoms
 from cryoanm_lib.molecule.rigid_blocks import carried as carried
 from cryoanm_lib.molecule.rigid_blocks import rigid_block_modes as rigid_block_modes

@@ -1,7 +1,7 @@
 """The forward model (Algorithm 1): latents in, images or Fourier coefficients out."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from jaxtyping import Complex, Float
@@ -25,6 +25,7 @@ from cryoanm_lib.imaging.latents import (
 from cryoanm_lib.imaging.projection import PROJECTORS
 from cryoanm_lib.imaging.scattering import Scattering
 from cryoanm_lib.imaging.transfer import SineTransfer, Transfer
+from cryoanm_lib.molecule.helices import Helices
 from cryoanm_lib.numerics.fourier import (
     check_resolution,
     coefficients_to_image,
@@ -56,6 +57,9 @@ class ForwardModel(nn.Module):
     scattering : Scattering, optional
         What each atom scatters, in place of the same Gaussian for all; then neither their width nor the
         projector counts.
+    blocks : sequence, optional
+        The block of each atom, if the modes are those of rigid blocks that are to move on `Helices` and not
+        on straight lines.
 
     Raises
     ------
@@ -89,6 +93,7 @@ class ForwardModel(nn.Module):
         projector: str = "auto",
         transfer: Transfer | None = None,
         scattering: Scattering | None = None,
+        blocks: Sequence[Hashable] | None = None,
     ) -> None:
         super().__init__()
         if projector not in PROJECTORS:
@@ -115,6 +120,7 @@ class ForwardModel(nn.Module):
         self.transfer = SineTransfer() if transfer is None else transfer
         self.register_buffer("reference", reference)
         self.register_buffer("modes", modes)
+        self.helices = None if blocks is None else Helices(reference, modes, blocks)
         self._check_sizes()
         self.check_fit()
 
@@ -172,7 +178,7 @@ class ForwardModel(nn.Module):
         return kept.to(self.reference.dtype) / self.box_size
 
     def deform(self, amplitudes: Float[Tensor, "*batch modes"]) -> Float[Tensor, "*batch atoms 3"]:
-        """Coordinates in Å bent along the modes, x = x̄ + Σ_m α_m u_m.
+        """Coordinates in Å bent along the modes, x = x̄ + Σ_m α_m u_m, or on helices that start so.
 
         Raises
         ------
@@ -184,6 +190,8 @@ class ForwardModel(nn.Module):
                 f"got amplitudes of shape {tuple(amplitudes.shape)} for a model of {self.n_modes} modes: the "
                 f"last dimension must be {self.n_modes}"
             )
+        if self.helices is not None:
+            return self.helices(amplitudes)
         return self.reference + torch.tensordot(amplitudes, self.modes, dims=1)
 
     @property
@@ -332,7 +340,9 @@ class ForwardModel(nn.Module):
                 velocities.append(torch.stack([torch.stack(move, dim=-1) for move in moves[latent]], dim=-3))
             elif latent == AMPLITUDE:
                 on_detector = rotations[..., None, :2, :].transpose(-2, -1)
-                bends = self.modes @ on_detector / self.pixel_size
+                amplitudes = latents["amplitude"]
+                along = self.modes if self.helices is None else self.helices.tangents(amplitudes)
+                bends = along @ on_detector / self.pixel_size
                 velocities.append(bends.expand(*x.shape[:-1], *bends.shape[-3:]))
         return torch.cat(velocities, dim=-3)
 
