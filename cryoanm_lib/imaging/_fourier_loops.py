@@ -25,68 +25,75 @@ def constants(dtype: np.dtype, box_size: int) -> np.ndarray:
 
 
 @loop
-def project(numbers, orders, positions, coefficients):
+def project(numbers, orders, starts, weights, positions, coefficients):
     """Write the coefficients (images, kept) of positions (images, atoms, 2).
 
     `orders` (2, 1 + 2 aliases, powers) are the weights of the middle term, of the even and of the odd parts
-    of the aliases, for the transforms and for their derivatives.
+    of the aliases, for the transforms and for their derivatives. Atoms come kind by kind: `starts` holds the
+    first of each and the end of the last, `weights` (kinds, kept) what the sum over a kind is multiplied by.
     """
     n_atoms, powers = positions.shape[1], orders.shape[2]
     width, depth = _up_to(2 * powers, _ROWS), _up_to(min(n_atoms, _BLOCK), _LANES)
+    coefficients[:] = 0
     for image in range(len(positions)):
         factors = np.zeros((2, width, depth), positions.dtype)
         scratch = _scratch(orders, depth, positions.dtype)
-        product = np.zeros((width, width), positions.dtype)
-        for first in range(0, n_atoms, _BLOCK):
-            here = positions[image, first : first + _BLOCK]
-            for axis in range(2):
-                _waves(here[:, axis], numbers, scratch, powers)
-                _transform(scratch, orders[0], factors[axis], powers, len(here))
-            _add_product(factors[0], factors[1], product)
-        _to_half_plane(product, powers, coefficients[image])
+        product = np.empty((width, width), positions.dtype)
+        for kind in range(len(weights)):
+            product[:] = 0
+            for first in range(starts[kind], starts[kind + 1], _BLOCK):
+                here = positions[image, first : min(first + _BLOCK, starts[kind + 1])]
+                for axis in range(2):
+                    _waves(here[:, axis], numbers, scratch, powers)
+                    _transform(scratch, orders[0], factors[axis], powers, len(here))
+                _add_product(factors[0], factors[1], len(here), product)
+            _add_half_plane(product, powers, weights[kind], coefficients[image])
 
 
 @loop
-def project_slopes(numbers, orders, positions, velocities, coefficients):
+def project_slopes(numbers, orders, starts, weights, positions, velocities, coefficients):
     """Write coefficients and derivatives (images, 1 + directions, kept) as atoms move.
 
     Velocities are (images, directions, atoms, 2).
     """
     n_atoms, powers, directions = positions.shape[1], orders.shape[2], velocities.shape[1]
     width, depth = _up_to(2 * powers, _ROWS), _up_to(min(n_atoms, _BLOCK), _LANES)
+    coefficients[:] = 0
     for image in range(len(positions)):
         # X and X', and Y and Y'; v_x X' Y + v_y X Y' is a product of each pair.
         along = np.zeros((2, 2, width, depth), positions.dtype)
         moved = np.zeros((width, depth), positions.dtype)
         speed = np.zeros(depth, positions.dtype)
         scratch = _scratch(orders, depth, positions.dtype)
-        products = np.zeros((1 + directions, width, width), positions.dtype)
-        for first in range(0, n_atoms, _BLOCK):
-            here = positions[image, first : first + _BLOCK]
-            for axis in range(2):
-                _waves(here[:, axis], numbers, scratch, powers)
-                for order in range(2):
-                    _transform(scratch, orders[order], along[axis, order], powers, len(here))
-                _turn(along[axis, 1], powers)
-            _add_product(along[0, 0], along[1, 0], products[0])
-            for direction in range(directions):
+        products = np.empty((1 + directions, width, width), positions.dtype)
+        for kind in range(len(weights)):
+            products[:] = 0
+            for first in range(starts[kind], starts[kind + 1], _BLOCK):
+                here = positions[image, first : min(first + _BLOCK, starts[kind + 1])]
                 for axis in range(2):
-                    moves = False
-                    for p in range(len(here)):
-                        speed[p] = velocities[image, direction, first + p, axis]
-                        moves |= speed[p] != 0
-                    if not moves:  # as in shifts, and turns about x and y
-                        continue
-                    for row in range(2 * powers):
-                        for p in range(depth):
-                            moved[row, p] = along[0, 1 - axis, row, p] * speed[p]
-                    _add_product(moved, along[1, axis], products[1 + direction])
-        for number in range(1 + directions):
-            _to_half_plane(products[number], powers, coefficients[image, number])
+                    _waves(here[:, axis], numbers, scratch, powers)
+                    for order in range(2):
+                        _transform(scratch, orders[order], along[axis, order], powers, len(here))
+                    _turn(along[axis, 1], powers)
+                _add_product(along[0, 0], along[1, 0], len(here), products[0])
+                for direction in range(directions):
+                    for axis in range(2):
+                        moves = False
+                        for p in range(len(here)):
+                            speed[p] = velocities[image, direction, first + p, axis]
+                            moves |= speed[p] != 0
+                        if not moves:  # as in shifts, and turns about x and y
+                            continue
+                        for row in range(2 * powers):
+                            for p in range(_up_to(len(here), _LANES)):
+                                moved[row, p] = along[0, 1 - axis, row, p] * speed[p]
+                        _add_product(moved, along[1, axis], len(here), products[1 + direction])
+            for number in range(1 + directions):
+                _add_half_plane(products[number], powers, weights[kind], coefficients[image, number])
 
 
 @loop
-def project_back(numbers, orders, positions, slopes, gradient):
+def project_back(numbers, orders, starts, weights, positions, slopes, gradient):
     """Write the gradient by positions (images, atoms, 2), given that by the coefficients (images, kept)."""
     n_atoms, powers = positions.shape[1], orders.shape[2]
     width, depth = _up_to(2 * powers, _ROWS), _up_to(min(n_atoms, _BLOCK), _LANES)
@@ -94,21 +101,22 @@ def project_back(numbers, orders, positions, slopes, gradient):
         factors = np.zeros((2, width, depth), positions.dtype)
         derived = np.zeros((2, width, depth), positions.dtype)
         scratch = _scratch(orders, depth, positions.dtype)
-        by_product = np.zeros((width, width), positions.dtype)
-        _from_half_plane(slopes[image], powers, by_product)
-        turned = by_product.T.copy()
+        by_product = np.empty((2, width, width), positions.dtype)
         rows, total = np.empty((4, depth), positions.dtype), np.empty(depth, positions.dtype)
-        for first in range(0, n_atoms, _BLOCK):
-            here = positions[image, first : first + _BLOCK]
-            for axis in range(2):
-                _waves(here[:, axis], numbers, scratch, powers)
-                _transform(scratch, orders[0], factors[axis], powers, len(here))
-                _transform(scratch, orders[1], derived[axis], powers, len(here))
-                _turn(derived[axis], powers)
-            for axis in range(2):
-                _weigh(by_product if axis == 0 else turned, factors[1 - axis], derived[axis], rows, total)
-                for p in range(len(here)):
-                    gradient[image, first + p, axis] = total[p]
+        for kind in range(len(weights)):
+            _from_half_plane(slopes[image], weights[kind], powers, by_product[0])
+            by_product[1] = by_product[0].T
+            for first in range(starts[kind], starts[kind + 1], _BLOCK):
+                here = positions[image, first : min(first + _BLOCK, starts[kind + 1])]
+                for axis in range(2):
+                    _waves(here[:, axis], numbers, scratch, powers)
+                    _transform(scratch, orders[0], factors[axis], powers, len(here))
+                    _transform(scratch, orders[1], derived[axis], powers, len(here))
+                    _turn(derived[axis], powers)
+                for axis in range(2):
+                    _weigh(by_product[axis], factors[1 - axis], derived[axis], len(here), rows, total)
+                    for p in range(len(here)):
+                        gradient[image, first + p, axis] = total[p]
 
 
 @loop
@@ -222,14 +230,14 @@ def _turn(transform, n_powers):
 
 
 @loop
-def _add_product(a, b, product):
+def _add_product(a, b, n_atoms, product):
     """Add a bᵀ, four rows by four."""
-    zero = a.dtype.type(0)
+    zero, depth = a.dtype.type(0), _up_to(n_atoms, _LANES)
     for i in range(0, len(a), 4):
         for j in range(0, len(b), 4):
             s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = zero
             s20 = s21 = s22 = s23 = s30 = s31 = s32 = s33 = zero
-            for p in range(a.shape[1]):
+            for p in range(depth):
                 a0, a1, a2, a3 = a[i, p], a[i + 1, p], a[i + 2, p], a[i + 3, p]
                 b0, b1, b2, b3 = b[j, p], b[j + 1, p], b[j + 2, p], b[j + 3, p]
                 s00 += a0 * b0
@@ -268,8 +276,9 @@ def _add_product(a, b, product):
 
 
 @loop
-def _weigh(by_product, factor, derived, rows, total):
+def _weigh(by_product, factor, derived, n_atoms, rows, total):
     """Σ_i derived_i ∘ (G factor)_i, with G the derivative by the product, four rows by four."""
+    depth = _up_to(n_atoms, _LANES)
     total[:] = 0
     for i in range(0, len(by_product), 4):
         rows[:] = 0
@@ -279,13 +288,13 @@ def _weigh(by_product, factor, derived, rows, total):
             g10, g11, g12, g13 = g[1, 0], g[1, 1], g[1, 2], g[1, 3]
             g20, g21, g22, g23 = g[2, 0], g[2, 1], g[2, 2], g[2, 3]
             g30, g31, g32, g33 = g[3, 0], g[3, 1], g[3, 2], g[3, 3]
-            for p in range(factor.shape[1]):
+            for p in range(depth):
                 f0, f1, f2, f3 = factor[j, p], factor[j + 1, p], factor[j + 2, p], factor[j + 3, p]
                 rows[0, p] += g00 * f0 + g01 * f1 + g02 * f2 + g03 * f3
                 rows[1, p] += g10 * f0 + g11 * f1 + g12 * f2 + g13 * f3
                 rows[2, p] += g20 * f0 + g21 * f1 + g22 * f2 + g23 * f3
                 rows[3, p] += g30 * f0 + g31 * f1 + g32 * f2 + g33 * f3
-        for p in range(factor.shape[1]):
+        for p in range(depth):
             total[p] += (
                 derived[i, p] * rows[0, p]
                 + derived[i + 1, p] * rows[1, p]
@@ -295,36 +304,39 @@ def _weigh(by_product, factor, derived, rows, total):
 
 
 @loop
-def _to_half_plane(product, n_powers, coefficients):
-    """All coefficients from the four products of real and imaginary parts."""
+def _add_half_plane(product, n_powers, weight, coefficients):
+    """Add all coefficients from the four products of real and imaginary parts, each times its weight."""
     h, kept = n_powers, 0
     for x in range(h):
         if x > 0:
             for y in range(h - 1, 0, -1):
-                real = product[x, y] + product[h + x, h + y]
-                coefficients[kept] = complex(real, product[h + x, y] - product[x, h + y])
+                real, imag = product[x, y] + product[h + x, h + y], product[h + x, y] - product[x, h + y]
+                coefficients[kept] += complex(weight[kept] * real, weight[kept] * imag)
                 kept += 1
         for y in range(h):
-            real = product[x, y] - product[h + x, h + y]
-            coefficients[kept] = complex(real, product[h + x, y] + product[x, h + y])
+            real, imag = product[x, y] - product[h + x, h + y], product[h + x, y] + product[x, h + y]
+            coefficients[kept] += complex(weight[kept] * real, weight[kept] * imag)
             kept += 1
 
 
 @loop
-def _from_half_plane(slopes, n_powers, by_product):
+def _from_half_plane(slopes, weight, n_powers, by_product):
     """The derivative by the four products, given that by the coefficients."""
     h, kept = n_powers, 0
+    by_product[:] = 0
     for x in range(h):
         if x > 0:
             for y in range(h - 1, 0, -1):
-                by_product[x, y] += slopes[kept].real
-                by_product[h + x, h + y] += slopes[kept].real
-                by_product[h + x, y] += slopes[kept].imag
-                by_product[x, h + y] -= slopes[kept].imag
+                real, imag = weight[kept] * slopes[kept].real, weight[kept] * slopes[kept].imag
+                by_product[x, y] += real
+                by_product[h + x, h + y] += real
+                by_product[h + x, y] += imag
+                by_product[x, h + y] -= imag
                 kept += 1
         for y in range(h):
-            by_product[x, y] += slopes[kept].real
-            by_product[h + x, h + y] -= slopes[kept].real
-            by_product[h + x, y] += slopes[kept].imag
-            by_product[x, h + y] += slopes[kept].imag
+            real, imag = weight[kept] * slopes[kept].real, weight[kept] * slopes[kept].imag
+            by_product[x, y] += real
+            by_product[h + x, h + y] -= real
+            by_product[h + x, y] += imag
+            by_product[x, h + y] += imag
             kept += 1

@@ -14,7 +14,9 @@ so few at a time that their factors stay near the processor. On a CPU `fourier_l
 """
 
 import functools
+import itertools
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,12 +30,28 @@ from cryoanm_lib.numerics.batching import pieces
 from cryoanm_lib.numerics.fourier import highest_frequency
 
 
+class Kinds(NamedTuple):
+    """Atoms of several kinds, one kind behind the other.
+
+    Attributes
+    ----------
+    starts : tuple of int
+        The first atom of each kind, and behind the last one the number of all.
+    weights : Float[Tensor, "kinds kept"]
+        What the sum over the atoms of a kind is multiplied by, coefficient by coefficient.
+    """
+
+    starts: tuple[int, ...]
+    weights: Float[Tensor, "kinds kept"]
+
+
 def fourier_coefficients(
     positions: Float[Tensor, "*batch atoms 2"],
     box_size: int,
     atom_width: float,
     resolution: int,
     accuracy: float | None = None,
+    kinds: Kinds | None = None,
 ) -> Complex[Tensor, "*batch kept"]:
     """Coefficients of the crop Π_K of the projection of atoms.
 
@@ -54,6 +72,8 @@ def fourier_coefficients(
     accuracy : float, optional
         A quarter of the largest error that an atom may add to a coefficient, as a share of the most that it
         may add to the mean; default the rounding of the type.
+    kinds : Kinds, optional
+        Weights of the atoms by their kind, in whose order they then are.
 
     Examples
     --------
@@ -66,8 +86,8 @@ def fourier_coefficients(
     True
     """
     axis = _axis(positions, box_size, atom_width, resolution, accuracy)
-    flat = positions[None].flatten(end_dim=-3)
-    found = _Compiled.apply(flat, axis) if axis.compiled else half_plane(_Products.apply(flat, axis))
+    flat, kinds = positions[None].flatten(end_dim=-3), kinds or axis.of_one_kind(positions.shape[-2])
+    found = _Compiled.apply(flat, axis, kinds) if axis.compiled else _by_products(flat, axis, kinds)
     return found.view(*positions.shape[:-2], found.shape[-1])
 
 
@@ -79,6 +99,7 @@ def fourier_slopes(
     atom_width: float,
     resolution: int,
     accuracy: float | None = None,
+    kinds: Kinds | None = None,
 ) -> tuple[Complex[Tensor, "*batch kept"], Complex[Tensor, "*batch directions kept"]]:
     """The coefficients of `fourier_coefficients`, and how fast they change as the atoms move.
 
@@ -96,16 +117,47 @@ def fourier_slopes(
     True
     """
     axis = _axis(positions, box_size, atom_width, resolution, accuracy)
+    kinds = kinds or axis.of_one_kind(positions.shape[-2])
     flat, moving = positions[None].flatten(end_dim=-3), velocities[None].flatten(end_dim=-4)
-    both = _slopes_compiled(flat, moving, axis) if axis.compiled else _slopes(flat, moving, axis)
+    slopes = _slopes_compiled if axis.compiled else _slopes_by_products
+    both = slopes(flat, moving, axis, kinds)
     both = both.view(*positions.shape[:-2], *both.shape[1:])
     return both[..., 0, :], both[..., 1:, :]
+
+
+def _by_products(
+    flat: Float[Tensor, "images atoms 2"], axis: "_Axis", kinds: Kinds
+) -> Complex[Tensor, "images kept"]:
+    """Coefficients by matrix products of torch."""
+    return _summed([half_plane(_Products.apply(flat[:, own], axis)) for own in _slices(kinds)], kinds)
+
+
+def _slopes_by_products(
+    flat: Float[Tensor, "images atoms 2"],
+    moving: Float[Tensor, "images directions atoms 2"],
+    axis: "_Axis",
+    kinds: Kinds,
+) -> Complex[Tensor, "images both kept"]:
+    """Coefficients, and behind them their derivatives."""
+    return _summed([_slopes(flat[:, own], moving[..., own, :], axis) for own in _slices(kinds)], kinds)
+
+
+def _slopes_compiled(
+    flat: Float[Tensor, "images atoms 2"],
+    moving: Float[Tensor, "images directions atoms 2"],
+    axis: "_Axis",
+    kinds: Kinds,
+) -> Complex[Tensor, "images both kept"]:
+    """The same by the compiled loops."""
+    found = axis.empty(len(flat), 1 + moving.shape[1])
+    compiled.run(fourier_loops.project_slopes, axis.shared(kinds), flat, moving, found)
+    return found
 
 
 def _slopes(
     flat: Float[Tensor, "images atoms 2"], moving: Float[Tensor, "images directions atoms 2"], axis: "_Axis"
 ) -> Complex[Tensor, "images both kept"]:
-    """Coefficients, and behind them their derivatives."""
+    """The same of atoms of one kind."""
     products = flat.new_empty(len(flat), 1 + moving.shape[1], axis.width, axis.width)
     for rows in _few_at_a_time(flat, axis, copies=2 + 2 * moving.shape[1]):
         along_x, slope_x = axis.transforms(flat[rows, :, 0], orders=2)
@@ -116,6 +168,18 @@ def _slopes(
         right = torch.cat([along_y, slope_y], dim=-1)
         products[rows, 1:] = (left.flatten(1, 2) @ right.transpose(-2, -1)).unflatten(1, (-1, axis.width))
     return half_plane(products)
+
+
+def _slices(kinds: Kinds) -> list[slice]:
+    return [slice(a, b) for a, b in itertools.pairwise(kinds.starts)]
+
+
+def _summed(parts: list[Complex[Tensor, "*batch kept"]], kinds: Kinds) -> Complex[Tensor, "*batch kept"]:
+    """Sums over each kind, times its weights."""
+    total = parts[0] * kinds.weights[0]
+    for part, weight in zip(parts[1:], kinds.weights[1:], strict=True):
+        total = total + part * weight
+    return total
 
 
 def half_plane(products: Float[Tensor, "*batch rows rows"]) -> Complex[Tensor, "*batch kept"]:
@@ -135,29 +199,20 @@ class _Compiled(torch.autograd.Function):
     """Coefficients by the compiled loops."""
 
     @staticmethod
-    def forward(ctx, positions: Float[Tensor, "images atoms 2"], axis: "_Axis") -> Tensor:
+    def forward(ctx, positions: Float[Tensor, "images atoms 2"], axis: "_Axis", kinds: Kinds) -> Tensor:
         ctx.save_for_backward(positions)
-        ctx.axis = axis
+        ctx.axis, ctx.kinds = axis, kinds
         found = axis.empty(len(positions))
-        compiled.run(fourier_loops.project, axis.numbers, positions, found)
+        compiled.run(fourier_loops.project, axis.shared(kinds), positions, found)
         return found
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, slope: Complex[Tensor, "images kept"]) -> tuple[Tensor, None]:
+    def backward(ctx, slope: Complex[Tensor, "images kept"]) -> tuple[Tensor, None, None]:
         (positions,), axis = ctx.saved_tensors, ctx.axis
         found = torch.empty_like(positions, memory_format=torch.contiguous_format)
-        compiled.run(fourier_loops.project_back, axis.numbers, positions, slope, found)
-        return found, None
-
-
-def _slopes_compiled(
-    flat: Float[Tensor, "images atoms 2"], moving: Float[Tensor, "images directions atoms 2"], axis: "_Axis"
-) -> Complex[Tensor, "images both kept"]:
-    """The same by the compiled loops."""
-    found = axis.empty(len(flat), 1 + moving.shape[1])
-    compiled.run(fourier_loops.project_slopes, axis.numbers, flat, moving, found)
-    return found
+        compiled.run(fourier_loops.project_back, axis.shared(ctx.kinds), positions, slope, found)
+        return found, None, None
 
 
 class _Products(torch.autograd.Function):
@@ -237,6 +292,17 @@ class _Axis:
             )
             numbers = fourier_loops.constants(orders.dtype, box_size)
             self.numbers = numbers, np.ascontiguousarray(orders)
+
+        self._ones = torch.ones(1, 2 * highest * (highest + 1) + 1, device=device, dtype=dtype)
+
+    def of_one_kind(self, n_atoms: int) -> Kinds:
+        """All atoms, as they are."""
+        return Kinds((0, n_atoms), self._ones)
+
+    def shared(self, kinds: Kinds) -> tuple[np.ndarray, ...]:
+        """What the compiled loops need for all images."""
+        weights = kinds.weights.to(self.dtype).contiguous().numpy()
+        return *self.numbers, np.array(kinds.starts), weights
 
     def empty(self, *shape: int) -> Complex[Tensor, "*shape kept"]:
         """Room for coefficients on the CPU."""

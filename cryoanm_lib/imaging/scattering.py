@@ -1,5 +1,6 @@
 """What each atom scatters: kinds of atoms, each a sum of Gaussians, and projections made of them."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoanm_lib.errors import ForwardModelError
-from cryoanm_lib.imaging.fourier_projection import fourier_coefficients, fourier_slopes
+from cryoanm_lib.imaging.fourier_projection import Kinds, fourier_coefficients, fourier_slopes
 from cryoanm_lib.molecule.atoms import Atoms
 from cryoanm_lib.molecule.beads import Beads
 from cryoanm_lib.molecule.pseudo_atoms import PseudoAtoms
@@ -26,8 +27,8 @@ class Scattering:
     """Atoms of several kinds, each with a form factor f(k) = Σ_g a_g exp(-b_g k²/4), |k| in cycles per Å.
 
     Positions are summed within a kind, and the sums weighed by form factors: what an image costs grows with
-    the atoms and hardly with the kinds, and not at all with the Gaussians of a form factor. Coefficients are
-    those of the potential in the plane of the detector, averaged over each pixel's area:
+    the atoms, a kind costs as much as some twenty of them, and the Gaussians of a form factor cost nothing.
+    Coefficients are those of the potential in the plane of the detector, averaged over each pixel's area:
     c(k) = Σ_p f_p(k) exp(-2πi k·x_p) / (N Δx)².
 
     Attributes
@@ -149,11 +150,9 @@ class Scattering:
         self, positions: Float[Tensor, "*batch atoms 2"], box_size: int, pixel_size: float, resolution: int
     ) -> Complex[Tensor, "*batch kept"]:
         """Coefficients of the crop Π_K of the projection of atoms, at positions in pixels from the origin."""
-        summed = [
-            fourier_coefficients(positions[..., own, :], box_size, _WIDTH, resolution, _NO_ALIASES) * weight
-            for own, weight in self._weighed(positions, box_size, pixel_size, resolution)
-        ]
-        return torch.stack(summed).sum(0)
+        order, kinds = _sorted(self, box_size, pixel_size, resolution, positions.dtype, positions.device)
+        sizes = (box_size, _WIDTH, resolution, _NO_ALIASES)
+        return fourier_coefficients(positions[..., order, :], *sizes, kinds)
 
     def slopes(
         self,
@@ -164,29 +163,28 @@ class Scattering:
         resolution: int,
     ) -> tuple[Complex[Tensor, "*batch kept"], Complex[Tensor, "*batch directions kept"]]:
         """The same, and how fast they change as the atoms move."""
-        found = [
-            [
-                part * weight
-                for part in fourier_slopes(
-                    *(positions[..., own, :], velocities[..., own, :]),
-                    *(box_size, _WIDTH, resolution, _NO_ALIASES),
-                )
-            ]
-            for own, weight in self._weighed(positions, box_size, pixel_size, resolution)
-        ]
-        projected, moved = (torch.stack(parts).sum(0) for parts in zip(*found, strict=True))
-        return projected, moved
+        order, kinds = _sorted(self, box_size, pixel_size, resolution, positions.dtype, positions.device)
+        sizes = (box_size, _WIDTH, resolution, _NO_ALIASES)
+        return fourier_slopes(positions[..., order, :], velocities[..., order, :], *sizes, kinds)
 
-    def _weighed(
-        self, like: Float[Tensor, "..."], box_size: int, pixel_size: float, resolution: int
-    ) -> list[tuple[Int[Tensor, "own"], Float[Tensor, "kept"]]]:
-        """The atoms of each kind, and its form factor over the transform of what stands for it."""
-        kept = half_plane_frequencies(resolution, like.device).double() / box_size
-        angular = 2 * math.pi * kept
-        stood_for = math.tau * _WIDTH**2 * (-0.5 * (_WIDTH * angular).square().sum(-1)).exp()
-        weights = self.factors(kept, pixel_size) / (pixel_size**2 * stood_for)
-        rows = (torch.nonzero(self.kinds == kind)[:, 0] for kind in range(len(self.amplitudes)))
-        return [(own.to(like.device), weight.to(like)) for own, weight in zip(rows, weights, strict=True)]
+
+# A few thousand exponentials for each kind and Gaussian, where an image may cost less.
+@functools.lru_cache(maxsize=64)
+def _sorted(
+    scattering: Scattering,
+    box_size: int,
+    pixel_size: float,
+    resolution: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Int[Tensor, "atoms"], Kinds]:
+    """Atoms kind by kind, and the form factor of each over the transform of what stands for it."""
+    kept = half_plane_frequencies(resolution).double() / box_size
+    angular = 2 * math.pi * kept
+    stood_for = math.tau * _WIDTH**2 * (-0.5 * (_WIDTH * angular).square().sum(-1)).exp()
+    weights = scattering.factors(kept, pixel_size) / (pixel_size**2 * stood_for)
+    starts = (0, *torch.bincount(scattering.kinds, minlength=len(weights)).cumsum(0).tolist())
+    return scattering.kinds.argsort(stable=True).to(device), Kinds(starts, weights.to(device, dtype))
 
 
 def _rounded(b_factors: Float[Tensor, "atoms"], step: float) -> list[float]:

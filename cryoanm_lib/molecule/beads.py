@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import scipy  # loads its parts where they are first used
 import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
@@ -69,8 +70,8 @@ def beads_of(atoms: Atoms, stride: int = 1) -> Beads:
             places.append(place)
     at = torch.tensor(places)
     left = torch.nonzero(of_atom < 0)[:, 0]
-    for part in left.split(1000):
-        of_atom[part] = torch.cdist(atoms.coordinates[part], atoms.coordinates[at]).argmin(dim=1)
+    tree = scipy.spatial.cKDTree(atoms.coordinates[at].numpy())
+    of_atom[left] = torch.from_numpy(tree.query(atoms.coordinates[left].numpy())[1])
     kinds = tuple(
         f"{atoms.residue_names[place]} {atoms.names[place]}"
         if atoms.names[place] in BEADS_OF_NUCLEOTIDE

@@ -296,20 +296,27 @@ def test_single_precision_agrees_with_double(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(scenes_around(), st.integers(2, 12), st.integers(0, 2**32 - 1))
 def test_compiled_loops_and_torch_agree(dtype: torch.dtype, scene: Scene, digits: int, seed: int) -> None:
-    """Coefficients, gradients and slopes: two programs for the same sums, with any number of aliases."""
+    """Coefficients, gradients and slopes: two programs for the same sums, with any number of aliases.
+
+    Atoms are of three kinds, of which some may be empty.
+    """
     _, box_size, width, resolution = scene
     generator = torch.Generator().manual_seed(seed)
     positions = torch.stack([scene.positions, -scene.positions]).to(dtype)
     velocities = torch.randn(2, 3, *scene.positions.shape, generator=generator, dtype=dtype)
     axis = fourier_projection._axis(positions, box_size, width, resolution, 0.1**digits)
     leaf, other = (positions.clone().requires_grad_() for _ in range(2))
-    found = fourier_projection._Compiled.apply(leaf, axis)
-    expected = fourier_projection.half_plane(fourier_projection._Products.apply(other, axis))
+    ends = torch.randint(len(scene.positions) + 1, (2,), generator=generator).sort().values.tolist()
+    of_kind = torch.rand(3, axis.of_one_kind(1).weights.shape[1], generator=generator, dtype=dtype)
+    kinds = fourier_projection.Kinds((0, *ends, len(scene.positions)), of_kind)
+    found = fourier_projection._Compiled.apply(leaf, axis, kinds)
+    expected = fourier_projection._by_products(other, axis, kinds)
     weights = torch.randn(found.shape, dtype=found.dtype, generator=generator)
     found.backward(weights)
     expected.backward(weights)
-    moved = fourier_projection._slopes_compiled(positions, velocities, axis)
-    slopes = fourier_projection._slopes(positions, velocities, axis)
+    velocities[:, 0, :, 1] = 0  # one that moves atoms along an axis alone
+    moved = fourier_projection._slopes_compiled(positions, velocities, axis, kinds)
+    slopes = fourier_projection._slopes_by_products(positions, velocities, axis, kinds)
     rounding = 500 * torch.finfo(dtype).eps * scene.most
     speed = velocities.abs().sum().item() / width
     for ours, theirs, scale in (
