@@ -1,6 +1,7 @@
 """Where a model is wrong: what predictions leave of images, brought back to the molecule's frame."""
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -55,6 +56,30 @@ class DifferenceMap(NamedTuple):
 
 
 @torch.no_grad()
+def without_difference(found: DifferenceMap, model: Model, particles: Particles, values: Values) -> Particles:
+    """Images less what a difference map adds to their predictions, at given values of the latents.
+
+    A model that lacks side chains is wrong in the same way in every image of one view, which turns and shifts
+    answers alike, and no noise can stand for that. What is left can be refined again.
+
+    Parameters as of `difference_map`, of which `found` is the result.
+    """
+    resolution, forward = len(found.density), model.forward_model
+    # Shares of eight cells fade what is interpolated, as they do what is gathered.
+    spread = torch.fft.ifftshift(found.density / _fading(resolution))
+    transform = (torch.fft.fftn(spread, norm="forward") * found.pixel_size * resolution).flatten()
+    parts = []
+    for some in torch.arange(len(particles)).split(_IMAGES):
+        here = particles[some]
+        latents = _latents_of(model, here, {name: values[name][some] for name in model.inferred})
+        cell, share = _neighbours(pose_to_rotation(latents["pose"]).double(), resolution)
+        seen = (share * transform[cell]).sum(-1) * forward.factor(latents, resolution)
+        seen = seen * _phase(latents, forward.frequencies(resolution)).conj()
+        parts.append(crop_coefficients(here.coefficients, resolution) - seen.to(here.coefficients.dtype))
+    return replace(particles, coefficients=torch.cat(parts))
+
+
+@torch.no_grad()
 def difference_map(model: Model, particles: Particles, values: Values, resolution: int) -> DifferenceMap:
     """The density that would explain what predictions leave of images, as likely as the images make it.
 
@@ -78,8 +103,7 @@ def difference_map(model: Model, particles: Particles, values: Values, resolutio
     squares, spread = torch.zeros(2, cells, dtype=torch.float64)
     for some in torch.arange(len(particles)).split(_IMAGES):
         here = particles[some]
-        latents = here.given | {name: values[name][some] for name in model.inferred}
-        latents = {name: value.to(model.forward_model.reference) for name, value in latents.items()}
+        latents = _latents_of(model, here, {name: values[name][some] for name in model.inferred})
         left, factor = _brought_back(model, here, latents, resolution)
         cell, weight = _neighbours(pose_to_rotation(latents["pose"]).double(), resolution)
         product = torch.view_as_real(factor * left)
@@ -99,6 +123,20 @@ def difference_map(model: Model, particles: Particles, values: Values, resolutio
     )
 
 
+def _latents_of(model: Model, particles: Particles, values: Values) -> dict[str, Tensor]:
+    """All that the images depend on, in the type of the forward model."""
+    latents = {**particles.given, **values}
+    return {name: value.to(model.forward_model.reference) for name, value in latents.items()}
+
+
+def _phase(latents: Values, frequencies: Float[Tensor, "kept 2"]) -> Complex[Tensor, "..."]:
+    """What moves an image back by its shift."""
+    if "shift" not in latents:
+        return torch.ones(1, 1, dtype=torch.complex128)
+    angle = 2 * math.pi * latents["shift"].double() @ frequencies.double().T
+    return torch.polar(torch.ones_like(angle), angle)
+
+
 def _brought_back(
     model: Model, particles: Particles, latents: Values, resolution: int
 ) -> tuple[Complex[Tensor, "images kept"], Float[Tensor, "images kept"]]:
@@ -108,10 +146,7 @@ def _brought_back(
     """
     forward = model.forward_model
     left = crop_coefficients(particles.coefficients, resolution) - forward.coefficients(latents, resolution)
-    frequencies = forward.frequencies(resolution).double()
-    if "shift" in latents:
-        phase = 2 * math.pi * latents["shift"].double() @ frequencies.T
-        left = left * torch.polar(torch.ones_like(phase), phase)
+    left = left * _phase(latents, forward.frequencies(resolution))
     ones = torch.ones(len(particles), left.shape[-1], dtype=torch.complex128)
     whitened = particles.noise.whiten(ones, resolution)
     scale = torch.cat([whitened[:, :1], whitened[:, 1::2]], dim=1).double() / math.sqrt(2.0)
@@ -157,10 +192,15 @@ def _solved(
     power = ((seen - noise) / summed(squares.square()).clamp(min=1e-300)).clamp(min=0.0)
     prior = power[shell]
     found = prior * matched / (1 + prior * squares)
-    # Shares of a coefficient in eight cells smooth Fourier space, which fades the map towards its edges.
-    fading = torch.sinc(torch.fft.fftshift(line) / resolution).square()
-    fading = fading[:, None, None] * fading[:, None] * fading
+    fading = _fading(resolution)
     density = torch.fft.fftshift(torch.fft.ifftn(found, norm="forward")).real / size
     error = (prior / (1 + prior * squares)).sum().sqrt() / size
     excess = seen / noise.clamp(min=1e-300)
     return DifferenceMap(density / fading, error / fading, power, excess, size / resolution)
+
+
+def _fading(resolution: int) -> Float[Tensor, "z y x"]:
+    """How shares of a coefficient in eight cells, which smooth Fourier space, fade a map to its edges."""
+    line = (torch.arange(resolution, dtype=torch.float64) - resolution // 2) / resolution
+    along = torch.sinc(line).square()
+    return along[:, None, None] * along[:, None] * along

@@ -5,6 +5,7 @@ Run ``python cryoanm_lib/data/make_adk.py`` to rewrite ``adk_open.csv`` and ``ad
 
 # ProDy has no types of its own: its methods are made while it is imported.
 # pyright: reportCallIssue=false, reportOptionalCall=false, reportArgumentType=false
+# pyright: reportOptionalIterable=false
 
 import csv
 from pathlib import Path

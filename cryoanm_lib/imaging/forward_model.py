@@ -341,8 +341,8 @@ class ForwardModel(nn.Module):
             elif latent == AMPLITUDE:
                 on_detector = rotations[..., None, :2, :].transpose(-2, -1)
                 amplitudes = latents["amplitude"]
-                along = self.modes if self.helices is None else self.helices.tangents(amplitudes)
-                bends = along @ on_detector / self.pixel_size
+                bending = self.modes if self.helices is None else self.helices.tangents(amplitudes)
+                bends = bending @ on_detector / self.pixel_size
                 velocities.append(bends.expand(*x.shape[:-1], *bends.shape[-3:]))
         return torch.cat(velocities, dim=-3)
 

@@ -4,6 +4,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +58,8 @@ def read_density(path: str | Path) -> Density:
             warnings.simplefilter("error", RuntimeWarning)  # of a header that lies
             with mrcfile.open(os.fspath(path), permissive=False) as file:
                 values, voxel = np.array(file.data), file.voxel_size
-                axes = [int(file.header[name]) for name in ("maps", "mapr", "mapc")]
+                header: Any = file.header
+                axes = [int(header[name]) for name in ("maps", "mapr", "mapc")]
                 is_stack = file.is_image_stack() or file.is_volume_stack()
     except OSError as error:
         raise StructureError(f"{label} cannot be read ({error.strerror or error}): give a map") from error
@@ -91,6 +93,7 @@ def write_density(density: Density, path: str | Path) -> None:
         with mrcfile.new(beside, density.values.numpy().astype(np.float32), overwrite=True) as file:
             file.voxel_size = density.pixel_size
             z, y, x = (-(n // 2) * density.pixel_size for n in density.values.shape)
-            file.header.origin.x, file.header.origin.y, file.header.origin.z = x, y, z
+            header: Any = file.header
+            header.origin.x, header.origin.y, header.origin.z = x, y, z
 
     write_atomically(Path(path), write)

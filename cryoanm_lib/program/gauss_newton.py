@@ -66,7 +66,8 @@ def gauss_newton(
     forward, noise = model.forward_model, particles.noise
     here = {name: value.to(forward.reference) for name, value in {**particles.given, **values}.items()}
     predicted, slopes = forward.slopes(here, resolution, latents)
-    observed = crop_coefficients(particles.coefficients, resolution)
+    # Images from a file may be in double precision, the model in single.
+    observed = crop_coefficients(particles.coefficients, resolution).to(predicted.dtype)
     residual = noise.whiten(observed - predicted, resolution)
     jacobian = noise[:, None].whiten(slopes, resolution)
     exact = {name: value.double() for name, value in values.items()}
