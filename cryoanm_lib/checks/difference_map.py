@@ -1,7 +1,6 @@
 """Where a model is wrong: what predictions leave of images, brought back to the molecule's frame."""
 
 import math
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -53,30 +52,6 @@ class DifferenceMap(NamedTuple):
         tops = torch.nonzero(self.density == around)
         order = self.density[tuple(tops.T)].argsort(descending=True)[:count]
         return (tops[order].flip(-1) - len(self.density) // 2) * self.pixel_size
-
-
-@torch.no_grad()
-def without_difference(found: DifferenceMap, model: Model, particles: Particles, values: Values) -> Particles:
-    """Images less what a difference map adds to their predictions, at given values of the latents.
-
-    A model that lacks side chains is wrong in the same way in every image of one view, which turns and shifts
-    answers alike, and no noise can stand for that. What is left can be refined again.
-
-    Parameters as of `difference_map`, of which `found` is the result.
-    """
-    resolution, forward = len(found.density), model.forward_model
-    # Shares of eight cells fade what is interpolated, as they do what is gathered.
-    spread = torch.fft.ifftshift(found.density / _fading(resolution))
-    transform = (torch.fft.fftn(spread, norm="forward") * found.pixel_size * resolution).flatten()
-    parts = []
-    for some in torch.arange(len(particles)).split(_IMAGES):
-        here = particles[some]
-        latents = _latents_of(model, here, {name: values[name][some] for name in model.inferred})
-        cell, share = _neighbours(pose_to_rotation(latents["pose"]).double(), resolution)
-        seen = (share * transform[cell]).sum(-1) * forward.factor(latents, resolution)
-        seen = seen * _phase(latents, forward.frequencies(resolution)).conj()
-        parts.append(crop_coefficients(here.coefficients, resolution) - seen.to(here.coefficients.dtype))
-    return replace(particles, coefficients=torch.cat(parts))
 
 
 @torch.no_grad()

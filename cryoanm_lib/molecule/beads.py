@@ -14,14 +14,14 @@ from cryoanm_lib.molecule.residues import BEADS_OF_NUCLEOTIDE
 
 @dataclass(frozen=True, eq=False)
 class Beads:
-    """Beads at some of a molecule's atoms, each of which stands for itself and its neighbours.
+    """Beads, each of which stands for an atom and its neighbours.
 
     Attributes
     ----------
     coordinates : Float64[Tensor, "beads 3"]
         Positions in Å, in the frame of the atoms.
     atoms : Int[Tensor, "beads"]
-        The atom where each bead is.
+        The atom where each bead is, or in whose stead it is centred.
     of_atom : Int[Tensor, "atoms"]
         The bead that stands for each atom.
     kinds : tuple of str
@@ -37,12 +37,21 @@ class Beads:
         return len(self.kinds)
 
 
-def beads_of(atoms: Atoms, stride: int = 1) -> Beads:
+def beads_of(atoms: Atoms, stride: int = 1, centred: bool = False) -> Beads:
     """Beads of every residue and ligand, or of every `stride`-th.
 
     An atom goes with a bead of its own residue: of a nucleotide the phosphate with P, the sugar with C4′ and
     the base with C2. A ligand has one bead, at the atom next to its centroid. Atoms of residues without a
     bead go with the nearest one.
+
+    Parameters
+    ----------
+    atoms : Atoms
+        The molecule.
+    stride : int
+        Keep the beads of every `stride`-th residue, starting with the first.
+    centred : bool
+        Put each at the mean of its atoms, where it scatters most nearly as they do, and not at one of them.
 
     Raises
     ------
@@ -78,7 +87,11 @@ def beads_of(atoms: Atoms, stride: int = 1) -> Beads:
         else atoms.residue_names[place]
         for place in places
     )
-    return Beads(atoms.coordinates[at], at, of_atom, kinds)
+    coordinates = atoms.coordinates[at]
+    if centred:
+        summed = torch.zeros_like(coordinates).index_add(0, of_atom, atoms.coordinates)
+        coordinates = summed / torch.bincount(of_atom)[:, None]
+    return Beads(coordinates, at, of_atom, kinds)
 
 
 def _groups(atoms: Atoms, rows: list[int]) -> dict[int, list[int]]:
