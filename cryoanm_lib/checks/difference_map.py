@@ -24,7 +24,7 @@ class DifferenceMap(NamedTuple):
     density : Float[Tensor, "z y x"]
         In units of an image's pixels for each Å along the beam.
     error : Float[Tensor, "z y x"]
-        Its standard deviation, given the images.
+        Its standard deviation, given the images, over the frequencies that they reach.
     power, excess : Float[Tensor, "shells"]
         Power of the difference in each shell of whole |k| as it was estimated, 0 where there is none, and the
         mean of |d|² over what noise leaves of it, which is 1 where the model is right.
@@ -46,10 +46,13 @@ class DifferenceMap(NamedTuple):
         x, y, z = voxel.clamp(0, size - 1).unbind(-1)
         return self.density[z, y, x].where(inside, 0.0)
 
-    def peaks(self, count: int) -> Float[Tensor, "count 3"]:
-        """Places (x, y, z) in Å of the highest voxels that are higher than all 26 around them."""
+    def peaks(self, count: int) -> Float[Tensor, "found 3"]:
+        """Places (x, y, z) in Å of the highest voxels above 0 that none of the 26 around exceeds.
+
+        There may be fewer than were asked for.
+        """
         around = torch.nn.functional.max_pool3d(self.density[None, None], 3, 1, 1)[0, 0]
-        tops = torch.nonzero(self.density == around)
+        tops = torch.nonzero((self.density == around) & (self.density > 0))
         order = self.density[tuple(tops.T)].argsort(descending=True)[:count]
         return (tops[order].flip(-1) - len(self.density) // 2) * self.pixel_size
 
@@ -165,7 +168,8 @@ def _solved(
 
     seen, noise = summed(matched.abs().square()), summed(spread)
     power = ((seen - noise) / summed(squares.square()).clamp(min=1e-300)).clamp(min=0.0)
-    prior = power[shell]
+    # What no image reaches is unknown, and left out of the map and of its error.
+    prior = power[shell].where(squares > 0, 0.0)
     found = prior * matched / (1 + prior * squares)
     fading = _fading(resolution)
     density = torch.fft.fftshift(torch.fft.ifftn(found, norm="forward")).real / size

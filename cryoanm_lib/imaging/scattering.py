@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -72,9 +73,7 @@ class Scattering:
         >>> f"{glycine.factors(torch.zeros(1, 2), pixel_size=1.0).sum():.2f} Å"
         '6.70 Å'
         """
-        each = torch.as_tensor(b_factors, dtype=torch.float64).expand(len(elements))
-        if wrong := [b for b in each.tolist() if not 0 <= b < math.inf]:
-            raise ForwardModelError(f"b_factor = {wrong[0]:g} is not usable: it must be 0 Å² or greater")
+        each = _usable(torch.as_tensor(b_factors, dtype=torch.float64).expand(len(elements)))
         rounded = _rounded(each, step) if each.unique().numel() > 1 else each.tolist()
         pairs = sorted(set(zip(elements, rounded, strict=True)))
         number = {pair: kind for kind, pair in enumerate(pairs)}
@@ -111,15 +110,14 @@ class Scattering:
         (214, 19)
         """
         away = (atoms.coordinates - beads.coordinates[beads.of_atom]).square().sum(dim=-1)
-        spread = _rounded(atoms.b_factors + 8 * math.pi**2 / 3 * away, step)
+        spread = _rounded(_usable(atoms.b_factors) + 8 * math.pi**2 / 3 * away, step)
         names = list(dict.fromkeys(beads.kinds))
         mixtures: list[dict[tuple[str, float], float]] = [{} for _ in names]
         number = {name: kind for kind, name in enumerate(names)}
-        kinds = [number[kind] for kind in beads.kinds]
+        kinds, counts = [number[kind] for kind in beads.kinds], Counter(beads.kinds)
         for element, b_factor, bead in zip(atoms.elements, spread, beads.of_atom.tolist(), strict=True):
             mixture = mixtures[kinds[bead]]
-            share = 1 / beads.kinds.count(beads.kinds[bead])
-            mixture[element, b_factor] = mixture.get((element, b_factor), 0.0) + share
+            mixture[element, b_factor] = mixture.get((element, b_factor), 0.0) + 1 / counts[beads.kinds[bead]]
         return cls(torch.tensor(kinds), *_table(mixtures))
 
     @classmethod
@@ -187,6 +185,12 @@ def _sorted(
     return scattering.kinds.argsort(stable=True).to(device), Kinds(starts, weights.to(device, dtype))
 
 
+def _usable(b_factors: Float[Tensor, "atoms"]) -> Float[Tensor, "atoms"]:
+    if wrong := [b for b in b_factors.tolist() if not 0 <= b < math.inf]:
+        raise ForwardModelError(f"b_factor = {wrong[0]:g} is not usable: it must be 0 Å² or greater")
+    return b_factors
+
+
 def _rounded(b_factors: Float[Tensor, "atoms"], step: float) -> list[float]:
     return [round(b / step) * step for b in b_factors.tolist()]
 
@@ -204,6 +208,8 @@ def _table(
             known = gemmi.Element(element)
             if known.atomic_number == 0:
                 raise ForwardModelError(f"element {element!r} does not exist: give a symbol, such as C")
+            if known.c4322 is None:
+                raise ForwardModelError(f"no form factor of {element!r} is known: leave such atoms out")
             amplitudes, widths = torch.tensor(known.c4322.get_coefs(), dtype=torch.float64).chunk(2)
             row.append(torch.stack([count * amplitudes, widths + b_factor]))
         rows.append(torch.cat(row, dim=1).T)

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,7 +14,15 @@ from torch import Tensor
 
 from cryoanm_lib.errors import StructureError
 from cryoanm_lib.molecule.embedded import EMBEDDED, EMBEDDED_CHAIN, embedded_places, embedded_rows
-from cryoanm_lib.molecule.residues import amino_acids, chains_of, no_such_chain, nucleotides
+from cryoanm_lib.molecule.residues import (
+    amino_acids,
+    belongs_to_polymer,
+    chains_of,
+    is_water,
+    no_such_chain,
+    nucleotides,
+    places,
+)
 from cryoanm_lib.molecule.structure_files import Source, read_source
 
 if TYPE_CHECKING:  # its import takes longer than to read a small file
@@ -65,16 +73,25 @@ class Atoms:
         return torch.tensor([number[key] for key in keys])
 
     def only(self, rows: Sequence[int] | Bool[Tensor, "atoms"]) -> "Atoms":
-        """Some of the atoms, where they are."""
+        """Some of the atoms, where they are: their centroid may lie elsewhere than at the origin.
+
+        Raises
+        ------
+        StructureError
+            If there is none.
+        """
         kept = torch.as_tensor(rows)
         kept = torch.nonzero(kept)[:, 0] if kept.dtype == torch.bool else kept
-        places = kept.tolist()
+        if not len(kept):
+            raise StructureError(f"none of the {len(self)} atoms of {self.name!r} is chosen: choose some")
+        chosen = kept.tolist()
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, value in values.items():
             if isinstance(value, tuple):
-                values[name] = tuple(value[place] for place in places)
+                values[name] = tuple(value[place] for place in chosen)
             elif isinstance(value, Tensor):
                 values[name] = value[kept]
+        values["provenance"] = f"{self.provenance} Of these, {len(kept)}."
         return Atoms(**values)
 
 
@@ -82,7 +99,7 @@ def load_atoms(
     source: str | Path,
     *,
     chains: str | Collection[str] | None = None,
-    ligands: Collection[str] = (),
+    ligands: str | Collection[str] = (),
     cache: Path | None = None,
 ) -> Atoms:
     """Load the heavy atoms of an assembly: all of its chains, or those named.
@@ -96,7 +113,7 @@ def load_atoms(
         An embedded name, a PDB ID or a path, as of `load_structure`.
     chains : str or collection of str, optional
         The author's identifiers of one chain or several; by default all.
-    ligands : collection of str
+    ligands : str or collection of str
         Names of residues to keep that belong to no polymer, such as ``("AP5", "MG")``.
     cache : Path, optional
         As of `load_structure`.
@@ -105,7 +122,8 @@ def load_atoms(
     ------
     StructureError
         If the source is not found, not downloadable or not a structure, a chain or ligand is not in it, no
-        polymer is left, or an atom has no element, or coordinates or a B-factor that are not finite.
+        polymer is left, a chain holds a residue twice, or an atom has no element, or coordinates or a
+        B-factor that are not finite.
 
     Examples
     --------
@@ -113,22 +131,22 @@ def load_atoms(
     >>> len(atoms), atoms.names[:4], int(atoms.residues[-1]) + 1
     (1656, ('N', 'CA', 'C', 'O'), 214)
     """
-    asked = {chains} if isinstance(chains, str) else set(chains or ())
+    asked, named = ({given} if isinstance(given, str) else set(given or ()) for given in (chains, ligands))
     if isinstance(source, str) and source in EMBEDDED:
-        return _embedded(source, asked, ligands)
+        return _embedded(source, asked, named)
     found = read_source(source, cache)
     held = chains_of(found.structure)
     for chain in sorted(asked - set(held)):
         raise no_such_chain(chain, found.label, list(held))
     wanted = [chain for chain in held if chain in asked or not asked]
     residues = [each for chain in wanted for each in _residues_of(chain, held[chain])]
-    _check_ligands(residues, ligands, found.label)
-    kept = [each for each in residues if not each.is_ligand or each.residue.name in ligands]
+    _check_ligands(residues, named, found.label)
+    kept = [each for each in residues if not each.is_ligand or each.residue.name in named]
     if all(each.is_ligand for each in kept):
         raise StructureError(
             f"{found.label} has no protein and no nucleic acid among the chains {', '.join(wanted)}"
         )
-    return _atoms_of(kept, found)
+    return _atoms_of(_distinct(kept, found.label), found)
 
 
 class _Residue(NamedTuple):
@@ -138,13 +156,36 @@ class _Residue(NamedTuple):
 
 
 def _residues_of(chain: str, residues: "list[gemmi.Residue]") -> Iterator[_Residue]:
-    polymer = {id(each) for each in (*amino_acids(residues), *nucleotides(residues))}
-    # Within one molecule caps of a chain, and residues of which no Cα was seen, belong to it.
-    bodies = {each.subchain for each in residues if id(each) in polymer and each.het_flag == "A"}
+    polymer = {id(each): each for each in (*amino_acids(residues), *nucleotides(residues))}
+    backbone = torch.cat([places(list(polymer.values()), name) for name in ("N", "C")])
     for residue in residues:
-        if not residue.is_water():
-            inside = id(residue) in polymer or (residue.het_flag == "A" and residue.subchain in bodies)
+        if not is_water(residue):
+            inside = id(residue) in polymer or belongs_to_polymer(residue, backbone)
             yield _Residue(chain, residue, not inside)
+
+
+def _distinct(residues: list[_Residue], label: str) -> list[_Residue]:
+    """Of several residues in one place, the one with the highest occupancy."""
+    held: dict[tuple[str, str], list[_Residue]] = {}
+    for each in residues:
+        held.setdefault((each.chain, str(each.residue.seqid)), []).append(each)
+    kept = []
+    for (chain, number), found in held.items():
+        every = [(each.residue.name, atom.name, atom.altloc) for each in found for atom in each.residue]
+        if len(set(every)) < len(every):
+            raise StructureError(
+                f"chain {chain!r} of {label} holds residue {number} more than once: give every molecule a "
+                "chain identifier of its own"
+            )
+        if all(atom.altloc != "\0" for each in found for atom in each.residue):
+            found = [max(found, key=lambda each: _mean(atom.occ for atom in each.residue))]
+        kept += found
+    return kept
+
+
+def _mean(values: Iterable[float]) -> float:
+    every = list(values)
+    return sum(every) / len(every)
 
 
 def _check_ligands(residues: list[_Residue], ligands: Collection[str], label: str) -> None:
@@ -184,11 +225,11 @@ def _atoms_of(residues: list[_Residue], source: Source) -> Atoms:
 
 def _one_conformation(residue: "gemmi.Residue") -> "Iterator[gemmi.Atom]":
     """The heavy atoms of the conformation with the highest occupancy, the first of equals."""
-    weight: dict[str, float] = {}
+    occupancies: dict[str, list[float]] = {}
     for atom in residue:
         if atom.altloc != "\0":
-            weight[atom.altloc] = weight.get(atom.altloc, 0.0) + atom.occ
-    best = max(weight, key=lambda altloc: weight[altloc], default="\0")
+            occupancies.setdefault(atom.altloc, []).append(atom.occ)
+    best = max(occupancies, key=lambda altloc: _mean(occupancies[altloc]), default="\0")
     # Of an atom that the best does not have, as where two models of a side chain differ in length, none.
     return (atom for atom in residue if atom.altloc in ("\0", best) and not atom.is_hydrogen())
 

@@ -56,7 +56,7 @@ def beads_of(atoms: Atoms, stride: int = 1, centred: bool = False) -> Beads:
     Raises
     ------
     StructureError
-        If the stride is not positive.
+        If the stride is not positive, or there is no bead.
 
     Examples
     --------
@@ -77,13 +77,15 @@ def beads_of(atoms: Atoms, stride: int = 1, centred: bool = False) -> Beads:
         for place, rows in groups.items():
             of_atom[rows] = len(places)
             places.append(place)
+    if not places:
+        raise StructureError(f"no residue of {atoms.name!r} has an atom for a bead: Cα, P, C4′ or C2")
     at = torch.tensor(places)
     left = torch.nonzero(of_atom < 0)[:, 0]
     tree = scipy.spatial.cKDTree(atoms.coordinates[at].numpy())
     of_atom[left] = torch.from_numpy(tree.query(atoms.coordinates[left].numpy())[1])
     kinds = tuple(
         f"{atoms.residue_names[place]} {atoms.names[place]}"
-        if atoms.names[place] in BEADS_OF_NUCLEOTIDE
+        if atoms.names[place] in BEADS_OF_NUCLEOTIDE and not atoms.is_ligand[place]
         else atoms.residue_names[place]
         for place in places
     )

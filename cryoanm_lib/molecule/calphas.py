@@ -66,7 +66,7 @@ def _warn_of_others(chains: "dict[str, list[gemmi.Residue]]", kept: str, label: 
         warnings.warn(
             f"of {label} only chain {kept!r} is read, and {', '.join(others)} left out: name one by chain, "
             "or take all of them by load_atoms",
-            stacklevel=5,
+            stacklevel=4,
         )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,12 @@ def read_density(path: str | Path) -> Density:
                 values, voxel = np.array(file.data), file.voxel_size
                 header: Any = file.header
                 axes = [int(header[name]) for name in ("maps", "mapr", "mapc")]
-                is_stack = file.is_image_stack() or file.is_volume_stack()
+                # Programs older than the format of 2014 leave its mark out: a cube is a map.
+                flat = file.is_image_stack() and len(set(values.shape)) > 1
+                is_stack = flat or file.is_volume_stack()
     except OSError as error:
         raise StructureError(f"{label} cannot be read ({error.strerror or error}): give a map") from error
-    except (ValueError, RuntimeWarning) as error:
+    except (ValueError, EOFError, zlib.error, RuntimeWarning) as error:
         raise StructureError(f"{label} is not a readable MRC map ({error}): give an intact file") from error
     if values.ndim != 3 or is_stack:
         raise StructureError(f"{label} is a stack of {len(values)} images and not a map: give one volume")

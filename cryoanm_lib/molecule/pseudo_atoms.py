@@ -76,10 +76,13 @@ def pseudo_atoms(
     Raises
     ------
     StructureError
-        If nothing is above the threshold, the correlation is not between 0 and 1, or it is not reached.
+        If nothing is above the threshold, `most` is not positive, or the correlation is not between 0 and 1
+        or not reached.
     """
     if not 0 < correlation < 1:
         raise StructureError(f"correlation = {correlation:g} is not usable: it must be between 0 and 1")
+    if most < 1:
+        raise StructureError(f"most = {most} is not usable: it must be at least 1")
     inside = density.values > threshold
     if not (threshold >= 0 and int(inside.sum()) > KINDS):
         raise StructureError(

@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # its import takes longer than to read a small file
 CAPS = {"ACE", "NMA", "NME"}  # the methyl of which is also called CA
 #: Where the beads of a nucleotide are, as elastic networks of RNA have them (Setny and Zacharias 2013).
 BEADS_OF_NUCLEOTIDE = ("P", "C4'", "C2")
+#: Names that simulations give to water, beside those that gemmi knows.
+WATERS = {"SOL", "TIP", "TIP3", "TIP4", "TP3", "TP4", "T3P", "T4P", "SPC", "OH2"}
 STANDARD = set("ACDEFGHIKLMNPQRSTVWY")
 PEPTIDE_BOND = 2.0  # Å: between the 1.3 Å of a C-N bond and the 2.4 Å from N to C of one residue
 PHOSPHATE_BOND = 2.0  # Å: between the 1.6 Å of an O-P bond and the 2.5 Å to the next oxygen
@@ -55,22 +57,33 @@ def nucleotides(residues: "list[gemmi.Residue]") -> "list[gemmi.Residue]":
     """Those known by name, and those with a C4′ that a phosphate links."""
     import gemmi
 
-    molecule = _polymer(residues)
-    phosphorus, oxygen = places(residues, "P"), places(residues, "O3'")
-    found = []
+    molecule, found = _polymer(residues), []
     for residue in residues:
         if not any(name in residue for name in BEADS_OF_NUCLEOTIDE):
             continue
         known = gemmi.find_tabulated_residue(residue.name)
         is_ligand = residue.het_flag == "H" and residue.subchain != molecule
-        bonds = (
-            torch.cdist(places([residue], "P"), oxygen),
-            torch.cdist(places([residue], "O3'"), phosphorus),
-        )
-        is_linked = any(bool((bond < PHOSPHATE_BOND).any()) for bond in bonds)
-        if (known.is_nucleic_acid() and not is_ligand) or ("C4'" in residue and is_linked):
+        if (known.is_nucleic_acid() and not is_ligand) or (
+            "C4'" in residue and _is_linked(residue, residues)
+        ):
             found.append(residue)
     return found
+
+
+def belongs_to_polymer(residue: "gemmi.Residue", backbone: Float64[Tensor, "atoms 3"]) -> bool:
+    """Whether a residue is a cap, a chromophore or a remnant: bonded to N or C of one, or known and cut."""
+    import gemmi
+
+    known = gemmi.find_tabulated_residue(residue.name)
+    if residue.het_flag == "A" and (known.is_amino_acid() or known.is_nucleic_acid()):
+        return True
+    own = torch.tensor([atom.pos.tolist() for atom in residue], dtype=torch.float64).reshape(-1, 3)
+    return bool((torch.cdist(own, backbone) < PEPTIDE_BOND).any())
+
+
+def is_water(residue: "gemmi.Residue") -> bool:
+    """By its name, as the PDB or a simulation has it."""
+    return residue.is_water() or residue.name in WATERS
 
 
 def places(residues: "list[gemmi.Residue]", name: str) -> Float64[Tensor, "atoms 3"]:
@@ -103,6 +116,14 @@ def _is_bonded(
     bonds = (torch.cdist(nitrogen, carbons), torch.cdist(carbon, nitrogens))
     is_whole = len(nitrogen) > 0 and len(carbon) > 0
     return any(bool((bond < PEPTIDE_BOND).any()) for bond in bonds) or (residue.het_flag == "A" and is_whole)
+
+
+def _is_linked(residue: "gemmi.Residue", residues: "list[gemmi.Residue]") -> bool:
+    """Whether a phosphate leads to another residue; in a cyclic nucleotide it leads back to its own."""
+    others = [each for each in residues if each is not residue]
+    pairs = (("P", "O3'"), ("O3'", "P"))
+    bonds = (torch.cdist(places([residue], own), places(others, other)) for own, other in pairs)
+    return any(bool((bond < PHOSPHATE_BOND).any()) for bond in bonds)
 
 
 def _is_alone(residue: "gemmi.Residue") -> bool:

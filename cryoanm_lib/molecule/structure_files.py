@@ -58,7 +58,7 @@ def read_source(source: str | Path, cache: Path | None = None) -> Source:
         origin = f"PDB entry {name.upper()} from {PDB_HOST}"
         return Source(_read_entry(name, cache), name, f"PDB entry {name!r}", origin)
     path = Path(source)
-    if not path.exists():
+    if not os.path.exists(path):  # which a name that is too long does not upset
         raise StructureError(
             f"{str(source)!r} is neither a file nor a name: give a path to a PDB or mmCIF file, an embedded "
             f"structure ({', '.join(EMBEDDED)}), or a PDB ID of four characters that starts with a digit"

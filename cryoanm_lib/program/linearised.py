@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cryoanm_lib.errors import ConfigurationError
 from cryoanm_lib.imaging.latents import Values
 from cryoanm_lib.imaging.unknowns import Unknowns
 from cryoanm_lib.numerics.fourier import crop_coefficients, half_plane_frequencies
@@ -17,6 +18,9 @@ _SHIFT_RESOLUTION, _REACH, _STEPS = 20, 4.0, 3
 
 # No number moves by more than this many deviations of its prior in one step: a wrong pose asks for anything.
 _LONGEST = 2.0
+
+# Deviations of a contrast's prior that its mean must be away from 0.
+_DEFINITE = 5.0
 
 # Poses that are worked on at a time: what they need should stay near the processor.
 _ROWS = 256
@@ -36,10 +40,25 @@ class ComputedOthers:
     model, particles, resolution : Model, Particles, int
         What made which images, with latents that are given of each, and K; the latents but the pose are the
         others.
+
+    Raises
+    ------
+    ConfigurationError
+        If the contrast is inferred, and its prior admits either sign.
     """
 
     def __init__(self, model: HasPosterior, particles: Particles, resolution: int) -> None:
         self.model, self.particles, self.resolution = model, particles, resolution
+        if "contrast" in model.unknowns.names:
+            like = model.forward_model.reference
+            moments = model.prior.moments("contrast", model.unknowns.n_modes, like)
+            mean, scale = (part.item() for part in moments)
+            if abs(mean) < _DEFINITE * scale:
+                raise ConfigurationError(
+                    f"a contrast of {mean:g} ± {scale:g} may have either sign, and the others are computed "
+                    f"about its mean: give one of {_DEFINITE:g} deviations at least, or search for poses "
+                    "without a guide"
+                )
         others = tuple(latent for latent in model.unknowns.latents if latent.name != "pose")
         self.unknowns = Unknowns(others, model.unknowns.n_modes)
 

@@ -48,6 +48,14 @@ class Prior(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _only_a_contrast_that_varies_has_a_mean(self) -> "Prior":
+        if self.contrast_mean != 1.0 and not self.contrast_scale:
+            raise ValueError(
+                f"contrast_mean = {self.contrast_mean} is for a contrast that varies: give contrast_scale too"
+            )
+        return self
+
     @property
     def latents(self) -> tuple[Latent, ...]:
         """Those that vary from image to image, in the order in which a guide draws them."""

@@ -320,7 +320,7 @@ WHOLE = {
         },
     },
     "assessments": {"check": {"of": "one", "title": "Check"}},
-    "prior": {"pose_concentration": [0.0, 0.0]},
+    "prior": {"pose_concentration": [0.0, 0.0], "contrast_scale": 0.1},
 }
 
 Way = tuple[str | int, ...]

@@ -77,6 +77,71 @@ def test_one_conformation_of_a_residue_is_kept(tmp_path: Path) -> None:
     assert kept == [(name, pytest.approx(x - middle / 6)) for name, x in expected]
 
 
+def test_the_fuller_conformation_is_kept_and_not_the_longer(tmp_path: Path) -> None:
+    longer = [Row(2, 8.0 + i, name=name, altloc="B", occupancy=0.4) for i, name in enumerate(("CB", "CG"))]
+    rows = [*chain_of(3), Row(2, 7.0, name="CB", altloc="A", occupancy=0.6), *longer]
+    path = tmp_path / "two.pdb"
+    path.write_text(as_pdb(sorted(rows, key=lambda row: row.number)))
+    assert load_atoms(path).names.count("CB") == 1 and "CG" not in load_atoms(path).names
+
+
+def test_of_two_residues_in_one_place_the_fuller_is_kept(tmp_path: Path) -> None:
+    rows = chain_of(5)
+    here = [row for row in rows if row.number == 3]
+    rest = [row for row in rows if row.number != 3]
+    either = [
+        row._replace(residue=residue, altloc=altloc, occupancy=occupancy)
+        for residue, altloc, occupancy in (("THR", "A", 0.3), ("SER", "B", 0.7))
+        for row in here
+    ]
+    path = tmp_path / "either.cif"
+    path.write_text(as_cif([*rest[: len(rest) // 2], *either, *rest[len(rest) // 2 :]]))
+    atoms = load_atoms(path)
+    assert "SER" in atoms.residue_names and "THR" not in atoms.residue_names
+    assert len(beads_of(atoms)) == 5
+
+
+def test_a_chain_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.pdb"
+    path.write_text(as_pdb([*chain_of(3), *[row._replace(y=100.0) for row in chain_of(3)]]))
+    with pytest.raises(StructureError, match=r"chain 'A' of .* holds residue 1 more than once"):
+        load_atoms(path)
+
+
+def test_caps_belong_to_the_polymer_and_solvent_does_not(tmp_path: Path) -> None:
+    """A cap in a HETATM record that is bonded to the chain; water and an ion in ATOM records, with no end."""
+    cap = [Row(0, -1.3, residue="ACE", name="C", record="HETATM")]
+    chain = [row for n in range(1, 4) for row in backbone(n)]
+    solvent = [Row(90, 50.0, residue="SOL", name="OW", element="O"), Row(91, 60.0, residue="POP", name="C1")]
+    path = tmp_path / "capped.pdb"
+    path.write_text(as_pdb([*cap, *chain, *solvent]).replace("TER", "REM"))
+    with pytest.warns(UserWarning, match="of .* 1 POP are left out"):
+        atoms = load_atoms(path)
+    assert set(atoms.residue_names) == {"ACE", "ALA"} and not atoms.is_ligand.any()
+
+
+def backbone(number: int) -> list[Row]:
+    """N, Cα and C of a residue on a line, bonded to the one before."""
+    start = 3.9 * (number - 1)
+    return [
+        Row(number, start + 1.3 * i, name=name, element=name[0]) for i, name in enumerate(("N", "CA", "C"))
+    ]
+
+
+def test_a_cyclic_nucleotide_is_a_ligand(tmp_path: Path) -> None:
+    """Its phosphate leads back to its own sugar."""
+    ring = {"P": 0.0, "O3'": 1.6, "C3'": 3.0, "C4'": 4.4}
+    bound = [
+        Row(9, 40.0 + x, residue="CMP", name=name, element=name[0], record="HETATM")
+        for name, x in ring.items()
+    ]
+    path = tmp_path / "bound.pdb"
+    path.write_text(as_pdb([*chain_of(4), *bound]))
+    with pytest.warns(UserWarning, match="1 CMP are left out"):
+        assert len(load_atoms(path)) == 4
+    assert int(load_atoms(path, ligands="CMP").is_ligand.sum()) == 4
+
+
 @pytest.mark.parametrize(
     ("options", "asked"),
     [

@@ -85,6 +85,7 @@ def test_it_is_the_same_again(density: Density, found: PseudoAtoms) -> None:
     [
         ({"threshold": 1e9}, r"threshold 1e\+09 leaves 0 voxels of a map that reaches"),
         ({"threshold": 0.0, "correlation": 1.5}, "correlation = 1.5 is not usable"),
+        ({"threshold": 0.1, "most": 0}, "most = 0 is not usable"),
         ({"threshold": 0.01, "correlation": 0.99, "most": 20}, "20 pseudo-atoms reach a correlation of 0"),
     ],
 )
@@ -134,6 +135,7 @@ def bad(path: Path, kind: str) -> None:
         file.set_data(values)
         file.voxel_size = {"anisotropic": (1.0, 1.0, 1.2), "no size": 0.0}.get(kind, 1.0)
         if kind == "stack":
+            file.set_data(values[:3].copy())
             file.set_image_stack()
     if kind == "cut":
         path.write_bytes(path.read_bytes()[:-40])
@@ -147,7 +149,7 @@ def bad(path: Path, kind: str) -> None:
         ("nan", "has 1 voxels that are not finite numbers"),
         ("anisotropic", "are 1 × 1 × 1.2 Å: resample them to cubes"),
         ("no size", "does not say how large a voxel is"),
-        ("stack", "is a stack of 4 images"),
+        ("stack", "is a stack of 3 images"),
         ("transform", "is a transform, mode 4"),
         ("cut", "is not a readable MRC map"),
         ("text", "is not a readable MRC map"),

@@ -54,6 +54,7 @@ def test_deviations_for_another_number_of_modes_are_refused() -> None:
     [
         ({"pose": "space", "pose_concentration": (1.0, 0.0)}, "one in space is uniform"),
         ({"contrast_scale": -0.3}, "greater than or equal to 0"),
+        ({"contrast_mean": -1.0}, "give contrast_scale too"),
         ({"shift_scale": -1.0}, "greater than or equal to 0"),
         ({"amplitude_scale": ()}, "at least 1"),
     ],
