@@ -34,8 +34,8 @@ def project(numbers, orders, starts, weights, positions, coefficients):
     """
     n_atoms, powers = positions.shape[1], orders.shape[2]
     width, depth = _up_to(2 * powers, _ROWS), _up_to(min(n_atoms, _BLOCK), _LANES)
-    coefficients[:] = 0
     for image in range(len(positions)):
+        coefficients[image] = 0  # here and not all at once, for which threads would wait on one another
         factors = np.zeros((2, width, depth), positions.dtype)
         scratch = _scratch(orders, depth, positions.dtype)
         product = np.empty((width, width), positions.dtype)
@@ -58,8 +58,8 @@ def project_slopes(numbers, orders, starts, weights, positions, velocities, coef
     """
     n_atoms, powers, directions = positions.shape[1], orders.shape[2], velocities.shape[1]
     width, depth = _up_to(2 * powers, _ROWS), _up_to(min(n_atoms, _BLOCK), _LANES)
-    coefficients[:] = 0
     for image in range(len(positions)):
+        coefficients[image] = 0  # here and not all at once, for which threads would wait on one another
         # X and X', and Y and Y'; v_x X' Y + v_y X Y' is a product of each pair.
         along = np.zeros((2, 2, width, depth), positions.dtype)
         moved = np.zeros((width, depth), positions.dtype)
