@@ -13,9 +13,7 @@ one sine and cosine an atom and axis is computed, all higher ones are powers of 
 so few at a time that their factors stay near the processor. On a CPU `fourier_loops` does it image by image.
 """
 
-import functools
 import itertools
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -25,9 +23,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cryoanm_lib.imaging import _fourier_loops as fourier_loops
+from cryoanm_lib.imaging.fourier_axis import Axis, axis_for
 from cryoanm_lib.numerics import compiled
 from cryoanm_lib.numerics.batching import pieces
-from cryoanm_lib.numerics.fourier import highest_frequency
 
 
 class Kinds(NamedTuple):
@@ -85,8 +83,8 @@ def fourier_coefficients(
     >>> torch.allclose(straight, through_space, atol=1e-7)
     True
     """
-    axis = _axis(positions, box_size, atom_width, resolution, accuracy)
-    flat, kinds = positions[None].flatten(end_dim=-3), kinds or axis.of_one_kind(positions.shape[-2])
+    axis = axis_for(positions, box_size, atom_width, resolution, accuracy)
+    flat, kinds = positions[None].flatten(end_dim=-3), kinds or _of_one_kind(positions.shape[-2], axis)
     found = _Compiled.apply(flat, axis, kinds) if axis.compiled else _by_products(flat, axis, kinds)
     return found.view(*positions.shape[:-2], found.shape[-1])
 
@@ -116,8 +114,8 @@ def fourier_slopes(
     >>> torch.allclose(step, 1e-2 * slope[0], atol=1e-6)
     True
     """
-    axis = _axis(positions, box_size, atom_width, resolution, accuracy)
-    kinds = kinds or axis.of_one_kind(positions.shape[-2])
+    axis = axis_for(positions, box_size, atom_width, resolution, accuracy)
+    kinds = kinds or _of_one_kind(positions.shape[-2], axis)
     flat, moving = positions[None].flatten(end_dim=-3), velocities[None].flatten(end_dim=-4)
     slopes = _slopes_compiled if axis.compiled else _slopes_by_products
     both = slopes(flat, moving, axis, kinds)
@@ -126,7 +124,7 @@ def fourier_slopes(
 
 
 def _by_products(
-    flat: Float[Tensor, "images atoms 2"], axis: "_Axis", kinds: Kinds
+    flat: Float[Tensor, "images atoms 2"], axis: Axis, kinds: Kinds
 ) -> Complex[Tensor, "images kept"]:
     """Coefficients by matrix products of torch."""
     return _summed([half_plane(_Products.apply(flat[:, own], axis)) for own in _slices(kinds)], kinds)
@@ -135,7 +133,7 @@ def _by_products(
 def _slopes_by_products(
     flat: Float[Tensor, "images atoms 2"],
     moving: Float[Tensor, "images directions atoms 2"],
-    axis: "_Axis",
+    axis: Axis,
     kinds: Kinds,
 ) -> Complex[Tensor, "images both kept"]:
     """Coefficients, and behind them their derivatives."""
@@ -145,17 +143,17 @@ def _slopes_by_products(
 def _slopes_compiled(
     flat: Float[Tensor, "images atoms 2"],
     moving: Float[Tensor, "images directions atoms 2"],
-    axis: "_Axis",
+    axis: Axis,
     kinds: Kinds,
 ) -> Complex[Tensor, "images both kept"]:
     """The same by the compiled loops."""
     found = axis.empty(len(flat), 1 + moving.shape[1])
-    compiled.run(fourier_loops.project_slopes, axis.shared(kinds), flat, moving, found)
+    compiled.run(fourier_loops.project_slopes, _shared(kinds, axis), flat, moving, found)
     return found
 
 
 def _slopes(
-    flat: Float[Tensor, "images atoms 2"], moving: Float[Tensor, "images directions atoms 2"], axis: "_Axis"
+    flat: Float[Tensor, "images atoms 2"], moving: Float[Tensor, "images directions atoms 2"], axis: Axis
 ) -> Complex[Tensor, "images both kept"]:
     """The same of atoms of one kind."""
     products = flat.new_empty(len(flat), 1 + moving.shape[1], axis.width, axis.width)
@@ -168,6 +166,17 @@ def _slopes(
         right = torch.cat([along_y, slope_y], dim=-1)
         products[rows, 1:] = (left.flatten(1, 2) @ right.transpose(-2, -1)).unflatten(1, (-1, axis.width))
     return half_plane(products)
+
+
+def _of_one_kind(n_atoms: int, axis: Axis) -> Kinds:
+    """All atoms, as they are."""
+    return Kinds((0, n_atoms), axis.ones)
+
+
+def _shared(kinds: Kinds, axis: Axis) -> tuple[np.ndarray, ...]:
+    """What the compiled loops need for all images."""
+    weights = kinds.weights.to(axis.dtype).contiguous().numpy()
+    return *axis.numbers, np.array(kinds.starts), weights
 
 
 def _slices(kinds: Kinds) -> list[slice]:
@@ -199,11 +208,11 @@ class _Compiled(torch.autograd.Function):
     """Coefficients by the compiled loops."""
 
     @staticmethod
-    def forward(ctx, positions: Float[Tensor, "images atoms 2"], axis: "_Axis", kinds: Kinds) -> Tensor:
+    def forward(ctx, positions: Float[Tensor, "images atoms 2"], axis: Axis, kinds: Kinds) -> Tensor:
         ctx.save_for_backward(positions)
         ctx.axis, ctx.kinds = axis, kinds
         found = axis.empty(len(positions))
-        compiled.run(fourier_loops.project, axis.shared(kinds), positions, found)
+        compiled.run(fourier_loops.project, _shared(kinds, axis), positions, found)
         return found
 
     @staticmethod
@@ -211,7 +220,7 @@ class _Compiled(torch.autograd.Function):
     def backward(ctx, slope: Complex[Tensor, "images kept"]) -> tuple[Tensor, None, None]:
         (positions,), axis = ctx.saved_tensors, ctx.axis
         found = torch.empty_like(positions, memory_format=torch.contiguous_format)
-        compiled.run(fourier_loops.project_back, axis.shared(ctx.kinds), positions, slope, found)
+        compiled.run(fourier_loops.project_back, _shared(ctx.kinds, axis), positions, slope, found)
         return found, None, None
 
 
@@ -222,7 +231,7 @@ class _Products(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, positions: Float[Tensor, "images atoms 2"], axis: "_Axis") -> Tensor:
+    def forward(ctx, positions: Float[Tensor, "images atoms 2"], axis: Axis) -> Tensor:
         ctx.save_for_backward(positions)
         ctx.axis = axis
         products = positions.new_empty(len(positions), axis.width, axis.width)
@@ -244,123 +253,7 @@ class _Products(torch.autograd.Function):
         return found, None
 
 
-def _few_at_a_time(positions: Float[Tensor, "images atoms 2"], axis: "_Axis", copies: int) -> list[slice]:
+def _few_at_a_time(positions: Float[Tensor, "images atoms 2"], axis: Axis, copies: int) -> list[slice]:
     """Images whose factors are in work together."""
     bytes_each = copies * axis.width * positions.shape[1] * positions.element_size()
     return pieces(len(positions), bytes_each, positions.device)
-
-
-def _axis(like: Tensor, box_size: int, atom_width: float, resolution: int, accuracy: float | None) -> "_Axis":
-    accuracy = torch.finfo(like.dtype).eps if accuracy is None else accuracy
-    return _axis_of(box_size, atom_width, resolution, accuracy, like.dtype, like.device)
-
-
-class _Axis:
-    """The transforms X(k) along one axis, for k = 0 … m.
-
-    With u = exp(-2πi x/N) and v = exp(-2πi x) they are uᵏ (e_0 + Σ_{a>0} (e_a vᵃ + e_-a v⁻ᵃ)): a power, times
-    a few terms for the aliases whose sums and differences are those of the cosines and sines.
-    """
-
-    def __init__(
-        self,
-        box_size: int,
-        atom_width: float,
-        resolution: int,
-        accuracy: float,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        highest = highest_frequency(resolution)
-        self.box_size, self.highest, self.width, self.dtype = box_size, highest, 2 * (highest + 1), dtype
-        # exp(-2 (π σ_a f)²) falls below the accuracy at this frequency f, in cycles per pixel.
-        cutoff = math.sqrt(-0.5 * math.log(accuracy)) / (math.pi * atom_width)
-        self.n_aliases = math.floor(cutoff + highest / box_size)
-        k = torch.arange(highest + 1, dtype=torch.float64)[:, None] / box_size
-        aliases = torch.arange(-self.n_aliases, self.n_aliases + 1, dtype=torch.float64)
-        angular = 2 * math.pi * (k + aliases)
-        scale = math.sqrt(2 * math.pi) * atom_width / box_size
-        envelope = scale * (-0.5 * (atom_width * angular).square()).exp()
-        self._orders = [
-            [part.to(device, dtype) for part in self._even_and_odd(weights)]
-            for weights in (envelope, angular * envelope)  # d/dx exp(-iωx) = -iω exp(-iωx)
-        ]
-        self.compiled = compiled.compiled_for(self._orders[0][0])
-        if self.compiled:
-            orders = np.stack(
-                [np.concatenate([p.numpy().reshape(-1, highest + 1) for p in o]) for o in self._orders]
-            )
-            numbers = fourier_loops.constants(orders.dtype, box_size)
-            self.numbers = numbers, np.ascontiguousarray(orders)
-
-        self._ones = torch.ones(1, 2 * highest * (highest + 1) + 1, device=device, dtype=dtype)
-
-    def of_one_kind(self, n_atoms: int) -> Kinds:
-        """All atoms, as they are."""
-        return Kinds((0, n_atoms), self._ones)
-
-    def shared(self, kinds: Kinds) -> tuple[np.ndarray, ...]:
-        """What the compiled loops need for all images."""
-        weights = kinds.weights.to(self.dtype).contiguous().numpy()
-        return *self.numbers, np.array(kinds.starts), weights
-
-    def empty(self, *shape: int) -> Complex[Tensor, "*shape kept"]:
-        """Room for coefficients on the CPU."""
-        kept = 2 * self.highest * (self.highest + 1) + 1
-        return torch.empty(*shape, kept, dtype=self.dtype.to_complex())
-
-    def _even_and_odd(self, weights: Float[Tensor, "k aliases"]) -> tuple[Tensor, Tensor, Tensor]:
-        below, middle, above = weights.tensor_split([self.n_aliases, self.n_aliases + 1], dim=1)
-        below = below.flip(1)
-        return middle, (above + below).T[..., None], (above - below).T[..., None]
-
-    def transforms(
-        self, x: Float[Tensor, "images atoms"], orders: int
-    ) -> list[Float[Tensor, "images rows atoms"]]:
-        """X(k) and, with two orders, its derivative by x; real above imaginary parts."""
-        cos, sin = self._powers(x)
-        phase = (-2 * math.pi) * x[:, None]
-        waves = [((a * phase).cos(), (a * phase).sin()) for a in range(1, self.n_aliases + 1)]
-        found = []
-        for middle, even, odd in self._orders[:orders]:
-            transform = x.new_empty(len(x), 2, self.highest + 1, x.shape[1])
-            real, imag = transform.unbind(1)
-            if waves:
-                outer_real = torch.addcmul(middle, even[0], waves[0][0])
-                outer_imag = odd[0] * waves[0][1]
-                for a in range(1, self.n_aliases):
-                    outer_real.addcmul_(even[a], waves[a][0])
-                    outer_imag.addcmul_(odd[a], waves[a][1])
-                _multiply(cos, sin, outer_real, outer_imag, real, imag)
-            else:
-                torch.mul(cos, middle, out=real)
-                torch.mul(sin, middle, out=imag)
-            if found:  # the derivative: -i (a + ib) = b - ia
-                transform = torch.stack([imag, -real], dim=1)
-            found.append(transform.flatten(1, 2))
-        return found
-
-    def _powers(self, x: Float[Tensor, "images atoms"]) -> Float[Tensor, "2 images k atoms"]:
-        """Cosines and sines of -2πkx/N: those up to k give those up to 2k, by one product of each with uᵏ."""
-        powers = x.new_empty(2, len(x), self.highest + 1, x.shape[1])
-        cos, sin = powers
-        cos[:, 0], sin[:, 0] = 1.0, 0.0
-        if self.highest:
-            angle = (-2 * math.pi / self.box_size) * x
-            cos[:, 1], sin[:, 1] = angle.cos(), angle.sin()
-        have = 1  # the highest power so far
-        while have < self.highest:
-            more = min(have, self.highest - have)
-            low, high, new = slice(1, 1 + more), slice(have, have + 1), slice(have + 1, have + 1 + more)
-            _multiply(cos[:, low], sin[:, low], cos[:, high], sin[:, high], cos[:, new], sin[:, new])
-            have += more
-        return powers
-
-
-def _multiply(a: Tensor, b: Tensor, c: Tensor, d: Tensor, real: Tensor, imag: Tensor) -> None:
-    """Write (a + ib)(c + id) to `real` and `imag`."""
-    torch.mul(a, c, out=real).addcmul_(b, d, value=-1)
-    torch.mul(a, d, out=imag).addcmul_(b, c)
-
-
-_axis_of = functools.lru_cache(maxsize=64)(_Axis)

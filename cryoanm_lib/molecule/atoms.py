@@ -3,9 +3,10 @@
 import math
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -178,14 +179,9 @@ def _distinct(residues: list[_Residue], label: str) -> list[_Residue]:
                 "chain identifier of its own"
             )
         if all(atom.altloc != "\0" for each in found for atom in each.residue):
-            found = [max(found, key=lambda each: _mean(atom.occ for atom in each.residue))]
+            found = [max(found, key=lambda each: fmean(atom.occ for atom in each.residue))]
         kept += found
     return kept
-
-
-def _mean(values: Iterable[float]) -> float:
-    every = list(values)
-    return sum(every) / len(every)
 
 
 def _check_ligands(residues: list[_Residue], ligands: Collection[str], label: str) -> None:
@@ -229,7 +225,7 @@ def _one_conformation(residue: "gemmi.Residue") -> "Iterator[gemmi.Atom]":
     for atom in residue:
         if atom.altloc != "\0":
             occupancies.setdefault(atom.altloc, []).append(atom.occ)
-    best = max(occupancies, key=lambda altloc: _mean(occupancies[altloc]), default="\0")
+    best = max(occupancies, key=lambda altloc: fmean(occupancies[altloc]), default="\0")
     # Of an atom that the best does not have, as where two models of a side chain differ in length, none.
     return (atom for atom in residue if atom.altloc in ("\0", best) and not atom.is_hydrogen())
 

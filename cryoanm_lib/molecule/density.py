@@ -45,6 +45,9 @@ class Density:
 def read_density(path: str | Path) -> Density:
     """Read a map of real numbers in any mode, 0, 1, 2, 6 or 12, and any order of axes.
 
+    Where the header puts the origin is not used: ours is voxel (N//2, N//2, N//2), about which a molecule is
+    turned. A warning says where a cube is marked as a stack of images and read as a map.
+
     Raises
     ------
     StructureError
@@ -62,12 +65,17 @@ def read_density(path: str | Path) -> Density:
                 header: Any = file.header
                 axes = [int(header[name]) for name in ("maps", "mapr", "mapc")]
                 # Programs older than the format of 2014 leave its mark out: a cube is a map.
-                flat = file.is_image_stack() and len(set(values.shape)) > 1
-                is_stack = flat or file.is_volume_stack()
+                is_cube = len(set(values.shape)) == 1 and int(header.mz) == len(values)
+                cube_of_images = file.is_image_stack() and is_cube
+                is_stack = file.is_volume_stack() or (file.is_image_stack() and not is_cube)
     except OSError as error:
         raise StructureError(f"{label} cannot be read ({error.strerror or error}): give a map") from error
     except (ValueError, EOFError, zlib.error, RuntimeWarning) as error:
         raise StructureError(f"{label} is not a readable MRC map ({error}): give an intact file") from error
+    if cube_of_images and not is_stack:
+        warnings.warn(
+            f"{label} is marked as a stack of images; being a cube, it is read as a map", stacklevel=2
+        )
     if values.ndim != 3 or is_stack:
         raise StructureError(f"{label} is a stack of {len(values)} images and not a map: give one volume")
     if np.iscomplexobj(values):

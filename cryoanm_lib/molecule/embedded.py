@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from cryoanm_lib.errors import StructureError
+from cryoanm_lib.molecule.residues import no_such_chain
 
 EMBEDDED = ("adk_open", "adk_closed")
 EMBEDDED_CHAIN = "A"
@@ -22,7 +22,7 @@ def embedded_rows(name: str, chains: set[str]) -> tuple[list[dict[str, str]], st
         If other chains are asked for than it has.
     """
     if others := chains - {EMBEDDED_CHAIN}:
-        raise StructureError(f"{name!r} has no chain {min(others)!r}: choose from {EMBEDDED_CHAIN!r}")
+        raise no_such_chain(min(others), repr(name), [EMBEDDED_CHAIN])
     table = importlib.resources.files("cryoanm_lib") / "data" / f"{name}.csv"
     lines = table.read_text(encoding="utf-8").splitlines()
     rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))

@@ -7,6 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cryoanm_lib.errors import NetworkModelError
+from cryoanm_lib.molecule.rigid_blocks import block_numbers
+from cryoanm_lib.numerics.rotation import cross_matrix
 
 #: How much of a mode may be other than rigid motions of its blocks, as a share of its length.
 _RIGID = 1e-5
@@ -60,15 +62,11 @@ class Helices(nn.Module):
         blocks: Sequence[Hashable],
     ) -> None:
         super().__init__()
-        if len(blocks) != len(reference):
-            raise NetworkModelError(
-                f"there are {len(blocks)} blocks for {len(reference)} atoms: name the block of each"
-            )
-        number = {name: place for place, name in enumerate(dict.fromkeys(blocks))}
-        block = torch.tensor([number[name] for name in blocks], device=reference.device)
-        middles = torch.stack([reference[block == place].mean(dim=0) for place in range(len(number))])
+        block = torch.from_numpy(block_numbers(blocks, len(reference))).to(reference.device)
+        count = int(block.max()) + 1
+        middles = torch.stack([reference[block == place].mean(dim=0) for place in range(count)])
         away = reference - middles[block]
-        turns, moves = _twists(modes.double(), away.double(), block, len(number))
+        turns, moves = _twists(modes.double(), away.double(), block, count)
         parts = {"block": block, "middles": middles, "away": away}
         for name, part in (parts | {"turns": turns.to(reference), "moves": moves.to(reference)}).items():
             self.register_buffer(name, part)
@@ -107,15 +105,8 @@ def _twists(
         own = block == place
         moves[:, place] = modes[:, own].mean(dim=1)
         seen = (modes[:, own] - moves[:, place, None]).flatten(1)
-        turns[:, place] = (torch.linalg.pinv(_cross(-away[own]).flatten(0, 1)) @ seen.T).T
+        turns[:, place] = (torch.linalg.pinv(cross_matrix(-away[own]).flatten(0, 1)) @ seen.T).T
     return turns, moves
-
-
-def _cross(vector: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """The matrix that takes the cross product with a vector from the left."""
-    x, y, z = vector.unbind(-1)
-    none = torch.zeros_like(x)
-    return torch.stack([none, -z, y, z, none, -x, -y, x, none], dim=-1).unflatten(-1, (3, 3))
 
 
 def _rotations(
@@ -132,7 +123,7 @@ def _rotations(
     a = torch.where(small, 1 - square / 6 + square**2 / 120, angle.sin() / angle)
     b = torch.where(small, 0.5 - square / 24 + square**2 / 720, (1 - angle.cos()) / safe)
     c = torch.where(small, 1 / 6 - square / 120 + square**2 / 5040, (angle - angle.sin()) / (safe * angle))
-    cross, one = _cross(vector), torch.eye(3, dtype=vector.dtype, device=vector.device)
+    cross, one = cross_matrix(vector), torch.eye(3, dtype=vector.dtype, device=vector.device)
     twice = cross @ cross
     a, b, c = (part[..., None, None] for part in (a, b, c))
     return one + a * cross + b * twice, one + b * cross + c * twice

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 import scipy  # loads its parts where they are first used
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 from cryoanm_lib.errors import NetworkModelError
@@ -21,6 +21,7 @@ from cryoanm_lib.molecule.anm import (
     with_fixed_sign,
 )
 from cryoanm_lib.molecule.sparse_network import rigid_motions, softest_modes, sparse_hessian
+from cryoanm_lib.numerics.rotation import cross_matrix
 
 #: How many of the nearest anchors say how one turns, and the fewest that can.
 _NEAREST, _FEWEST = 8, 3
@@ -103,15 +104,10 @@ def block_motions(
     NetworkModelError
         If there is not a block for each atom.
     """
-    if len(blocks) != len(coordinates):
-        raise NetworkModelError(
-            f"there are {len(blocks)} blocks for {len(coordinates)} atoms: name the block of each"
-        )
-    atoms_of: dict[Hashable, list[int]] = {}
-    for atom, block in enumerate(blocks):
-        atoms_of.setdefault(block, []).append(atom)
+    number = block_numbers(blocks, len(coordinates))
+    in_order = np.argsort(number, kind="stable")
     rows, columns, values, width = [], [], [], 0
-    for own in map(np.array, atoms_of.values()):
+    for own in np.split(in_order, np.cumsum(np.bincount(number))[:-1]):
         basis = rigid_motions(coordinates[own])
         places = (3 * own[:, None] + np.arange(3)).ravel()
         rows.append(np.repeat(places, basis.shape[1]))
@@ -120,6 +116,20 @@ def block_motions(
         width += basis.shape[1]
     entries = np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))
     return scipy.sparse.coo_array(entries, shape=(3 * len(coordinates), width)).tocsr()
+
+
+def block_numbers(blocks: Sequence[Hashable], n_atoms: int) -> Int64[np.ndarray, "atoms"]:
+    """The number of each atom's block, counted from 0 as they first occur.
+
+    Raises
+    ------
+    NetworkModelError
+        If there is not a block for each atom.
+    """
+    if len(blocks) != n_atoms:
+        raise NetworkModelError(f"there are {len(blocks)} blocks for {n_atoms} atoms: name the block of each")
+    number = {name: place for place, name in enumerate(dict.fromkeys(blocks))}
+    return np.array([number[name] for name in blocks], dtype=np.int64)
 
 
 def carried(
@@ -159,10 +169,7 @@ def carried(
     nearest = torch.cdist(places, places).topk(min(_NEAREST + 1, len(anchors)), largest=False).indices
     for number, near in enumerate(nearest):
         away = places[near] - places[number]
-        # ω × x as a matrix times ω, for all neighbours.
-        x, y, z = away.unbind(-1)
-        none = torch.zeros_like(x)
-        cross = torch.stack([none, z, -y, -z, none, x, y, -x, none], dim=-1).view(-1, 3)
+        cross = cross_matrix(-away).flatten(0, 1)  # ω × x = (-x)× ω, for all neighbours
         seen = (moves[:, near] - moves[:, number, None]).flatten(1)
         turns[:, number] = (torch.linalg.pinv(cross) @ seen.T).T
     away = coordinates.double() - places[anchor]

@@ -46,6 +46,20 @@ def rotation_from_unit_vector(vector: Float[Tensor, "*batch 2"]) -> Float[Tensor
     return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
 
 
+def cross_matrix(vector: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """The matrix v× that takes the cross product with a vector from the left, (v×) x = v × x.
+
+    Examples
+    --------
+    >>> v, x = torch.tensor([[1.0, 2.0, 3.0], [0.0, -1.0, 4.0]])
+    >>> torch.equal(cross_matrix(v) @ x, torch.linalg.cross(v, x))
+    True
+    """
+    x, y, z = vector.unbind(-1)
+    none = torch.zeros_like(x)
+    return torch.stack([none, -z, y, z, none, -x, -y, x, none], dim=-1).unflatten(-1, (3, 3))
+
+
 def quaternion_product(
     a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]
 ) -> Float[Tensor, "*batch 4"]:

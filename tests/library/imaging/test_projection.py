@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cryoanm_lib.imaging import fourier_projection, gridded_projection
+from cryoanm_lib.imaging import fourier_axis, fourier_projection, gridded_projection
 from cryoanm_lib.imaging.fourier_projection import fourier_coefficients, fourier_slopes
 from cryoanm_lib.imaging.gridded_projection import ACCURACY, Spreading, gridded_coefficients, gridded_image
 from cryoanm_lib.imaging.projection import PROJECTORS, fastest
@@ -304,10 +304,10 @@ def test_compiled_loops_and_torch_agree(dtype: torch.dtype, scene: Scene, digits
     generator = torch.Generator().manual_seed(seed)
     positions = torch.stack([scene.positions, -scene.positions]).to(dtype)
     velocities = torch.randn(2, 3, *scene.positions.shape, generator=generator, dtype=dtype)
-    axis = fourier_projection._axis(positions, box_size, width, resolution, 0.1**digits)
+    axis = fourier_projection.axis_for(positions, box_size, width, resolution, 0.1**digits)
     leaf, other = (positions.clone().requires_grad_() for _ in range(2))
     ends = torch.randint(len(scene.positions) + 1, (2,), generator=generator).sort().values.tolist()
-    of_kind = torch.rand(3, axis.of_one_kind(1).weights.shape[1], generator=generator, dtype=dtype)
+    of_kind = torch.rand(3, axis.ones.shape[1], generator=generator, dtype=dtype)
     kinds = fourier_projection.Kinds((0, *ends, len(scene.positions)), of_kind)
     found = fourier_projection._Compiled.apply(leaf, axis, kinds)
     expected = fourier_projection._by_products(other, axis, kinds)
@@ -433,9 +433,9 @@ def test_images_are_worked_on_a_few_at_a_time(projector, monkeypatch) -> None:
 
     before = answer()
     monkeypatch.setattr("cryoanm_lib.numerics.compiled.compiled_for", lambda tensor: False)
-    fourier_projection._axis_of.cache_clear()
+    fourier_axis._axis_of.cache_clear()
     monkeypatch.setitem(WORKING_SET, "cpu", 1)
     after = answer()
-    fourier_projection._axis_of.cache_clear()
+    fourier_axis._axis_of.cache_clear()
     for was, found in zip(before, after, strict=True):
         torch.testing.assert_close(found, was, rtol=1e-12, atol=1e-15)

@@ -126,6 +126,15 @@ def test_axes_may_stand_in_any_order(tmp_path: Path) -> None:
     assert torch.equal(read_density(tmp_path / "turned.mrc").values, torch.from_numpy(values).double())
 
 
+def test_a_cube_that_is_marked_as_images_is_a_map_with_a_warning(tmp_path: Path) -> None:
+    """As programs wrote maps before the format of 2014."""
+    with mrcfile.new(tmp_path / "old.mrc", np.ones((4, 4, 4), dtype=np.float32)) as file:
+        file.voxel_size = 1.0
+        file.header.ispg = 0
+    with pytest.warns(UserWarning, match="marked as a stack of images; being a cube"):
+        assert read_density(tmp_path / "old.mrc").values.shape == (4, 4, 4)
+
+
 def bad(path: Path, kind: str) -> None:
     values = np.ones((4, 4, 4), dtype=np.complex64 if kind == "transform" else np.float32)
     if kind == "nan":
@@ -135,7 +144,6 @@ def bad(path: Path, kind: str) -> None:
         file.set_data(values)
         file.voxel_size = {"anisotropic": (1.0, 1.0, 1.2), "no size": 0.0}.get(kind, 1.0)
         if kind == "stack":
-            file.set_data(values[:3].copy())
             file.set_image_stack()
     if kind == "cut":
         path.write_bytes(path.read_bytes()[:-40])
@@ -149,7 +157,7 @@ def bad(path: Path, kind: str) -> None:
         ("nan", "has 1 voxels that are not finite numbers"),
         ("anisotropic", "are 1 × 1 × 1.2 Å: resample them to cubes"),
         ("no size", "does not say how large a voxel is"),
-        ("stack", "is a stack of 3 images"),
+        ("stack", "is a stack of 4 images"),
         ("transform", "is a transform, mode 4"),
         ("cut", "is not a readable MRC map"),
         ("text", "is not a readable MRC map"),
