@@ -24,8 +24,8 @@ def axis_for(
 class Axis:
     """The transforms X(k) along one axis, for k = 0 … m.
 
-    With u = exp(-2πi x/N) and v = exp(-2πi x) they are uᵏ (e_0 + Σ_{a>0} (e_a vᵃ + e_-a v⁻ᵃ)): a power, times
-    a few terms for the aliases whose sums and differences are those of the cosines and sines.
+    With u = exp(-2πi x/N) and v = exp(-2πi x) they are uᵏ (e₀ + Σ (eₐ vᵃ + e₋ₐ v⁻ᵃ)), the sum over a > 0: a
+    power, times a few terms for the aliases whose sums and differences are those of the cosines and sines.
     """
 
     def __init__(

@@ -2,11 +2,13 @@
 
 import importlib
 import inspect
+import io
 import json
 import pkgutil
 import re
 import runpy
 
+import docutils.core
 import nbformat
 import pytest
 
@@ -32,6 +34,34 @@ def test_toc_and_sources_are_the_same_set(toc, tracked):
     sources = {p for p in tracked if re.fullmatch(r"notebooks/[^/]+\.ipynb|book/[^/]+\.md", p)}
     assert {source_of(page) for page in toc} == sources
     assert len(set(toc)) == len(toc)
+
+
+def test_no_docstring_refers_to_what_is_nowhere():
+    """An underscore at the end of a word is a reference in reStructuredText, and ends a build of the book."""
+    documented = {place: inspect.getdoc(found) for place, found in _documented()}
+    assert len(documented) > 400
+    wrong = {}
+    for place, text in documented.items():
+        said = io.StringIO()
+        docutils.core.publish_doctree(
+            text, settings_overrides={"warning_stream": said, "report_level": 3, "halt_level": 5}
+        )
+        wrong[place] = [line for line in said.getvalue().splitlines() if "Unknown target name" in line]
+    assert not {place: lines for place, lines in wrong.items() if lines}
+
+
+def _documented():
+    """Public modules, classes, methods and functions that have a docstring, by where they are."""
+    for name in sorted(MODULES):
+        module = importlib.import_module(name)
+        yield name, module
+        for key, own in vars(module).items():
+            if not (inspect.isclass(own) or inspect.isfunction(own)) or own.__module__ != name:
+                continue
+            inner = vars(own).items() if inspect.isclass(own) else ()
+            for member, found in ((key, own), *inner):
+                if key[0] != "_" and (member[0] != "_" or found is own) and inspect.getdoc(found):
+                    yield f"{name}.{key}.{member}", found
 
 
 def test_generated_pages_are_not_tracked(tracked):

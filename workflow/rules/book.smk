@@ -28,6 +28,8 @@ rule book:
         " --profile {params.profile:q} --structure {params.structure:q} >> {log:q} 2>&1"
         " && {params.python:q} workflow/scripts/list_licences.py book/generated/licences.md >> {log:q} 2>&1"
         " && jupyter-book build --config _config.yml --path-output book -W --keep-going book >> {log:q} 2>&1"
+        # Of thousands of lines, those that say what is wrong come last.
+        " || {{ wrong=$(grep -n -E 'WARNING|ERROR' {log:q}); echo \"$wrong\" >> {log:q}; exit 1; }}"
 
 
 rule pdf:

@@ -21,11 +21,8 @@ def model_of(places: torch.Tensor, noise: float) -> Model:
     return Model(forward, prior, RadialNoise(noise**2 * torch.linspace(3, 1, BOX // 2 + 1), BOX))
 
 
-def shown(present: bool, noise: float, count: int = 1500) -> tuple[DifferenceMap, torch.Tensor, float, float]:
-    """The map of images of some beads, by a model that lacks the last of ten; and where that is.
-
-    And the power that predictions leave of images, and of images without what the map says.
-    """
+def shown(present: bool, noise: float, count: int = 1500) -> tuple[DifferenceMap, torch.Tensor]:
+    """The map of images of some beads, by a model that lacks the last of ten; and where that is."""
     generator = torch.Generator().manual_seed(5)
     places = 9 * torch.randn(9, 3, generator=generator, dtype=torch.float64)
     lacking = torch.tensor([[12.0, -7.5, 4.5]], dtype=torch.float64)
