@@ -39,6 +39,10 @@ from cryoanm_lib.inference.exact_posterior import exact_posterior as exact_poste
 from cryoanm_lib.inference.fisher import fisher_information as fisher_information
 from cryoanm_lib.inference.fisher import information_limit as information_limit
 from cryoanm_lib.inference.lattice_search import LatticeSearch as LatticeSearch
+from cryoanm_lib.inference.luzzati import Luzzati as Luzzati
+from cryoanm_lib.inference.luzzati import luzzati_factor as luzzati_factor
+from cryoanm_lib.inference.place_error import place_error as place_error
+from cryoanm_lib.inference.place_error import with_place_error as with_place_error
 from cryoanm_lib.inference.refinement import refine as refine
 from cryoanm_lib.inference.so3_search import SO3Search as SO3Search
 from cryoanm_lib.inference.training import Stage as Stage

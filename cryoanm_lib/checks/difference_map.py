@@ -128,7 +128,7 @@ def _brought_back(
     ones = torch.ones(len(particles), left.shape[-1], dtype=torch.complex128)
     whitened = particles.noise.whiten(ones, resolution)
     scale = torch.cat([whitened[:, :1], whitened[:, 1::2]], dim=1).double() / math.sqrt(2.0)
-    return scale * left, scale * forward.factor(latents, resolution).double()
+    return scale * left, scale * forward.microscope(latents, resolution).double()
 
 
 def _neighbours(

@@ -1,7 +1,7 @@
 """The power of what predictions leave of images: the noise's spectrum, and what a model fails to explain."""
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from cryoanm_lib.imaging.latents import Values
@@ -9,6 +9,7 @@ from cryoanm_lib.imaging.noise_spectrum import Spectrum, solved
 from cryoanm_lib.imaging.radial_noise import shell_hats
 from cryoanm_lib.numerics.fourier import crop_coefficients
 from cryoanm_lib.particles.particles import Particles
+from cryoanm_lib.program.gauss_newton import Tangent, tangent
 from cryoanm_lib.program.program import Model
 
 #: Images at once, whose slopes take memory.
@@ -43,10 +44,13 @@ def residual_spectrum(model: Model, particles: Particles, values: Values, resolu
     hats, seen, free = shell_hats(resolution, n_shells), [], []
     for some in torch.arange(len(particles)).split(_IMAGES):
         here, at = particles[some], {name: value[some] for name, value in values.items()}
-        residual, leverage = _residual_and_leverage(model, here, at, resolution)
+        fitted = tangent(model, here, at, resolution)
+        residual = crop_coefficients(here.coefficients, resolution) - fitted.predicted
+        of_parts = leverage(fitted)
+        of_each = torch.cat([of_parts[:, :1], of_parts[:, 1:].unflatten(1, (-1, 2)).mean(-1)], dim=1)
         scaled = residual.abs().double() / here.noise.unit()[1][..., None]
         seen.append(box_size**2 * scaled.square() @ hats)
-        free.append((1 - leverage).sum(0))
+        free.append((1 - of_each).sum(0))
     expected = torch.stack(free).sum(0)[:, None] / len(particles) * hats
     measured = hats.sum(0) > 0
     found = solved(torch.cat(seen)[:, measured], hats[:, measured], expected[:, measured])
@@ -55,19 +59,10 @@ def residual_spectrum(model: Model, particles: Particles, values: Values, resolu
     return Spectrum(power, error)
 
 
-def _residual_and_leverage(
-    model: Model, particles: Particles, values: Values, resolution: int
-) -> tuple[Complex[Tensor, "images kept"], Float[Tensor, "images kept"]]:
-    """Observed less predicted coefficients, and h of each, the mean over its two parts."""
-    forward, latents = model.forward_model, model.unknowns.latents
-    at = {name: values[name].to(forward.reference) for name in model.inferred}
-    given = {name: value.to(forward.reference) for name, value in particles.given.items()}
-    predicted, slopes = forward.slopes({**given, **at}, resolution, latents)
-    jacobian = particles.noise[:, None].whiten(slopes, resolution).double()
-    exact = {name: value.double() for name, value in at.items()}
-    of_prior = [model.prior.slopes(latent, exact, forward.n_modes)[1] for latent in latents]
-    precision = jacobian @ jacobian.transpose(1, 2) + torch.diag_embed(torch.cat(of_prior, dim=1))
-    factor = torch.linalg.cholesky(precision)
-    of_each = torch.linalg.solve_triangular(factor, jacobian, upper=False).square().sum(1)
-    leverage = torch.cat([of_each[:, :1], of_each[:, 1:].unflatten(1, (-1, 2)).mean(-1)], dim=1)
-    return crop_coefficients(particles.coefficients, resolution) - predicted, leverage
+def leverage(fitted: Tangent) -> Float[Tensor, "images dof"]:
+    """The share h of the noise that a fit takes, of each value of the whitened crop."""
+    jacobian = fitted.jacobian.double()
+    factor = torch.linalg.cholesky(
+        jacobian @ jacobian.transpose(1, 2) + torch.diag_embed(fitted.prior_precision)
+    )
+    return torch.linalg.solve_triangular(factor, jacobian, upper=False).square().sum(1)

@@ -1,5 +1,6 @@
 """The forward model (Algorithm 1): latents in, images or Fourier coefficients out."""
 
+import copy
 import math
 from collections.abc import Hashable, Sequence
 
@@ -60,12 +61,17 @@ class ForwardModel(nn.Module):
     blocks : sequence, optional
         The block of each atom, if the modes are those of rigid blocks that are to move on `Helices` and not
         on straight lines.
+    luzzati : Float[Tensor, "shells"], optional
+        D at |k| = 0 … N//2 in cycles per box, by which predictions are multiplied: what images hold of the
+        coefficients of a molecule that is not quite right (Luzzati 1952, Read 1986); `luzzati_factor`
+        estimates it. Default 1.
 
     Raises
     ------
     ForwardModelError
         If the molecule does not fit the box when turned in the plane of the detector, modes and reference
-        differ in shape or are not finite, the projector does not exist, or a size is not positive.
+        differ in shape or are not finite, the projector does not exist, a size is not positive, or D is not
+        a finite number of each shell.
 
     Examples
     --------
@@ -82,6 +88,7 @@ class ForwardModel(nn.Module):
 
     reference: Float[Tensor, "atoms 3"]
     modes: Float[Tensor, "modes atoms 3"]
+    luzzati: Float[Tensor, "shells"] | None
 
     def __init__(
         self,
@@ -94,6 +101,7 @@ class ForwardModel(nn.Module):
         transfer: Transfer | None = None,
         scattering: Scattering | None = None,
         blocks: Sequence[Hashable] | None = None,
+        luzzati: Float[Tensor, "shells"] | None = None,
     ) -> None:
         super().__init__()
         if projector not in PROJECTORS:
@@ -120,6 +128,7 @@ class ForwardModel(nn.Module):
         self.transfer = SineTransfer() if transfer is None else transfer
         self.register_buffer("reference", reference)
         self.register_buffer("modes", modes)
+        self.register_buffer("luzzati", None if luzzati is None else luzzati.to(reference))
         self.helices = None if blocks is None else Helices(reference, modes, blocks)
         self._check_sizes()
         self.check_fit()
@@ -139,6 +148,20 @@ class ForwardModel(nn.Module):
                 raise ForwardModelError(
                     f"{name} holds NaN or infinite coordinates: repair the structure first"
                 )
+        if self.luzzati is not None:
+            n_shells = self.box_size // 2 + 1
+            if self.luzzati.shape != (n_shells,) or not self.luzzati.isfinite().all():
+                raise ForwardModelError(
+                    f"D has shape {tuple(self.luzzati.shape)} or is not finite: give a number for each of "
+                    f"the {n_shells} shells |k| = 0 … {self.box_size // 2}"
+                )
+
+    def with_luzzati(self, luzzati: Float[Tensor, "shells"]) -> "ForwardModel":
+        """The same molecule and microscope with this D."""
+        changed = copy.copy(self)
+        changed._buffers = {**self._buffers, "luzzati": luzzati.to(self.reference)}
+        changed._check_sizes()
+        return changed
 
     def check_fit(self, dimensions: int = 2, margin: float = 0.0) -> None:
         """Refuse a molecule that leaves the box when it turns.
@@ -248,30 +271,55 @@ class ForwardModel(nn.Module):
         check_batches(latents, self.latents)
 
     def factor(self, latents: Values, resolution: int) -> Float[Tensor, "*batch kept"]:
-        """What becomes of every coefficient of a projection: the transfer, times the contrast."""
+        """What becomes of every coefficient of a projection: the microscope, and D."""
         return self._factor_at(latents, self.frequencies(resolution))
+
+    def microscope(self, latents: Values, resolution: int) -> Float[Tensor, "*batch kept"]:
+        """What becomes of every coefficient of whatever is there: the transfer, times the contrast."""
+        return self._microscope_at(latents, self.frequencies(resolution))
+
+    def _damped(
+        self, transfer: Float[Tensor, "*batch kept"], frequencies: Float[Tensor, "kept 2"]
+    ) -> Float[Tensor, "*batch kept"]:
+        """Times D, between whole |k|; beyond the last shell it stays."""
+        if self.luzzati is None:
+            return transfer
+        last = len(self.luzzati) - 1
+        radius = (frequencies.norm(dim=-1) * self.box_size).clamp(max=last)
+        low = radius.floor().long().clamp(max=last - 1)
+        return transfer * torch.lerp(self.luzzati[low], self.luzzati[low + 1], radius - low)
 
     def _factor_at(
         self, latents: Values, frequencies: Float[Tensor, "kept 2"]
     ) -> Float[Tensor, "*batch kept"]:
         """The same at any frequencies, in cycles per pixel."""
+        return self._damped(self._microscope_at(latents, frequencies), frequencies)
+
+    def _microscope_at(
+        self, latents: Values, frequencies: Float[Tensor, "kept 2"]
+    ) -> Float[Tensor, "*batch kept"]:
         transfer = self.transfer.values(latents, frequencies)
         return latents["contrast"][..., None] * transfer if "contrast" in latents else transfer
 
     def projections(self, latents: Values, resolution: int) -> Complex[Tensor, "*batch kept"]:
         """Coefficients as they are before the microscope, which need only what acts on atoms."""
-        positions = self.positions(latents)
+        return self.projected(self.positions(latents), resolution)
+
+    def projected(
+        self, positions: Float[Tensor, "*batch atoms 2"], resolution: int
+    ) -> Complex[Tensor, "*batch kept"]:
+        """The same of atoms at any positions, in pixels."""
         if self.scattering is not None:
             return self.scattering.coefficients(positions, self.box_size, self.pixel_size, resolution)
         return PROJECTORS[self.projector](positions, self.box_size, self.atom_width, resolution)
 
-    def _moving_projections(
+    def projected_slopes(
         self,
         positions: Float[Tensor, "*batch atoms 2"],
         velocities: Float[Tensor, "*batch columns atoms 2"],
         resolution: int,
     ) -> tuple[Complex[Tensor, "*batch kept"], Complex[Tensor, "*batch columns kept"]]:
-        """The same from positions, and their slopes as atoms move."""
+        """The same, and how they change as atoms move, in pixels a step."""
         if self.scattering is not None:
             sizes = (self.box_size, self.pixel_size, resolution)
             return self.scattering.slopes(positions, velocities, *sizes)
@@ -302,9 +350,9 @@ class ForwardModel(nn.Module):
         rotations = pose_to_rotation(latents["pose"])
         velocities = self._velocities(latents, rotations, along)
         positions = self.positions(latents, rotations)
-        projection, moved = self._moving_projections(positions, velocities, resolution)
+        projection, moved = self.projected_slopes(positions, velocities, resolution)
         frequencies = self.frequencies(resolution)
-        transfer = self.transfer.values(latents, frequencies)
+        transfer = self._damped(self.transfer.values(latents, frequencies), frequencies)
         of_transfer = self.transfer.slopes(latents, frequencies)
         contrast = latents["contrast"][..., None, None] if "contrast" in latents else None
         factor = transfer if contrast is None else contrast[..., 0] * transfer
@@ -316,7 +364,7 @@ class ForwardModel(nn.Module):
             if latent.acts_on == "atoms":
                 slopes.append(next(moving))
             elif latent.acts_on == "transfer":
-                slope = of_transfer[latent.name] * projection[..., None, :]
+                slope = self._damped(of_transfer[latent.name], frequencies) * projection[..., None, :]
                 slopes.append(slope if contrast is None else contrast * slope)
             else:
                 slopes.append((transfer * projection)[..., None, :])

@@ -1,18 +1,16 @@
 """The noise's power spectrum, from what surrounds the particles on their images."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 from torch import Tensor
 
 from cryoanm_lib.errors import ForwardModelError
 from cryoanm_lib.imaging.radial_noise import shell_hats
 from cryoanm_lib.numerics.fourier import half_plane_frequencies, image_to_coefficients
+from cryoanm_lib.numerics.smoothing import smoothed
 
 #: Pixels over which the mask's edge rises, so that it spreads no frequency far.
 _EDGE = 6.0
@@ -40,13 +38,13 @@ class Spectrum:
         nearest one; |k| = 0, to which an image's level belongs, stays as it is.
         """
         shells = 1 + torch.nonzero(self.error[1:] > 0)[:, 0]  # measured: no NaN is greater than 0
-        at, log_power = np.log(shells.numpy())[:, None], self.power[shells].log().numpy()
-        kernel = ConstantKernel(1.0) * RBF(1.0, length_scale_bounds=(0.05, 10.0))
-        noise: Any = (self.error / self.power)[shells].square().numpy()
-        process = GaussianProcessRegressor(kernel, alpha=noise).fit(at, log_power - log_power.mean())
-        every = torch.arange(1, len(self.power)).clamp(shells.min(), shells.max()).numpy()
-        mean, deviation = process.predict(np.log(every)[:, None], return_std=True)
-        power = torch.from_numpy(np.exp(mean + log_power.mean()))
+        every = torch.arange(1, len(self.power)).clamp(shells.min(), shells.max())
+        mean, deviation = smoothed(
+            *(np.log(shells.numpy()), self.power[shells].log().numpy()),
+            (self.error / self.power)[shells].numpy(),
+            *(np.log(every.numpy()), (0.05, 10.0)),
+        )
+        power = torch.from_numpy(np.exp(mean))
         error = power * torch.from_numpy(deviation)
         return Spectrum(torch.cat([self.power[:1], power]), torch.cat([self.error[:1], error]))
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from cryoanm_lib.imaging.forward_model import ForwardModel
@@ -43,6 +43,56 @@ class GaussNewton:
     precision: Float[Tensor, "images columns columns"]
 
 
+@dataclass(frozen=True, eq=False)
+class Tangent:
+    """The prediction of each image about a point, in units of the noise: what is left, and how it changes.
+
+    Attributes
+    ----------
+    predicted : Complex[Tensor, "images kept"]
+        Coefficients at the point, as they are.
+    residual : Float[Tensor, "images dof"]
+        r, observed less predicted, whitened.
+    jacobian : Float[Tensor, "images columns dof"]
+        Jᵀ, the derivative of the whitened prediction by the steps of `Unknowns`.
+    prior_slope, prior_precision : Float[Tensor, "images columns"]
+        Gradient of log p there, and its curvature P where that is positive.
+    """
+
+    predicted: Complex[Tensor, "images kept"]
+    residual: Float[Tensor, "images dof"]
+    jacobian: Float[Tensor, "images columns dof"]
+    prior_slope: Float[Tensor, "images columns"]
+    prior_precision: Float[Tensor, "images columns"]
+
+    @property
+    def precision(self) -> Float[Tensor, "images columns columns"]:
+        """JᵀJ + P in float64."""
+        information = (self.jacobian @ self.jacobian.transpose(1, 2)).double()
+        return information + torch.diag_embed(self.prior_precision)
+
+
+def tangent(
+    model: HasPosterior,
+    particles: Particles,
+    values: Values,
+    resolution: int,
+    latents: tuple[Latent, ...] | None = None,
+) -> Tangent:
+    """Parameters as of `gauss_newton`."""
+    latents = model.unknowns.latents if latents is None else latents
+    forward, noise = model.forward_model, particles.noise
+    here = {name: value.to(forward.reference) for name, value in {**particles.given, **values}.items()}
+    predicted, slopes = forward.slopes(here, resolution, latents)
+    # Images from a file may be in double precision, the model in single.
+    observed = crop_coefficients(particles.coefficients, resolution).to(predicted.dtype)
+    exact = {name: value.double() for name, value in values.items()}
+    of_prior = [model.prior.slopes(latent, exact, forward.n_modes) for latent in latents]
+    slope, precision = (torch.cat(parts, dim=1) for parts in zip(*of_prior, strict=True))
+    residual = noise.whiten(observed - predicted, resolution)
+    return Tangent(predicted, residual, noise[:, None].whiten(slopes, resolution), slope, precision)
+
+
 def gauss_newton(
     model: HasPosterior,
     particles: Particles,
@@ -63,23 +113,16 @@ def gauss_newton(
         Along which one may move, in the order of the columns; default all that the model infers.
     """
     latents = model.unknowns.latents if latents is None else latents
-    forward, noise = model.forward_model, particles.noise
-    here = {name: value.to(forward.reference) for name, value in {**particles.given, **values}.items()}
-    predicted, slopes = forward.slopes(here, resolution, latents)
-    # Images from a file may be in double precision, the model in single.
-    observed = crop_coefficients(particles.coefficients, resolution).to(predicted.dtype)
-    residual = noise.whiten(observed - predicted, resolution)
-    jacobian = noise[:, None].whiten(slopes, resolution)
-    exact = {name: value.double() for name, value in values.items()}
-    of_prior = [model.prior.slopes(latent, exact, forward.n_modes) for latent in latents]
-    slope, precision = (torch.cat(parts, dim=1) for parts in zip(*of_prior, strict=True))
+    at = tangent(model, particles, values, resolution, latents)
     log_prior = sum(
-        model.prior.distribution(one.name, forward.n_modes, slope).log_prob(exact[one.name])
+        model.prior.distribution(one.name, model.forward_model.n_modes, at.prior_slope).log_prob(
+            values[one.name].double()
+        )
         for one in latents
     )
-    squared = residual.double().square().sum(-1)
+    squared = at.residual.double().square().sum(-1)
     return GaussNewton(
-        -0.5 * squared - noise.log_normaliser(resolution) + log_prior,
-        (jacobian @ residual[..., None])[..., 0].double() + slope,
-        (jacobian @ jacobian.transpose(1, 2)).double() + torch.diag_embed(precision),
+        -0.5 * squared - particles.noise.log_normaliser(resolution) + log_prior,
+        (at.jacobian @ at.residual[..., None])[..., 0].double() + at.prior_slope,
+        at.precision,
     )

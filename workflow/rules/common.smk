@@ -64,6 +64,7 @@ ASSESSING = (
     *("numerics/segment_ops", "numerics/per_image_rng", "checks/predictive"),
     *("inference/templates", "inference/adaptive_lattice", "inference/exact_posterior", "inference/gaussian_mixture"),
     *("inference/peak_finding", "inference/lattice_search", "inference/so3_", "inference/refinement"),
+    *("inference/luzzati", "inference/place_error"),
     "experiments/assess",
 )
 SHOWING = ("book/", "checks/referees", "experiments/metrics", "experiments/reference", "numerics/timing")

@@ -1,0 +1,193 @@
+"""What error bars owe to atoms of a model that are off their places."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from cryoanm_lib.errors import CryoANMError
+from cryoanm_lib.imaging.latents import Values, pose_to_rotation
+from cryoanm_lib.inference.refinement import RefinedPosterior
+from cryoanm_lib.particles.particles import Particles
+from cryoanm_lib.program.gauss_newton import Tangent, tangent
+from cryoanm_lib.program.program import Model
+
+#: Displacements drawn to learn what a displacement does to `PlaceError.deviation`.
+_PROBES = 4
+
+#: Displacements are small against the waves down to which a prediction keeps as much of itself as this.
+_LINEAR = 0.7
+
+# Images at once, whose slopes take memory.
+_IMAGES = 50
+
+
+class PlaceError(NamedTuple):
+    """How far atoms are off their places.
+
+    Attributes
+    ----------
+    deviation : float
+        τ in Å, of an atom's place along each axis.
+    z : float
+        By how many standard deviations residuals have more in common than noise would give them: an alarm for
+        a set of images, of which each alone says nothing.
+    """
+
+    deviation: float
+    z: float
+
+
+@torch.no_grad()
+def place_error(
+    model: Model,
+    particles: Particles,
+    values: Values,
+    resolution: int,
+    generator: torch.Generator | None = None,
+) -> PlaceError:
+    """How far the atoms of a model are off their places, from what residuals of many images have in common.
+
+    Let every atom be displaced in the molecule's own frame by e ~ N(0, τ²) along each axis. With G the
+    derivative of the whitened prediction of image i by places, and J that by the latents, whose fit has the
+    covariance C, its residual is r = (1 - J C Jᵀ) (G e + ε). Brought back to the atoms, b = Gᵀ r, two images
+    share nothing but e:
+
+        Σ_{i≠j} b_i · b_j = τ² E_u Σ_{i≠j} (A_i u) · (A_j u),    A = Gᵀ (1 - J C Jᵀ) G,    u ~ N(0, 1).
+
+    The noise adds nothing on average, whatever its power, and turning the sign of every b_i at random gives
+    the deviation of the left side where e = 0.
+
+    Parameters
+    ----------
+    model, particles, resolution : Model, Particles, int
+        The model, images with the latents that are given, and K. Of a model with Luzzati's D no more is used
+        than down to where D falls below 0.7, since a displacement must be small against the waves.
+    values : mapping of str to Tensor
+        The posterior mean of what is inferred, such as `RefinedPosterior.mean`.
+    generator : torch.Generator, optional
+        Source of u.
+    """
+    resolution = _linear_resolution(model, resolution)
+    n_atoms, found = len(model.forward_model.reference), []
+    probes = torch.randn(_PROBES, n_atoms, 3, generator=generator, dtype=torch.float64)
+    for some in torch.arange(len(particles)).split(_IMAGES):
+        here, at = particles[some], {name: values[name][some] for name in model.inferred}
+        fitted = tangent(model, here, at, resolution)
+        seen = [fitted.residual.double()]
+        for probe in probes:
+            seen.append(_left_of(_forth(model, here, at, probe, resolution), fitted))
+        back = [_back(model, here, at, each, resolution) for each in seen]
+        found.append(torch.stack(back).flatten(2))
+    of_images, *of_probes = torch.cat(found, dim=1)
+    gram = of_images @ of_images.T
+    gram.fill_diagonal_(0.0)
+    expected = torch.stack([_in_common(each) for each in of_probes]).mean()
+    variance = (gram.sum() / expected).clamp(min=0.0)
+    z = gram.sum() / (2 * gram.square().sum()).sqrt().clamp(min=1e-300)
+    return PlaceError(variance.sqrt().item(), z.item())
+
+
+def _linear_resolution(model: Model, resolution: int) -> int:
+    """K, or the largest even one below it within which D is at least `_LINEAR`."""
+    luzzati = model.forward_model.luzzati
+    if luzzati is None:
+        return resolution
+    shells = torch.nonzero(luzzati[1:] < _LINEAR * luzzati[1:].max())[:, 0]
+    first = int(shells[0]) + 1 if len(shells) else len(luzzati)
+    return min(resolution, max(8, 2 * first))
+
+
+def _in_common(each: Float64[Tensor, "images numbers"]) -> Float64[Tensor, ""]:
+    """Σ_{i≠j} b_i · b_j."""
+    return each.sum(0).square().sum() - each.square().sum()
+
+
+def _left_of(whitened: Float[Tensor, "images dof"], fitted: Tangent) -> Float64[Tensor, "images dof"]:
+    """(1 - J C Jᵀ) x."""
+    jacobian, x = fitted.jacobian.double(), whitened.double()[..., None]
+    return (x - jacobian.transpose(1, 2) @ torch.linalg.solve(fitted.precision, jacobian @ x))[..., 0]
+
+
+def _latents_of(model: Model, particles: Particles, values: Values) -> dict[str, Tensor]:
+    """All that the images depend on, in the type of the forward model."""
+    latents = {**particles.given, **values}
+    return {name: value.to(model.forward_model.reference) for name, value in latents.items()}
+
+
+def _forth(
+    model: Model, particles: Particles, values: Values, away: Float64[Tensor, "atoms 3"], resolution: int
+) -> Float[Tensor, "images dof"]:
+    """G e, what becomes of whitened predictions as atoms are displaced in the molecule's frame, in Å."""
+    forward, latents = model.forward_model, _latents_of(model, particles, values)
+    on_detector = away.to(forward.reference) @ pose_to_rotation(latents["pose"])[:, :2].transpose(1, 2)
+    velocities = on_detector[:, None] / forward.pixel_size
+    _, moved = forward.projected_slopes(forward.positions(latents), velocities, resolution)
+    return particles.noise.whiten(forward.factor(latents, resolution) * moved[:, 0], resolution)
+
+
+def _back(
+    model: Model,
+    particles: Particles,
+    values: Values,
+    whitened: Float[Tensor, "images dof"],
+    resolution: int,
+) -> Float64[Tensor, "images atoms 3"]:
+    """Gᵀ x, the gradient of what whitened predictions have in common with x by places in Å."""
+    forward, latents = model.forward_model, _latents_of(model, particles, values)
+    positions = forward.positions(latents).requires_grad_()
+    with torch.enable_grad():
+        predicted = forward.factor(latents, resolution) * forward.projected(positions, resolution)
+        shared = (particles.noise.whiten(predicted, resolution) * whitened.to(forward.reference)).sum()
+        (gradient,) = torch.autograd.grad(shared, positions)
+    turned = gradient @ pose_to_rotation(latents["pose"])[:, :2] / forward.pixel_size
+    return turned.double()
+
+
+@torch.no_grad()
+def with_place_error(posterior: RefinedPosterior, deviation: float) -> RefinedPosterior:
+    """The posterior where atoms are off their places: each Gaussian wider, its middle where it is.
+
+    A displacement e of all atoms moves the peak of an image by C Jᵀ G e. With e ~ N(0, τ²) its covariance
+    grows to
+
+        C + τ² C Jᵀ G Gᵀ J C.
+
+    What moves the peaks of similar images moves them alike: averages over images do not become as much better
+    as their number says. Evidence and effective sample size stay those of the model without displacements,
+    and no draw is weighed by them.
+
+    Parameters
+    ----------
+    posterior : RefinedPosterior
+        Of a model, best of one with Luzzati's D.
+    deviation : float
+        τ in Å, such as `place_error` finds.
+
+    Raises
+    ------
+    CryoANMError
+        If it is negative or not finite.
+    """
+    if not 0 <= deviation < float("inf"):
+        raise CryoANMError(f"deviation = {deviation:g} Å is not usable: it must be 0 or greater")
+    mixture, scale = posterior.mixture, posterior.mixture.scale.clone()
+    for some in torch.arange(len(posterior)).split(_IMAGES):
+        for component in range(scale.shape[1]):
+            here = posterior.particles[some]
+            at = mixture.unknowns.values(mixture.centre[some, component])
+            fitted = tangent(posterior.model, here, at, posterior.resolution)
+            columns = [
+                _back(posterior.model, here, at, column, posterior.resolution).flatten(1)
+                for column in fitted.jacobian.unbind(1)
+            ]
+            covariance = mixture.covariance[some, component]
+            moved = deviation * covariance @ torch.stack(columns, dim=1)
+            scale[some, component] = torch.linalg.cholesky(covariance + moved @ moved.transpose(1, 2))
+    return replace(
+        posterior,
+        mixture=replace(mixture, scale=scale),
+        weighed=torch.zeros_like(posterior.weighed),
+    )
