@@ -3,13 +3,16 @@
 from collections.abc import Iterable, Iterator, Mapping
 from statistics import median
 
-from cryoanm_lib.checks.calibration import LEVELS
+import torch
+
+from cryoanm_lib.checks.calibration import LEVELS, coverage, credible_level
 from cryoanm_lib.checks.residuals import FLIP_DEGREES, residuals
 from cryoanm_lib.experiments.fit import Fit
 from cryoanm_lib.experiments.profile import Profile
 from cryoanm_lib.experiments.reference import Reference
-from cryoanm_lib.imaging.latents import LATENTS, Latent
+from cryoanm_lib.imaging.latents import LATENTS, Latent, Values
 from cryoanm_lib.inference.fisher import information_limit
+from cryoanm_lib.inference.refinement import RefinedPosterior
 from cryoanm_lib.particles.particles import Simulated
 from cryoanm_lib.program.program import Model
 
@@ -226,6 +229,28 @@ def calibration_table(assessments: Iterable[Mapping]) -> str:
         tested = [value for key, value in metrics.items() if key.startswith("sbc_p_")]
         row += [f"{100 * metrics['weighed_fraction']:.1f} %", f"{min(tested):.2g}"]
         rows.append(row)
+    return markdown_table(heading, rows)
+
+
+def standardised_errors(posterior: RefinedPosterior, truth: Values) -> dict[str, float]:
+    """Root mean square of truth less posterior mean, in the posterior's deviations, of each latent."""
+    squares, columns = posterior.standardised(truth).square().mean(0), posterior.mixture.unknowns.columns
+    of_each = {name: [s for s, own in zip(squares, columns, strict=True) if own == name] for name in columns}
+    return {name: torch.stack(own).mean().sqrt().item() for name, own in of_each.items()}
+
+
+def honesty_table(
+    answers: Mapping[str, RefinedPosterior], truth: Values, n_draws: int, generator: torch.Generator
+) -> str:
+    """Standardised errors and coverage of posteriors of the same images, a row each, by what was assumed."""
+    rows = []
+    for assumed, posterior in answers.items():
+        errors = standardised_errors(posterior, truth)
+        level = credible_level(posterior, posterior.sample(n_draws, generator), truth)
+        inside = " / ".join(f"{100 * coverage(level, nominal, n_draws):.0f}" for nominal in LEVELS)
+        rows.append([assumed, *(f"{error:.2f}" for error in errors.values()), inside])
+    levels = "/".join(f"{100 * nominal:.0f}" for nominal in LEVELS)
+    heading = ["", *(name.replace("_", " ") for name in errors), f"in {levels} %"]
     return markdown_table(heading, rows)
 
 

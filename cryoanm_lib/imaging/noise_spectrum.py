@@ -36,8 +36,18 @@ class Spectrum:
 
         How smooth is chosen by marginal likelihood. Shells that were not measured are given the power of the
         nearest one; |k| = 0, to which an image's level belongs, stays as it is.
+
+        Raises
+        ------
+        ForwardModelError
+            If the power found in a shell is not positive.
         """
         shells = 1 + torch.nonzero(self.error[1:] > 0)[:, 0]  # measured: no NaN is greater than 0
+        if wrong := [shell for shell in shells.tolist() if not self.power[shell] > 0]:
+            raise ForwardModelError(
+                f"the power found in shell {wrong[0]} is {self.power[wrong[0]].item():g} ± "
+                f"{self.error[wrong[0]].item():g}: it needs more images, or a wider ring around the particle"
+            )
         every = torch.arange(1, len(self.power)).clamp(shells.min(), shells.max())
         mean, deviation = smoothed(
             *(np.log(shells.numpy()), self.power[shells].log().numpy()),

@@ -56,6 +56,8 @@ NOTEBOOKS = {
     "11_views": ["so3_all_latents_refined"],
     "12_costs": [REFERENCE, BENCHMARKS],
     "13_summary": [METRICS, REFERENCE],
+    "14_real_microscope": [],
+    "15_real_molecule": [],
 }
 
 # An edit of the library retrains. What tests a finished fit does not, nor what only draws and tabulates.

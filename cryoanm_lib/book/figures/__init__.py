@@ -27,6 +27,14 @@ from cryoanm_lib.book.figures.landscape import (
     plot_pose_profiles,
 )
 from cryoanm_lib.book.figures.misfit import plot_alarm, plot_explanations, plot_ring_misfit
+from cryoanm_lib.book.figures.molecule import (
+    plot_agreement,
+    plot_bonds,
+    plot_coarse_images,
+    plot_difference,
+    plot_luzzati,
+)
+from cryoanm_lib.book.figures.optics import plot_noise_spectra, plot_optics
 from cryoanm_lib.book.figures.pipeline import plot_pipeline
 from cryoanm_lib.book.figures.posterior import (
     plot_components,

@@ -14,9 +14,10 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.path import Path as MplPath
 
-from cryoanm_lib.book.widgets import Breathing, Explorer, Landscape, Sharpening
+from cryoanm_lib.book.widgets import Breathing, Explorer, Landscape, Microscope, Sharpening
 from cryoanm_lib.experiments.datasets import draw_test_images
 from cryoanm_lib.experiments.profile import load_profile
+from cryoanm_lib.imaging.contrast_transfer import ContrastTransfer, given_ctf
 from cryoanm_lib.imaging.forward_model import ForwardModel
 from cryoanm_lib.imaging.latents import in_plane
 from cryoanm_lib.imaging.likelihood import log_likelihood
@@ -93,6 +94,31 @@ def test_the_script_s_noise_is_white_and_the_same_at_every_resolution() -> None:
     fine, coarse = (noisy - clean).view(64, 64), (noisy_32 - clean_32).view(32, 32)
     fine, coarse = (torch.fft.fft2(torch.fft.ifftshift(x), norm="forward")[:16, :16] for x in (fine, coarse))
     torch.testing.assert_close(fine, coarse, rtol=0, atol=1e-9)
+
+
+def microscope() -> Microscope:
+    reference = load_structure("adk_open").coordinates
+    optics = ContrastTransfer(3.0, spherical_aberration=2.0, amplitude_contrast=0.07, varies=())
+    sizes = {"box_size": 48, "pixel_size": 3.0}
+    model = ForwardModel(reference, normal_modes(reference).vectors, **sizes, transfer=optics)
+    return Microscope(model, 8000.0, 0.1, empty_still(), "an image")
+
+
+@node
+def test_the_script_s_microscope_is_the_library_s() -> None:
+    """Defocus, astigmatism, aberration, amplitude contrast, phase plate and envelope together."""
+    figure = microscope()
+    at = {
+        **{"defocus": 0.8, "astigmatism": 600, "angle": 25, "aberration": 2.0, "contrast": 0.07},
+        **{"phase": 40, "envelope": 90, "voltage": 300, "noise": 0.0},
+    }
+    passed = f"microscope.coefficients(model, {json.dumps(at)}).passed"
+    found = run_script(figure, f"Array.from(projection.synthesis({passed}, 48))")
+    u, v, angle, phase, b = torch.tensor([8600.0, 7400.0, 25.0, 40.0, 90.0], dtype=torch.float64)[:, None]
+    latents = in_plane(torch.zeros(1).double(), torch.zeros(1, 1).double())
+    expected = figure.model.images({**latents, "ctf": given_ctf(u, v, angle, phase, b)})
+    away = torch.tensor(found, dtype=torch.float64).view_as(expected) - expected
+    assert away.abs().max() < TOLERANCE * expected.abs().max()
 
 
 def breathing() -> Breathing:
@@ -266,7 +292,7 @@ def test_walking_uphill_at_low_resolution_leads_to_the_highest_point(walked: Lan
     assert heights[-1] == pytest.approx(frame["top"], abs=1.0)
 
 
-@pytest.mark.parametrize("figure", [explorer, breathing, "sharpening", "walked"])
+@pytest.mark.parametrize("figure", [explorer, microscope, breathing, "sharpening", "walked"])
 def test_a_page_needs_nothing_from_elsewhere(figure, request) -> None:
     html = (request.getfixturevalue(figure) if isinstance(figure, str) else figure())._repr_html_()
     assert not re.findall(r"https?://|src=\"(?!data:)|href=|import\s*\(", html)
