@@ -54,7 +54,7 @@ def plot_agreement(
 def plot_bonds(
     amplitudes: Float[Tensor, "steps"], lengths: Mapping[str, Float[Tensor, "steps bonds"]]
 ) -> Figure:
-    """By how much bonds change as a molecule bends, against the amplitude: the worst and the root mean square."""
+    """By how much bonds change as a molecule bends: the worst of them, and dotted the root mean square."""
     figure, axes = new_figure(1, 1, height=3.0)
     middle = len(amplitudes) // 2
     for number, (name, of) in enumerate(lengths.items()):
