@@ -242,16 +242,16 @@ def standardised_errors(posterior: RefinedPosterior, truth: Values) -> dict[str,
 def honesty_table(
     answers: Mapping[str, RefinedPosterior], truth: Values, n_draws: int, generator: torch.Generator
 ) -> str:
-    """Standardised errors and coverage of posteriors of the same images, a row each, by what was assumed."""
-    rows = []
-    for assumed, posterior in answers.items():
+    """Standardised errors and coverage of posteriors of the same images, a column for each assumption."""
+    columns = []
+    for posterior in answers.values():
         errors = standardised_errors(posterior, truth)
         level = credible_level(posterior, posterior.sample(n_draws, generator), truth)
         inside = " / ".join(f"{100 * coverage(level, nominal, n_draws):.0f}" for nominal in LEVELS)
-        rows.append([assumed, *(f"{error:.2f}" for error in errors.values()), inside])
+        columns.append([*(f"{error:.2f}" for error in errors.values()), inside])
     levels = "/".join(f"{100 * nominal:.0f}" for nominal in LEVELS)
-    heading = ["", *(name.replace("_", " ") for name in errors), f"in {levels} %"]
-    return markdown_table(heading, rows)
+    names = [*(name.replace("_", " ") for name in errors), f"in {levels} %"]
+    return markdown_table(["", *answers], [list(row) for row in zip(names, *columns, strict=True)])
 
 
 def older_runs(reference: Reference, settings: Profile, names: Iterable[str] | None = None) -> str:
