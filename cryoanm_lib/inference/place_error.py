@@ -10,7 +10,7 @@ from torch import Tensor
 from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.imaging.latents import Values, pose_to_rotation
 from cryoanm_lib.inference.refinement import RefinedPosterior
-from cryoanm_lib.particles.particles import Particles
+from cryoanm_lib.particles.particles import Particles, require_images
 from cryoanm_lib.program.gauss_newton import Tangent, tangent
 from cryoanm_lib.program.program import Model
 
@@ -69,25 +69,37 @@ def place_error(
         The posterior mean of what is inferred, such as `RefinedPosterior.mean`.
     generator : torch.Generator, optional
         Source of u.
+
+    Raises
+    ------
+    CryoANMError
+        If there are fewer than two images, one is not finite, or they are not on the CPU.
     """
+    require_images(particles)
+    if len(particles) < 2:
+        raise CryoANMError("1 image shares nothing with another: give two or more")
     resolution = _linear_resolution(model, resolution)
-    n_atoms, found = len(model.forward_model.reference), []
-    probes = torch.randn(_PROBES, n_atoms, 3, generator=generator, dtype=torch.float64)
+    n_numbers = 3 * len(model.forward_model.reference)
+    probes = torch.randn(_PROBES, n_numbers // 3, 3, generator=generator, dtype=torch.float64)
+    of_images, of_probes, squares = [], torch.zeros(_PROBES, n_numbers, dtype=torch.float64), 0.0
     for some in torch.arange(len(particles)).split(_IMAGES):
         here, at = particles[some], {name: values[name][some] for name in model.inferred}
         fitted = tangent(model, here, at, resolution)
-        seen = [fitted.residual.double()]
-        for probe in probes:
-            seen.append(_left_of(_forth(model, here, at, probe, resolution), fitted))
-        back = [_back(model, here, at, each, resolution) for each in seen]
-        found.append(torch.stack(back).flatten(2))
-    of_images, *of_probes = torch.cat(found, dim=1)
-    gram = of_images @ of_images.T
-    gram.fill_diagonal_(0.0)
-    expected = torch.stack([_in_common(each) for each in of_probes]).mean()
-    variance = (gram.sum() / expected).clamp(min=0.0)
-    z = gram.sum() / (2 * gram.square().sum()).sqrt().clamp(min=1e-300)
-    return PlaceError(variance.sqrt().item(), z.item())
+        of_images.append(_back(model, here, at, fitted.residual, resolution).flatten(1))
+        for number, probe in enumerate(probes):
+            left = _left_of(_forth(model, here, at, probe, resolution), fitted)
+            back = _back(model, here, at, left, resolution).flatten(1)
+            of_probes[number] += back.sum(0)
+            squares += back.square().sum() / _PROBES
+    b = torch.cat(of_images)
+    # Σ over pairs of b_i · b_j and of its square: all products less those of an image with itself.
+    alone = b.square().sum(1)
+    shared = b.sum(0).square().sum() - alone.sum()
+    products = b @ b.T if len(b) < n_numbers else b.T @ b
+    spread = (2 * (products.square().sum() - alone.square().sum())).clamp(min=1e-300).sqrt()
+    expected = of_probes.square().sum(1).mean() - squares
+    variance = (shared / expected).clamp(min=0.0)
+    return PlaceError(variance.sqrt().item(), (shared / spread).item())
 
 
 def _linear_resolution(model: Model, resolution: int) -> int:
@@ -98,11 +110,6 @@ def _linear_resolution(model: Model, resolution: int) -> int:
     shells = torch.nonzero(luzzati[1:] < _LINEAR * luzzati[1:].max())[:, 0]
     first = int(shells[0]) + 1 if len(shells) else len(luzzati)
     return min(resolution, max(8, 2 * first))
-
-
-def _in_common(each: Float64[Tensor, "images numbers"]) -> Float64[Tensor, ""]:
-    """Σ_{i≠j} b_i · b_j."""
-    return each.sum(0).square().sum() - each.square().sum()
 
 
 def _left_of(whitened: Float[Tensor, "images dof"], fitted: Tangent) -> Float64[Tensor, "images dof"]:
@@ -174,8 +181,9 @@ def with_place_error(posterior: RefinedPosterior, deviation: float) -> RefinedPo
     if not 0 <= deviation < float("inf"):
         raise CryoANMError(f"deviation = {deviation:g} Å is not usable: it must be 0 or greater")
     mixture, scale = posterior.mixture, posterior.mixture.scale.clone()
-    for some in torch.arange(len(posterior)).split(_IMAGES):
-        for component in range(scale.shape[1]):
+    for component in range(scale.shape[1]):
+        present = torch.nonzero(mixture.log_weight[:, component].isfinite())[:, 0]
+        for some in present.split(_IMAGES):
             here = posterior.particles[some]
             at = mixture.unknowns.values(mixture.centre[some, component])
             fitted = tangent(posterior.model, here, at, posterior.resolution)

@@ -94,6 +94,12 @@ def test_no_displacement_changes_nothing() -> None:
     assert not same.weighed.any()
 
 
+def test_one_image_has_nothing_in_common() -> None:
+    posterior, _ = answered(0.0, seed=4, count=1)
+    with pytest.raises(CryoANMError, match=r"1 image shares nothing with another: give two or more"):
+        error_of(posterior)
+
+
 @pytest.mark.parametrize("wrong", [-1.0, math.nan, math.inf])
 def test_a_deviation_is_not_negative(wrong: float) -> None:
     posterior, _ = answered(0.0, seed=4, count=2)
