@@ -52,7 +52,7 @@ def luzzati_factor(posterior: RefinedPosterior, generator: torch.Generator | Non
     with y in units of the noise and ŷ without the D that the model has. Take the next step with the
     posteriors of a model that has this one, `model.forward_model.with_luzzati(found.smooth().factor)`; where
     D stays, it is the most likely. Beside a contrast that is inferred, D is known but for a factor: it is the
-    one with which contrasts have the mean of their prior.
+    one with which contrasts have the mean of their prior, unless that is 0.
 
     Parameters
     ----------
@@ -81,5 +81,6 @@ def luzzati_factor(posterior: RefinedPosterior, generator: torch.Generator | Non
     present = torch.ones_like(found) if forward.luzzati is None else forward.luzzati.double()
     if "contrast" in model.inferred:
         mean, _ = model.prior.moments("contrast", forward.n_modes, found)
-        present = present * draws["contrast"].double().mean() / mean
+        if mean != 0:
+            present = present * draws["contrast"].double().mean() / mean
     return Luzzati(present * found, present.abs() * error)

@@ -79,6 +79,15 @@ def test_what_images_hold_of_a_prediction_is_found() -> None:
     assert expected[16] < 0.3 and (found.error[1:17] < 0.05).all()
 
 
+def test_a_contrast_of_either_sign_has_no_scale() -> None:
+    particles, truth = images_of(model_of(PLACES, FALLING), 100)
+    model = model_of(PLACES)
+    model.prior = model.prior.model_copy(update={"contrast_mean": 0.0, "contrast_scale": 2.0})
+    found = luzzati_factor(known(model, particles, truth), torch.Generator().manual_seed(2))
+    away = ((found.factor - FALLING) / found.error)[1:17]
+    assert away.square().sum() < 45
+
+
 def test_it_is_found_from_posteriors_of_a_model_without_it() -> None:
     """Two steps, the first from posteriors that lack D, bring it within a tenth."""
     particles, truth = images_of(model_of(PLACES, FALLING), 40)
