@@ -8,9 +8,9 @@ uniformly (simulation-based calibration, SBC).
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
+import scipy  # loads its parts where they are first used
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
 from cryoanm_lib.imaging.latents import POSES
@@ -85,7 +85,7 @@ def uniformity(
     if n_draws is not None:
         spread = torch.rand(values.shape, generator=generator, dtype=torch.float64)
         values = (n_draws * values + spread) / (n_draws + 1)
-    return float(stats.kstest(values.numpy(), "uniform").pvalue)
+    return float(scipy.stats.kstest(values.numpy(), "uniform").pvalue)
 
 
 def credible_level(
@@ -146,5 +146,5 @@ def coverage_band(
         Of each value alone to lie within, by the binomial distribution.
     """
     tail = (1 - probability) / 2
-    ends = [stats.binom.ppf(q, n_images, nominal.numpy()) / n_images for q in (tail, 1 - tail)]
+    ends = [scipy.stats.binom.ppf(q, n_images, nominal.numpy()) / n_images for q in (tail, 1 - tail)]
     return torch.stack([torch.as_tensor(end) for end in ends], dim=-1)

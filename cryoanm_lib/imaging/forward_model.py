@@ -149,12 +149,21 @@ class ForwardModel(nn.Module):
                     f"{name} holds NaN or infinite coordinates: repair the structure first"
                 )
         if self.luzzati is not None:
-            n_shells = self.box_size // 2 + 1
-            if self.luzzati.shape != (n_shells,) or not self.luzzati.isfinite().all():
-                raise ForwardModelError(
-                    f"D has shape {tuple(self.luzzati.shape)} or is not finite: give a number for each of "
-                    f"the {n_shells} shells |k| = 0 … {self.box_size // 2}"
-                )
+            self._check_luzzati(self.luzzati)
+
+    def _check_luzzati(self, luzzati: Float[Tensor, "shells"]) -> None:
+        """Refuse a D that is not a number of each shell."""
+        n_shells = self.box_size // 2 + 1
+        if luzzati.shape != (n_shells,):
+            raise ForwardModelError(
+                f"D has shape {tuple(luzzati.shape)}: give a number for each of the {n_shells} shells "
+                f"|k| = 0 … {self.box_size // 2}"
+            )
+        if wrong := torch.nonzero(~luzzati.isfinite())[:, 0].tolist():
+            raise ForwardModelError(
+                f"D is {luzzati[wrong[0]].item():g} in shell {wrong[0]}: `smooth()` of an estimate fills "
+                "shells that were not measured"
+            )
 
     def with_luzzati(self, luzzati: Float[Tensor, "shells"]) -> "ForwardModel":
         """The same molecule and microscope with this D."""
@@ -298,6 +307,7 @@ class ForwardModel(nn.Module):
     def _microscope_at(
         self, latents: Values, frequencies: Float[Tensor, "kept 2"]
     ) -> Float[Tensor, "*batch kept"]:
+        """The transfer, times the contrast."""
         transfer = self.transfer.values(latents, frequencies)
         return latents["contrast"][..., None] * transfer if "contrast" in latents else transfer
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.imaging.radial_noise import shell_hats
 from cryoanm_lib.inference.refinement import RefinedPosterior
 from cryoanm_lib.numerics.fourier import crop_coefficients
@@ -19,13 +20,14 @@ _DRAWS = 8
 class Luzzati:
     """D in each shell |k| = 0 … N//2: the coefficients that are expected, in units of those predicted.
 
-    Where atoms are off their places by τ along each axis it is exp(-2π² τ² k²) (Luzzati 1952), and in general
-    what is left of a prediction by whatever is wrong with it (Read 1986).
+    Where atoms are off their places by τ_a along each axis it is exp(-2π² τ_a² k²), with k in cycles per Å
+    (Luzzati 1952), and in general what whatever is wrong with a prediction leaves of it (Read 1986).
 
     Attributes
     ----------
     factor, error : Float[Tensor, "shells"]
-        The estimate and its standard error; not a number in shells that K does not reach.
+        The estimate and its standard error, given the posteriors; not a number in shells that K does not
+        reach.
     """
 
     factor: Float[Tensor, "shells"]
@@ -52,7 +54,8 @@ def luzzati_factor(posterior: RefinedPosterior, generator: torch.Generator | Non
     with y in units of the noise and ŷ without the D that the model has. Take the next step with the
     posteriors of a model that has this one, `model.forward_model.with_luzzati(found.smooth().factor)`; where
     D stays, it is the most likely. Beside a contrast that is inferred, D is known but for a factor: it is the
-    one with which contrasts have the mean of their prior, unless that is 0.
+    one with which contrasts have the mean of their prior, unless that is 0, known as well as n images tell a
+    mean: σ/√n of contrasts with a deviation σ, which the errors do not contain.
 
     Parameters
     ----------
@@ -60,7 +63,14 @@ def luzzati_factor(posterior: RefinedPosterior, generator: torch.Generator | Non
         Of a model, images with the latents that are given, and K.
     generator : torch.Generator, optional
         Source of the draws.
+
+    Raises
+    ------
+    CryoANMError
+        If there are less than two images, which tell no error.
     """
+    if len(posterior) < 2:
+        raise CryoANMError(f"{len(posterior)} images tell no error of D: give two or more")
     model, resolution = posterior.model, posterior.resolution
     forward, n_shells = model.forward_model, model.forward_model.box_size // 2 + 1
     of_coefficients = shell_hats(resolution, n_shells)

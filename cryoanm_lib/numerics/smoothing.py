@@ -1,5 +1,6 @@
 """A smooth curve through values that are known to some error each."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ def smoothed(
     to: Float[np.ndarray, "wanted"],
     lengths: tuple[float, float],
 ) -> tuple[Float[np.ndarray, "wanted"], Float[np.ndarray, "wanted"]]:
-    """Mean and deviation of a Gaussian process about the values' mean, with the errors as its noise.
+    """Mean and deviation of a Gaussian process about the values' weighed mean, with the errors as its noise.
 
     Parameters
     ----------
@@ -33,8 +34,8 @@ def smoothed(
     >>> f"{mean.item():.2f}", bool(deviation < 0.005)
     ('0.25', True)
     """
-    middle = values.mean()
-    kernel = ConstantKernel(1.0) * RBF(1.0, length_scale_bounds=lengths)
+    middle = np.average(values, weights=errors**-2.0)
+    kernel = ConstantKernel(1.0) * RBF(math.sqrt(lengths[0] * lengths[1]), length_scale_bounds=lengths)
     noise: Any = errors**2  # a number or one for each: its annotation knows only the first
     process = GaussianProcessRegressor(kernel, alpha=noise).fit(at[:, None], values - middle)
     mean, deviation = process.predict(to[:, None], return_std=True)

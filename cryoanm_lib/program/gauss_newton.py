@@ -67,7 +67,7 @@ class Tangent:
 
     @property
     def precision(self) -> Float[Tensor, "images columns columns"]:
-        """JᵀJ + P in float64."""
+        """JᵀJ + P in float64, the product itself in the type of the model, which is faster."""
         information = (self.jacobian @ self.jacobian.transpose(1, 2)).double()
         return information + torch.diag_embed(self.prior_precision)
 
@@ -79,7 +79,7 @@ def tangent(
     resolution: int,
     latents: tuple[Latent, ...] | None = None,
 ) -> Tangent:
-    """Parameters as of `gauss_newton`."""
+    """The prediction about a point of each image, its slopes, and the prior's; as `gauss_newton` takes it."""
     latents = model.unknowns.latents if latents is None else latents
     forward, noise = model.forward_model, particles.noise
     here = {name: value.to(forward.reference) for name, value in {**particles.given, **values}.items()}

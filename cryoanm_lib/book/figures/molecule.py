@@ -86,7 +86,7 @@ def plot_luzzati(found: Mapping[str, Luzzati], size: float, highest: int) -> Fig
 def plot_difference(
     found: Mapping[str, DifferenceMap], atoms: Float[Tensor, "atoms 3"], side: Tensor, half: float
 ) -> Figure:
-    """Difference maps in deviations, the highest along the line of sight; dots are atoms.
+    """Difference maps in posterior deviations, the highest along the line of sight; dots are atoms.
 
     Parameters
     ----------
@@ -99,10 +99,12 @@ def plot_difference(
     """
     figure, axes = new_figure(1, len(found), height=3.4, sharey=True)
     for ax, (name, each) in zip(axes[0], found.items(), strict=True):
-        reach = len(each.density) // 2 * each.pixel_size
-        highest = (each.density / each.error.clamp(min=1e-300)).amax(0).numpy()
+        size = len(each.density)
+        low = (-(size // 2) - 0.5) * each.pixel_size  # the middle of voxel size // 2 is the origin
+        high = low + size * each.pixel_size
+        highest = (each.density / each.error.min().clamp(min=1e-300)).amax(0).numpy()
         shown = ax.imshow(
-            *(highest,), origin="lower", extent=(-reach, reach, -reach, reach), vmin=0, vmax=6, cmap="Blues"
+            *(highest,), origin="lower", extent=(low, high, low, high), vmin=0, vmax=6, cmap="Blues"
         )
         for which, colour in ((~side, GREY), (side, TRUTH_COLOUR)):
             x, y, _ = atoms[which].T.numpy()

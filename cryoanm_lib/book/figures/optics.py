@@ -31,9 +31,9 @@ def plot_optics(cases: Mapping[str, tuple[ForwardModel, Values]]) -> Figure:
         frequencies = torch.cartesian_prod(line, line).flip(-1)
         transfer = model.transfer.values(latents, frequencies)[0].view(len(line), len(line))
         span, edge = abs(image).max(), model.box_size // 5
-        axes[2 * block, column].imshow(image[edge:-edge, edge:-edge], vmin=-span, vmax=span)
+        axes[2 * block, column].imshow(image[edge:-edge, edge:-edge], vmin=-span, vmax=span, origin="lower")
         axes[2 * block, column].set_title(name, fontsize=10)
-        axes[2 * block + 1, column].imshow(transfer.numpy(), vmin=-1, vmax=1, cmap="RdBu_r")
+        axes[2 * block + 1, column].imshow(transfer.numpy(), vmin=-1, vmax=1, cmap="RdBu_r", origin="lower")
     return figure
 
 

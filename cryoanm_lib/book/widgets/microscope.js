@@ -61,7 +61,10 @@ const microscope = (() => {
     context.fillStyle = "#333";
     context.font = "11px sans-serif";
     context.textAlign = "center";
-    for (const detail of [20, 10, 7]) context.fillText(`${detail} Å`, width / detail / edge, height - 4);
+    for (const pixels of [6.7, 3.3, 2.3]) {
+      const detail = Math.round(pixels * model.pixelSize);
+      context.fillText(`${detail} Å`, width / detail / edge, height - 4);
+    }
   }
 
   /** Join the sliders and the button of a figure to its canvases. */

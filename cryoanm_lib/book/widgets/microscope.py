@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from cryoanm_lib.book.widgets.explorer import drawn_by_script
 from cryoanm_lib.book.widgets.frame import Slider, moving_figure
+from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.imaging.contrast_transfer import ContrastTransfer
 from cryoanm_lib.imaging.forward_model import ForwardModel
 
@@ -34,7 +35,8 @@ class Microscope:
     def sliders(self) -> list[Slider]:
         """Those of the figure, from top to bottom."""
         optics = self.model.transfer
-        assert isinstance(optics, ContrastTransfer)
+        if not isinstance(optics, ContrastTransfer) or optics.sign != 1:
+            raise CryoANMError("the figure draws a `ContrastTransfer` of sign 1: give the model one")
         return [
             Slider("defocus", "defocus Δf", "µm", 0, 2.4, 0.05, self.defocus / 1e4),
             Slider("astigmatism", "astigmatism", "Å", 0, 3000, 50, 0),

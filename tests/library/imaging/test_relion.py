@@ -263,7 +263,7 @@ def test_error_bars_of_beads_are_honest_once_mended(tmp_path: Path) -> None:
             luzzati_factor(posterior, generator).smooth().factor
         )
         posterior = refine(Model(damped, made.prior, made.noise), seen, k, starts, generator=generator)
-    found = place_error(posterior.model, seen, posterior.mean(), k, generator)
+    found = place_error(posterior, generator)
     mended = with_place_error(posterior, found.deviation)
     before, after = (each.standardised(truth).square().mean(0).sqrt() for each in (plain, mended))
     assert before.max() > 2 and plain.explained.all() and found.z > 10
