@@ -10,6 +10,7 @@ from torch import Tensor
 from cryoanm_lib.imaging.latents import Values, pose_to_rotation
 from cryoanm_lib.numerics.fourier import crop_coefficients, half_plane_frequencies
 from cryoanm_lib.particles.particles import Particles
+from cryoanm_lib.program.gauss_newton import all_latents
 from cryoanm_lib.program.program import Model
 
 #: Images at a time.
@@ -81,7 +82,7 @@ def difference_map(model: Model, particles: Particles, values: Values, resolutio
     squares, spread = torch.zeros(2, cells, dtype=torch.float64)
     for some in torch.arange(len(particles)).split(_IMAGES):
         here = particles[some]
-        latents = _latents_of(model, here, {name: values[name][some] for name in model.inferred})
+        latents = all_latents(model, here, {name: values[name][some] for name in model.inferred})
         left, factor = _brought_back(model, here, latents, resolution)
         cell, weight = _neighbours(pose_to_rotation(latents["pose"]).double(), resolution)
         product = torch.view_as_real(factor * left)
@@ -99,12 +100,6 @@ def difference_map(model: Model, particles: Particles, values: Values, resolutio
     return _solved(
         matched + _mirrored(matched).conj(), squares + _mirrored(squares), spread + _mirrored(spread), size
     )
-
-
-def _latents_of(model: Model, particles: Particles, values: Values) -> dict[str, Tensor]:
-    """All that the images depend on, in the type of the forward model."""
-    latents = {**particles.given, **values}
-    return {name: value.to(model.forward_model.reference) for name, value in latents.items()}
 
 
 def _phase(latents: Values, frequencies: Float[Tensor, "kept 2"]) -> Complex[Tensor, "..."]:

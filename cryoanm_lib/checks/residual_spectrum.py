@@ -43,10 +43,10 @@ def residual_spectrum(model: Model, particles: Particles, values: Values, resolu
     box_size, n_shells = model.forward_model.box_size, model.forward_model.box_size // 2 + 1
     hats, seen, free = shell_hats(resolution, n_shells), [], []
     for some in torch.arange(len(particles)).split(_IMAGES):
-        here, at = particles[some], {name: value[some] for name, value in values.items()}
+        here, at = particles[some], {name: values[name][some] for name in model.inferred}
         fitted = tangent(model, here, at, resolution)
         residual = crop_coefficients(here.coefficients, resolution) - fitted.predicted
-        of_parts = leverage(fitted)
+        of_parts = _leverage(fitted)
         of_each = torch.cat([of_parts[:, :1], of_parts[:, 1:].unflatten(1, (-1, 2)).mean(-1)], dim=1)
         scaled = residual.abs().double() / here.noise.unit()[1][..., None]
         seen.append(box_size**2 * scaled.square() @ hats)
@@ -59,7 +59,7 @@ def residual_spectrum(model: Model, particles: Particles, values: Values, resolu
     return Spectrum(power, error)
 
 
-def leverage(fitted: Tangent) -> Float[Tensor, "images dof"]:
+def _leverage(fitted: Tangent) -> Float[Tensor, "images dof"]:
     """The share h of the noise that a fit takes, of each value of the whitened crop."""
     jacobian = fitted.jacobian.double()
     factor = torch.linalg.cholesky(

@@ -12,7 +12,7 @@ from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.imaging.latents import Values, pose_to_rotation
 from cryoanm_lib.inference.refinement import RefinedPosterior
 from cryoanm_lib.particles.particles import Particles
-from cryoanm_lib.program.gauss_newton import Tangent, tangent
+from cryoanm_lib.program.gauss_newton import Tangent, all_latents, tangent
 from cryoanm_lib.program.program import Model
 
 #: Displacements drawn to learn what a displacement does, and draws from the posterior of each image.
@@ -123,12 +123,6 @@ def _left_of(whitened: Float[Tensor, "images dof"], fitted: Tangent) -> Float64[
     return (x - jacobian.transpose(1, 2) @ torch.linalg.solve(fitted.precision, jacobian @ x))[..., 0]
 
 
-def _latents_of(model: Model, particles: Particles, values: Values) -> dict[str, Tensor]:
-    """All that the images depend on, in the type of the forward model."""
-    latents = {**particles.given, **values}
-    return {name: value.to(model.forward_model.reference) for name, value in latents.items()}
-
-
 def _forth(
     model: Model,
     particles: Particles,
@@ -137,7 +131,7 @@ def _forth(
     resolution: int,
 ) -> Float[Tensor, "images probes dof"]:
     """G e, what becomes of whitened predictions as atoms are displaced in the molecule's frame, in Å."""
-    forward, latents = model.forward_model, _latents_of(model, particles, values)
+    forward, latents = model.forward_model, all_latents(model, particles, values)
     across = pose_to_rotation(latents["pose"])[:, None, :2].transpose(2, 3)
     velocities = away.to(forward.reference) @ across / forward.pixel_size
     _, moved = forward.projected_slopes(forward.positions(latents), velocities, resolution)
@@ -152,7 +146,7 @@ def _back(
     resolution: int,
 ) -> Float64[Tensor, "images atoms 3"]:
     """Gᵀ x, the gradient of what whitened predictions have in common with x by places in Å."""
-    forward, latents = model.forward_model, _latents_of(model, particles, values)
+    forward, latents = model.forward_model, all_latents(model, particles, values)
     positions = forward.positions(latents).requires_grad_()
     with torch.enable_grad():
         predicted = forward.factor(latents, resolution) * forward.projected(positions, resolution)

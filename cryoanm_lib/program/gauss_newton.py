@@ -72,6 +72,12 @@ class Tangent:
         return information + torch.diag_embed(self.prior_precision)
 
 
+def all_latents(model: HasPosterior, particles: Particles, values: Values) -> dict[str, Tensor]:
+    """All that images depend on, given or at `values`, in the type of the forward model."""
+    latents = {**particles.given, **values}
+    return {name: value.to(model.forward_model.reference) for name, value in latents.items()}
+
+
 def tangent(
     model: HasPosterior,
     particles: Particles,
@@ -82,8 +88,7 @@ def tangent(
     """The prediction about a point of each image, its slopes, and the prior's; as `gauss_newton` takes it."""
     latents = model.unknowns.latents if latents is None else latents
     forward, noise = model.forward_model, particles.noise
-    here = {name: value.to(forward.reference) for name, value in {**particles.given, **values}.items()}
-    predicted, slopes = forward.slopes(here, resolution, latents)
+    predicted, slopes = forward.slopes(all_latents(model, particles, values), resolution, latents)
     # Images from a file may be in double precision, the model in single.
     observed = crop_coefficients(particles.coefficients, resolution).to(predicted.dtype)
     exact = {name: value.double() for name, value in values.items()}
