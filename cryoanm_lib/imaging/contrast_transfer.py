@@ -121,25 +121,32 @@ class ContrastTransfer(Transfer):
         """Refuse a defocus so high that the transfer turns by more than π from one frequency to the next.
 
         What has a frequency k is spread by λ_e Δf k - C_s λ_e³ k³ in Å: it then reaches beyond half the box
-        and comes in again at the other side.
+        and comes in again at the other side. Without anything that is given of the images, a defocus on both
+        sides of focus is refused too: its prior is meant to be about a given value.
 
         Raises
         ------
         ForwardModelError
-            Naming the box that would do, at this pixel size and up to this frequency.
+            Naming the box that would do, at this pixel size and up to this frequency, or what to give.
         """
         numbers, _ = self._numbers(latents, torch.zeros((), dtype=torch.float64))
+        lowest, highest = numbers[..., 0].min().item(), numbers[..., 0].max().item()
+        if GIVEN_CTF not in latents and lowest <= 0 <= highest:
+            raise ForwardModelError(
+                f"no {GIVEN_CTF} of the images is given, so that their defocus is between {lowest:,.0f} and "
+                f"{highest:,.0f} Å, about focus: give `{GIVEN_CTF}` by given_ctf, or the prior a defocus_mean"
+            )
         half = numbers[..., 1:3].norm(dim=-1)
         extremes = torch.stack([(numbers[..., 0] - half).min(), (numbers[..., 0] + half).max()])
-        highest = (resolution // 2) / (box_size * self.pixel_size)
-        frequency = highest * torch.arange(1, 65, dtype=torch.float64) / 64
+        finest = (resolution // 2) / (box_size * self.pixel_size)
+        frequency = finest * torch.arange(1, 65, dtype=torch.float64) / 64
         aberration = self._aberration * self.wavelength**3 * frequency**3
         reach = (self.wavelength * extremes[:, None] * frequency - aberration).abs().amax(1)
         worst = extremes[reach.argmax()].item()
         needed = 2 * math.ceil(reach.max().item() / self.pixel_size)
         if needed > box_size:
             raise ForwardModelError(
-                f"a defocus of {worst:,.0f} Å spreads details of {1 / highest:.1f} Å by {reach.max():.0f} Å, "
+                f"a defocus of {worst:,.0f} Å spreads details of {1 / finest:.1f} Å by {reach.max():.0f} Å, "
                 f"beyond half a box of {box_size} pixels of {self.pixel_size:g} Å: use a box of at least "
                 f"{needed} pixels, or a lower resolution than K = {resolution}"
             )
@@ -174,6 +181,10 @@ class ContrastTransfer(Transfer):
         self, latents: Values, like: Float[Tensor, "..."]
     ) -> tuple[Float[Tensor, "*batch 4"], Float[Tensor, "*batch"]]:
         """Δf, a₁, a₂ and φ of each image, and its B-factor: what is given and what varies together."""
+        if GIVEN_CTF not in latents and UNDERFOCUS not in self.latents:
+            raise ForwardModelError(
+                f"no defocus: this microscope does not vary it, and no {GIVEN_CTF} is given: use given_ctf"
+            )
         given = latents[GIVEN_CTF].to(like) if GIVEN_CTF in latents else like.new_zeros(5)
         for latent, columns in _COLUMNS.items():
             if latent in self.latents:

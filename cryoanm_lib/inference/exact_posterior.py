@@ -131,7 +131,7 @@ def exact_posterior(
         If the evidence does not settle, there is no image, one is not finite, or they are not on the CPU.
     """
     require_images(particles)
-    model.check_transfer(particles.given, resolution)
+    model.check_given(particles.given, resolution)
     templates = Templates(model, resolution)
     held = max(1, _HELD // len(templates.lattice))
     chunks = (particles[start : start + held] for start in range(0, len(particles), held))

@@ -193,7 +193,7 @@ def refine(
         box.
     """
     require_images(particles)
-    model.check_transfer(particles.given, resolution)
+    model.check_given(particles.given, resolution)
     unknowns = model.unknowns
     if isinstance(starts, Guide):
         starts = Starts.of_each(unknowns.points(propose(starts, particles, resolution)))

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor, nn
 
-from cryoanm_lib.errors import ConfigurationError
+from cryoanm_lib.errors import ConfigurationError, CryoANMError
 from cryoanm_lib.imaging.forward_model import ForwardModel
 from cryoanm_lib.imaging.latents import LATENTS, Values
 from cryoanm_lib.imaging.likelihood import GaussianImage
@@ -90,13 +90,30 @@ class Model(nn.Module):
         each = (own.log_prob(latents[name].double()) for name, own in distributions)
         return sum(each, like.new_zeros(()))
 
+    def check_given(self, given: Values, resolution: int) -> None:
+        """Refuse images of which something is missing, or whose microscope this box cannot hold.
+
+        Raises
+        ------
+        CryoANMError
+            If a latent that is not inferred is not given.
+        ForwardModelError
+            As `check_transfer`.
+        """
+        if missing := [name for name in self.given if name not in given]:
+            raise CryoANMError(
+                f"{missing} vary and are not inferred, and of the images only {sorted(given)} are given: "
+                "give them with the images, or infer them"
+            )
+        self.check_transfer(given, resolution)
+
     def check_transfer(self, given: Values, resolution: int) -> None:
         """Refuse a microscope too far out of focus for the box: as given, 3 deviations of the prior away.
 
         Raises
         ------
         ForwardModelError
-            Naming the box that would do.
+            Naming the box that would do; or if nothing tells one in physical units from one in focus.
         """
         like, forward = torch.zeros(1, dtype=torch.float64), self.forward_model
         values = {}
@@ -106,29 +123,40 @@ class Model(nn.Module):
         forward.transfer.check({**values, **given}, forward.box_size, resolution)
 
     @torch.no_grad()
-    def simulate(self, n_images: int, resolution: int) -> Simulated:
+    def simulate(self, n_images: int, resolution: int, given: Values | None = None) -> Simulated:
         """Draw images, kept at a resolution K, together with the latents that made them.
 
-        What the microscope depends on, and is not inferred, is that of the prior's mean.
+        Parameters
+        ----------
+        n_images, resolution : int, int
+            How many, and K.
+        given : mapping of str to Tensor, optional
+            What is known of each image, such as its "ctf"; latents among it are not drawn. What the
+            microscope depends on, and is neither given nor inferred, is that of the prior's mean.
 
         Raises
         ------
         ForwardModelError
-            If K is not usable with the box, or the microscope too far out of focus for it.
+            If K is not usable with the box, the microscope is too far out of focus for it, or nothing says
+            how far it is out of focus.
         """
-        if resolution not in self._checked:
-            self.check_transfer({}, resolution)
+        given = {} if given is None else given
+        if given or resolution not in self._checked:
+            self.check_transfer(given, resolution)
+        if not given:
             self._checked.add(resolution)
         like, n_modes = self.forward_model.reference, self.forward_model.n_modes
         means = self.prior.means(n_images, n_modes, like)
         microscope = {one.name for one in self.forward_model.transfer.latents}
         known = {name: means[name] for name in self.given if name in microscope}
+        known |= {name: value.to(like) for name, value in given.items() if name in self.prior.names}
         with pyro.plate("images", n_images), poutine.condition(data=known):
             latents = self.draw()
         noise = self.noise.drawn(n_images, like)
-        clean = self.forward_model.coefficients(latents, resolution)
-        given = {name: latents[name] for name in self.given}
-        return Simulated(noise.sample(clean), given, noise, latents)
+        clean = self.forward_model.coefficients({**given, **latents}, resolution)
+        known = {**given, **{name: latents[name] for name in self.given}}
+        seen = {name: value for name, value in known.items() if name not in self.inferred}
+        return Simulated(noise.sample(clean), seen, noise, latents)
 
     def draw(self) -> dict[str, Float[Tensor, "images ..."]]:
         """Sample every latent from its prior, inside a plate of images."""

@@ -1,14 +1,24 @@
 """A microscope in physical units: closed forms, slopes, wrong units, and the box that a defocus needs."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from cryoanm_lib import ContrastTransfer, Model, OpticsPrior, given_ctf, natural_defocus, physical_defocus
-from cryoanm_lib.errors import ConfigurationError, ForwardModelError
+from cryoanm_lib import (
+    ContrastTransfer,
+    Model,
+    OpticsPrior,
+    given_ctf,
+    natural_defocus,
+    physical_defocus,
+    refine,
+)
+from cryoanm_lib.errors import ConfigurationError, CryoANMError, ForwardModelError
 from cryoanm_lib.imaging.contrast_transfer import electron_wavelength
 from cryoanm_lib.imaging.transfer import ctf
+from cryoanm_lib.inference.peak_finding import Starts
 from tests.all_the_way import adenylate_kinase, goes_all_the_way
 
 torch.set_num_threads(1)
@@ -156,6 +166,44 @@ def test_a_defocus_too_high_for_the_box_is_refused_with_the_box_that_would_do() 
     assert 0.95 * math.pi < chi.diff().abs().max() <= math.pi
     # At a lower resolution the small box will do.
     Model(adenylate_kinase(transfer=ContrastTransfer(1.0)), prior).simulate(1, 6)
+
+
+def test_a_microscope_of_which_nothing_is_given_is_not_taken_to_be_in_focus() -> None:
+    """Images that say nothing of it are refused, whether to be drawn or to be refined."""
+    model = Model(adenylate_kinase(transfer=ContrastTransfer(1.0)), OpticsPrior())
+    with pytest.raises(ForwardModelError, match=r"no ctf .* between -900 and 900 Å, about focus"):
+        model.simulate(2, 16)
+    given = {"ctf": given_ctf(torch.tensor([3000.0, 4000.0]))}
+    images = model.simulate(2, 16, given)
+    assert images.given.keys() == {"ctf"}
+    starts = Starts.of_each(model.unknowns.points(images.truth).double()[:, None])
+    with pytest.raises(ForwardModelError, match="given_ctf"):
+        refine(model, replace(images, given={}), 16, starts)
+    fixed = adenylate_kinase(transfer=ContrastTransfer(1.0, varies=()))
+    latents = {name: value for name, value in images.truth.items() if name != "defocus"}
+    with pytest.raises(ForwardModelError, match="no defocus"):
+        fixed.coefficients(latents, 16)
+
+
+def test_images_are_drawn_with_what_is_given_of_them() -> None:
+    """Poses and optics of a star file: not drawn, in the images, and given with them unless inferred."""
+    forward = adenylate_kinase(transfer=ContrastTransfer(1.0))
+    prior, defocus = OpticsPrior(), torch.tensor([3000.0, 4000.0])
+    pose = torch.tensor([[0.6, 0.8], [1.0, 0.0]], dtype=torch.float64)
+    known = {"ctf": given_ctf(defocus), "pose": pose}
+    for inferred, left in (
+        (("amplitude", "pose"), {"ctf", "defocus"}),
+        (("amplitude",), {"ctf", "defocus", "pose"}),
+    ):
+        model = Model(forward, prior, 1e-6, inferred)
+        images = model.simulate(2, 16, known)
+        assert images.given.keys() == left
+        torch.testing.assert_close(images.truth["pose"], pose)
+        drawn = forward.coefficients({**known, **images.truth}, 16)
+        torch.testing.assert_close(images.coefficients, drawn, rtol=0, atol=1e-4)
+    starts = Starts.of_each(model.unknowns.points(images.truth).double()[:, None])
+    with pytest.raises(CryoANMError, match=r"\['pose', 'defocus'\] vary and are not inferred"):
+        refine(model, replace(images, given={"ctf": known["ctf"]}), 16, starts)
 
 
 def test_pixels_of_two_sizes_are_refused() -> None:

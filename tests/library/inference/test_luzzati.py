@@ -45,9 +45,8 @@ def images_of(maker: Model, count: int) -> tuple[Particles, dict[str, torch.Tens
     torch.manual_seed(6)
     defocus = torch.empty(count).uniform_(4000, 7000)
     given = {"ctf": given_ctf(defocus, defocus, torch.zeros(count))}
-    truth = dict(maker.simulate(count, K).truth)
-    clean = maker.forward_model.coefficients({**given, **truth}, K)
-    return Particles(maker.noise.sample(clean), given, maker.noise), truth
+    images = maker.simulate(count, K, given)
+    return images, dict(images.truth)
 
 
 def refined(model: Model, particles: Particles, truth: dict[str, torch.Tensor]) -> RefinedPosterior:

@@ -10,7 +10,6 @@ from cryoanm_lib import (
     ForwardModel,
     Model,
     OpticsPrior,
-    Particles,
     given_ctf,
     luzzati_factor,
     place_error,
@@ -45,11 +44,9 @@ def answered(
     torch.manual_seed(seed)
     defocus = torch.empty(count).uniform_(4000, 7000)
     given = {"ctf": given_ctf(defocus, defocus, torch.zeros(count))}
-    truth = dict(maker.simulate(count, K).truth)
-    clean = maker.forward_model.coefficients({**given, **truth}, K)
-    particles = Particles(model.noise.sample(clean), given, model.noise)
-    starts = Starts.of_each(model.unknowns.points(truth).double()[:, None])
-    return refine(model, particles, K, starts, generator=generator), truth
+    images = maker.simulate(count, K, given)
+    starts = Starts.of_each(model.unknowns.points(images.truth).double()[:, None])
+    return refine(model, images, K, starts, generator=generator), dict(images.truth)
 
 
 def error_of(posterior: RefinedPosterior):

@@ -1,7 +1,6 @@
 """The search in space: its scores are the posterior's, and it finds what a guide has missed."""
 
 import math
-from dataclasses import replace
 
 import pyro
 import pytest
@@ -163,7 +162,7 @@ def test_each_image_is_searched_with_its_own_microscope(cluster) -> None:
     model = Model(forward, OpticsPrior(pose="space", shift_scale=0.8, amplitude_scale=1.0), noise)
     defocus = torch.tensor([1500.0, 2500.0, 3500.0])
     ctf = given_ctf(defocus + 300, defocus - 300, torch.tensor([0.0, 40.0, 110.0]))
-    images = replace(model.simulate(3, 32), given={"ctf": ctf})
+    images = model.simulate(3, 32, {"ctf": ctf})
     search = SO3Search(model, resolution=16, spacing=40.0)
     score, shift, _ = search.scores(images)
     cells = torch.arange(0, len(search.poses), 7)
