@@ -54,8 +54,8 @@ def rigid_block_modes(
     Raises
     ------
     NetworkModelError
-        If there is not a block for each atom, coordinates are not usable, the molecule of blocks has not six
-        zero modes, or fewer than `n_modes` others.
+        If there is not a block for each atom, coordinates are not usable, there are more springs than memory
+        takes, the molecule of blocks has not six zero modes, or fewer than `n_modes` others.
 
     Examples
     --------
@@ -67,8 +67,8 @@ def rigid_block_modes(
     """
     require_positive(cutoff=cutoff, spring_constant=spring_constant)
     atoms = checked(coordinates).detach().cpu().double().numpy()
-    motions = block_motions(atoms, blocks)
     network = sparse_hessian(atoms, cutoff, spring_constant)
+    motions = block_motions(atoms, blocks)
     reduced = (motions.T @ network @ motions).tocsr()
     available = reduced.shape[0] - RIGID_BODY_MODES
     if not 1 <= n_modes <= available:

@@ -5,9 +5,14 @@ import scipy  # loads its parts where they are first used, which most runs never
 from jaxtyping import Float64
 
 from cryoanm_lib.errors import NetworkModelError
+from cryoanm_lib.numerics.batching import machine_memory
 
 # Modes beyond those asked for that iterate along: the last ones of a block converge slowest.
 GUARDS = 8
+
+#: Bytes held at once for each spring while the network is put together (measured), and atoms whose neighbours
+#: are counted to know beforehand how many springs there will be.
+_BYTES_A_SPRING, _COUNTED = 460, 1000
 
 # Residual of an eigenvector, relative to the largest eigenvalue, and iterations until it must be reached.
 _TOLERANCE, _ITERATIONS = 1e-9, 2000
@@ -21,7 +26,7 @@ def sparse_hessian(
     Raises
     ------
     NetworkModelError
-        If two atoms coincide.
+        If two atoms coincide, or there are more springs than memory takes.
 
     Examples
     --------
@@ -29,7 +34,9 @@ def sparse_hessian(
     >>> sparse_hessian(pair, cutoff=15.0).toarray()[0].tolist()
     [1.0, 0.0, 0.0, -1.0, 0.0, 0.0]
     """
-    first, second = scipy.spatial.cKDTree(coordinates).query_pairs(cutoff, output_type="ndarray").T
+    tree = scipy.spatial.cKDTree(coordinates)
+    _require_memory(tree, cutoff)
+    first, second = tree.query_pairs(cutoff, output_type="ndarray").T
     separation = coordinates[second] - coordinates[first]
     squared = np.square(separation).sum(1)
     if (squared == 0).any():
@@ -46,6 +53,19 @@ def sparse_hessian(
     order = np.lexsort((columns, rows))
     ends = np.concatenate([[0], np.bincount(rows, minlength=n_atoms).cumsum()])
     return scipy.sparse.bsr_array((blocks[order], columns[order], ends), shape=(3 * n_atoms, 3 * n_atoms))
+
+
+def _require_memory(tree: "scipy.spatial.cKDTree", cutoff: float) -> None:
+    """Refuse a network whose springs do not fit into memory, before any is taken."""
+    some = tree.data[:: max(1, tree.n // _COUNTED)]
+    springs = 0.5 * tree.n * (tree.query_ball_point(some, cutoff, return_length=True).mean() - 1)
+    needed, there = _BYTES_A_SPRING * springs, machine_memory()
+    if needed > there:
+        raise NetworkModelError(
+            f"{tree.n:,} atoms have some {springs:,.0f} springs within {cutoff:g} Å, which take "
+            f"{needed / 1e9:,.1f} GB, and this machine has {there / 1e9:,.1f}: take beads instead of all "
+            "atoms (beads_of; `carried` takes their modes to the atoms), fewer chains, or a smaller cutoff"
+        )
 
 
 def softest_modes(

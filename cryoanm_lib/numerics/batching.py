@@ -1,5 +1,6 @@
 """Work in parts: so few at a time that they stay near the processor, and fewer where memory is too small."""
 
+import os
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -28,6 +29,14 @@ def pieces(count: int, bytes_each: int, device: torch.device) -> list[slice]:
     allowed = WORKING_SET.get(device.type, WORKING_SET["elsewhere"])
     at_a_time = max(1, allowed // max(1, bytes_each))
     return [slice(start, min(start + at_a_time, count)) for start in range(0, count, at_a_time)]
+
+
+def machine_memory() -> float:
+    """Bytes of memory that this machine has; infinite where it does not say."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError):  # Windows has no such call, some systems not these names
+        return float("inf")
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -1,5 +1,7 @@
 """The sparse network: the dense one's Hessian, its softest modes, and its refusals."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor
 
 from cryoanm_lib.book.costs import globule
 from cryoanm_lib.errors import NetworkModelError
-from cryoanm_lib.molecule import anm
+from cryoanm_lib.molecule import anm, sparse_network
 from cryoanm_lib.molecule.anm import hessian, normal_modes
 from cryoanm_lib.molecule.sparse_network import rigid_motions, sparse_hessian
 from cryoanm_lib.molecule.structure import load_structure
@@ -63,3 +65,19 @@ def test_networks_without_modes_are_refused(monkeypatch) -> None:
         iterated(atoms, 115, monkeypatch)
     with pytest.raises(NetworkModelError, match="cutoff is -1"):
         iterated(atoms, 1, monkeypatch, cutoff=-1.0)
+
+
+def test_more_springs_than_memory_takes_are_refused_before_they_are_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At what they were measured to take, within a tenth, and with what would do."""
+    atoms = np.random.default_rng(0).uniform(size=(2000, 3)) * 31
+    tracemalloc.start()
+    sparse_hessian(atoms, 12.0)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    monkeypatch.setattr(sparse_network, "machine_memory", lambda: 1.1 * taken)
+    sparse_hessian(atoms, 12.0)
+    monkeypatch.setattr(sparse_network, "machine_memory", lambda: 0.9 * taken)
+    with pytest.raises(NetworkModelError, match=r"2,000 atoms have some .* springs.*beads_of"):
+        sparse_hessian(atoms, 12.0)
