@@ -45,6 +45,9 @@ from cryoanm_lib.inference.place_error import place_error as place_error
 from cryoanm_lib.inference.place_error import with_place_error as with_place_error
 from cryoanm_lib.inference.refinement import refine as refine
 from cryoanm_lib.inference.so3_search import SO3Search as SO3Search
+from cryoanm_lib.inference.tempering import DrawnPosterior as DrawnPosterior
+from cryoanm_lib.inference.tempering import prior_about as prior_about
+from cryoanm_lib.inference.tempering import temper as temper
 from cryoanm_lib.inference.training import Stage as Stage
 from cryoanm_lib.inference.training import Trainer as Trainer
 from cryoanm_lib.molecule import anm as anm
