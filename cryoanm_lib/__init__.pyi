@@ -69,8 +69,12 @@ from cryoanm_lib.molecule.structure import rmsd as rmsd
 from cryoanm_lib.molecule.structure import superpose as superpose
 from cryoanm_lib.numerics import fourier as fourier
 from cryoanm_lib.numerics import rotation as rotation
+from cryoanm_lib.particles.particle_set import OpticsGroup as OpticsGroup
+from cryoanm_lib.particles.particle_set import ParticleSet as ParticleSet
 from cryoanm_lib.particles.particles import Particles as Particles
 from cryoanm_lib.particles.particles import Simulated as Simulated
+from cryoanm_lib.particles.star import read_star as read_star
+from cryoanm_lib.particles.star import write_star as write_star
 from cryoanm_lib.program.elbo import ForwardKL as ForwardKL
 from cryoanm_lib.program.elbo import StratifiedELBO as StratifiedELBO
 from cryoanm_lib.program.prior import OpticsPrior as OpticsPrior

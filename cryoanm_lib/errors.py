@@ -17,6 +17,10 @@ class ForwardModelError(CryoANMError):
     """An image cannot be simulated as asked: box, resolution, shapes or noise."""
 
 
+class ParticleError(CryoANMError):
+    """A table of particles or a stack of images cannot be read, or says too little."""
+
+
 class ConfigurationError(CryoANMError):
     """A configuration has an unknown key, a wrong type or an impossible value."""
 

@@ -1,0 +1,227 @@
+"""Particles as others have them: which images, through which optics, how turned; and the images on demand."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from cryoanm_lib.errors import ParticleError
+from cryoanm_lib.imaging.contrast_transfer import GIVEN_CTF
+from cryoanm_lib.particles.stacks import found, opened
+
+#: Relative difference of pixel sizes of one image from which on they are not the same.
+_SAME_PIXEL = 0.01
+#: Bad images that a message names.
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class OpticsGroup:
+    """What images taken under the same conditions share.
+
+    Attributes
+    ----------
+    name : str
+        As its file has it.
+    voltage, spherical_aberration, amplitude_contrast : float
+        In kV, mm, and as a share.
+    pixel_size : float
+        Å of the images as they are, not as they were taken.
+    box_size : int or None
+        Pixels along an edge, where the file says so.
+    ctf_premultiplied, phase_flipped : bool
+        Whether the images have been multiplied by their transfer, or by its sign.
+    """
+
+    name: str
+    voltage: float
+    spherical_aberration: float
+    amplitude_contrast: float
+    pixel_size: float
+    box_size: int | None = None
+    ctf_premultiplied: bool = False
+    phase_flipped: bool = False
+
+
+class Images(NamedTuple):
+    """Images that were read, and what is wrong with those that were not.
+
+    Attributes
+    ----------
+    rows : Int64[Tensor, "read"]
+        Which particles they are of.
+    pixels : Float[Tensor, "read y x"]
+        The images.
+    bad : dict of int to str
+        Of particles whose image is not usable: why.
+    """
+
+    rows: Int64[Tensor, "read"]
+    pixels: Float[Tensor, "read y x"]
+    bad: dict[int, str]
+
+
+@dataclass(frozen=True, eq=False)
+class ParticleSet:
+    """A table of particles in our conventions, x' = R x + shift in Å; images are read when asked for.
+
+    Attributes
+    ----------
+    source : Path
+        The file that it was read from.
+    folders : tuple of Path
+        Below which stacks are looked for.
+    optics : tuple of OpticsGroup
+        The optics groups.
+    group : Int64[Tensor, "particles"]
+        Of each particle, counted from 0 in `optics`.
+    stacks : tuple of str
+        Names of the stacks.
+    stack, place : Int64[Tensor, "particles"]
+        In which stack the image of each particle is, and as which, counted from 0.
+    repeat : Int64[Tensor, "particles"]
+        How often the image of a particle stands in the table before it, as where symmetry was expanded.
+    pose : Float64[Tensor, "particles 4"] or None
+        Unit quaternions of the active rotation.
+    shift : Float64[Tensor, "particles 2"] or None
+        x and y in Å.
+    ctf : Float64[Tensor, "particles 5"] or None
+        As of `given_ctf`.
+    absent : dict of str to str
+        Of pose, shift and ctf, where it is None: what the file lacks.
+    """
+
+    source: Path
+    folders: tuple[Path, ...]
+    optics: tuple[OpticsGroup, ...]
+    group: Int64[Tensor, "particles"]
+    stacks: tuple[str, ...]
+    stack: Int64[Tensor, "particles"]
+    place: Int64[Tensor, "particles"]
+    repeat: Int64[Tensor, "particles"]
+    pose: Float64[Tensor, "particles 4"] | None
+    shift: Float64[Tensor, "particles 2"] | None
+    ctf: Float64[Tensor, "particles 5"] | None
+    absent: Mapping[str, str]
+
+    def __len__(self) -> int:
+        """Number of particles."""
+        return len(self.group)
+
+    def __getitem__(self, which: Tensor | slice) -> "ParticleSet":
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: v[which] for name, v in values.items() if isinstance(v, Tensor)})
+
+    @property
+    def names(self) -> list[str]:
+        """Of each image, as star files have them: its number in the stack from 1, and the stack."""
+        pairs = zip(self.place.tolist(), self.stack.tolist(), strict=True)
+        return [f"{place + 1:06d}@{self.stacks[stack]}" for place, stack in pairs]
+
+    def latents(self) -> dict[str, Float64[Tensor, "particles ..."]]:
+        """Pose, shift in pixels, and transfer, as a forward model takes them.
+
+        Raises
+        ------
+        ParticleError
+            Naming the labels that are missing.
+        """
+        pixel_size = torch.tensor([group.pixel_size for group in self.optics], dtype=torch.float64)
+        pixels = self._known("shift") / pixel_size[self.group, None]
+        return {"pose": self._known("pose"), "shift": pixels, GIVEN_CTF: self._known("ctf")}
+
+    def _known(self, name: str) -> Float64[Tensor, "particles width"]:
+        value = getattr(self, name)
+        if value is None:
+            raise ParticleError(f"{str(self.source)!r} {self.absent[name]}")
+        return value
+
+    def images(self, rows: Int64[Tensor, "rows"] | None = None, skip_bad: bool = False) -> Images:
+        """Read the images of some particles, of one box; default of all.
+
+        Parameters
+        ----------
+        rows : Int64[Tensor, "rows"], optional
+            Which particles; the answer is in their order.
+        skip_bad : bool
+            Leave out images that are not usable, and say which, instead of refusing all.
+
+        Raises
+        ------
+        ParticleError
+            If an image is not there, not finite, or the same in all pixels; or of another pixel or box size
+            than the table says; or if boxes differ, or none is left.
+        """
+        rows = torch.arange(len(self)) if rows is None else rows
+        read: dict[int, np.ndarray] = {}
+        bad: dict[int, str] = {}
+        for stack in self.stack[rows].unique().tolist():
+            here = rows[self.stack[rows] == stack]
+            try:
+                file = opened(found(self.stacks[stack], self.folders))
+                self._require_size(here, file.images.shape, file.pixel_size)
+                there = self.place[here] < len(file.images)
+                bad |= dict.fromkeys(here[~there].tolist(), f"the stack holds {len(file.images)} images")
+                if len(kept := here[there]):
+                    read |= zip(kept.tolist(), file.read(self.place[kept].numpy()), strict=True)
+            except ParticleError as error:
+                bad |= dict.fromkeys(here.tolist(), str(error))
+        for row, image in list(read.items()):
+            if not np.isfinite(image).all():
+                bad[row] = "it holds NaN or infinite values"
+            elif image.min() == image.max():
+                bad[row] = f"all of its pixels are {image.flat[0]:g}"
+        if bad and not skip_bad:
+            raise ParticleError(self._complaint(bad))
+        usable = [row for row in rows.tolist() if row not in bad]
+        if not usable:
+            raise ParticleError(f"none of {len(rows)} images is usable: {self._complaint(bad)}")
+        if len(sizes := {read[row].shape for row in usable}) > 1:
+            raise ParticleError(f"images are of {sorted(sizes)} pixels: read those of one optics group")
+        pixels = torch.from_numpy(np.stack([read[row] for row in usable]))
+        return Images(torch.tensor(usable), pixels, bad)
+
+    def _require_size(
+        self, rows: Int64[Tensor, "rows"], shape: tuple[int, ...], pixel_size: float | None
+    ) -> None:
+        """Refuse a stack whose images are not what the optics groups of these particles say."""
+        _, height, width = shape
+        if height != width:
+            raise ParticleError(f"its images are of {width} × {height} pixels: they must be square")
+        for number in self.group[rows].unique().tolist():
+            group = self.optics[number]
+            said = "" if pixel_size is None else f", and its header says {pixel_size:g} Å"
+            other = pixel_size is not None and abs(pixel_size / group.pixel_size - 1) > _SAME_PIXEL
+            if group.box_size not in (None, width) or other:
+                raise ParticleError(
+                    f"optics group {group.name!r} has {group.box_size or 'some'} pixels of "
+                    f"{group.pixel_size:g} Å, the stack {width} pixels{said}: {self._cause(group, width)}"
+                )
+
+    @staticmethod
+    def _cause(group: OpticsGroup, width: int) -> str:
+        if group.box_size in (None, width):
+            return "give the pixel size that is right, such as by override={'rlnImagePixelSize': …}"
+        factor = group.box_size / width
+        return (
+            f"the stack seems to have been scaled by {1 / factor:.3g} since the table was written: give "
+            f"override={{'rlnImagePixelSize': {factor * group.pixel_size:.5g}, 'rlnImageSize': {width}}}"
+        )
+
+    def _complaint(self, bad: Mapping[int, str]) -> str:
+        """Which images are bad, by name, and why, those of one reason together."""
+        rows, names = list(bad), self[torch.tensor(list(bad))].names
+        reasons: dict[str, list[str]] = {}
+        for row, name in zip(rows, names, strict=True):
+            reasons.setdefault(bad[row], []).append(name)
+        told = [
+            ", ".join(these[:_NAMED]) + (f" and {len(these) - _NAMED} more" if len(these) > _NAMED else "")
+            for these in reasons.values()
+        ]
+        each = "; ".join(f"{which}: {why}" for which, why in zip(told, reasons, strict=True))
+        return f"{len(bad)} images are not usable: {each}; skip_bad (--skip-bad) goes on without them"
