@@ -70,6 +70,8 @@ class DrawnPosterior:
 
     def log_density(self, latents: Values) -> Float[Tensor, "draws images"]:
         """log p(image, latents), by which coverage is judged; the evidence is no part of it."""
+        like = self.model.forward_model.reference
+        latents = {name: latents[name].to(like) for name in self.model.inferred}
         return log_joint(self.model, self.particles, latents, self.resolution)
 
     def mean(self) -> dict[str, Float[Tensor, "images ..."]]:

@@ -33,6 +33,7 @@ from cryoanm_lib.book.figures.molecule import (
     plot_coarse_images,
     plot_difference,
     plot_luzzati,
+    plot_states,
 )
 from cryoanm_lib.book.figures.optics import plot_noise_spectra, plot_optics
 from cryoanm_lib.book.figures.pipeline import plot_pipeline

@@ -83,6 +83,24 @@ def plot_luzzati(found: Mapping[str, Luzzati], size: float, highest: int) -> Fig
     return figure
 
 
+def plot_states(
+    truth: Float[Tensor, "images"],
+    found: Mapping[str, tuple[Float[Tensor, "images"], Float[Tensor, "images"]]],
+) -> Figure:
+    """How far images are found to be along a path, with two deviations, against where they are."""
+    figure, axes = new_figure(1, len(found), height=3.2, sharey=True)
+    for number, (ax, (name, (middle, deviation))) in enumerate(zip(axes[0], found.items(), strict=True)):
+        ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
+        ax.errorbar(
+            *(truth.numpy(), middle.numpy(), 2 * deviation.numpy()),
+            **{"fmt": ".", "color": COLOURS[number], "elinewidth": 1.0},
+        )
+        ax.set_xlabel("state")
+        ax.set_title(name, fontsize=10)
+    axes[0, 0].set_ylabel("as found")
+    return figure
+
+
 def plot_difference(
     found: Mapping[str, DifferenceMap], atoms: Float[Tensor, "atoms 3"], side: Tensor, half: float
 ) -> Figure:
