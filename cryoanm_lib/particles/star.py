@@ -122,7 +122,7 @@ def write_star(
     particles, path : ParticleSet, str or Path
         Of `read_star`, or some of them in any order, and where to write.
     columns : mapping of str to Tensor, optional
-        Numbers of each particle, by label.
+        Numbers of each particle, by label; where it is none of RELION's, `cryoanm` is put before it.
 
     Raises
     ------
@@ -130,17 +130,17 @@ def write_star(
         If the source file has changed so that a particle is not there any more, a column has another length,
         or a label is no label or is there already.
     """
-    columns = columns or {}
+    columns = {_ours(label): column for label, column in (columns or {}).items()}
     document = _parsed(particles.source)
     block, _ = _blocks(document, particles.source)
     loop = _loop(block, particles.source)
     for label, column in columns.items():
-        if len(column) != len(particles) or not _full(label)[1:].isidentifier():
+        if len(column) != len(particles) or not label.isidentifier():
             raise ParticleError(
                 f"column {label!r} has {len(column)} numbers for {len(particles)} particles: give one of "
                 "each, under a name of letters, digits and underscores"
             )
-        if _full(label) in loop.tags:
+        if label in loop.tags:
             raise ParticleError(f"{str(particles.source)!r} has a column {label!r}: choose another name")
     names = _named(block.find_loop(_IMAGE))
     row_of = {key: row for row, key in enumerate(zip(names, _repeats(names), strict=True))}
@@ -152,7 +152,7 @@ def write_star(
             raise ParticleError(f"{str(particles.source)!r} has no image {key[0]!r} any more: read it again")
         kept += values[row * width : (row + 1) * width]
         kept += [f"{column[number]:.6g}" for column in added]
-    tags = [*loop.tags, *(_full(label) for label in columns)]
+    tags = [*loop.tags, *columns]
     fresh = block.init_loop("", tags)  # in place of the one that has these tags
     fresh.set_all_values([kept[start :: len(tags)] for start in range(len(tags))])
     write_atomically(Path(path), lambda beside: document.write_file(str(beside)))
@@ -240,9 +240,14 @@ def _loop(block: "gemmi.cif.Block", path: Path) -> "gemmi.cif.Loop":
 
 
 def _full(label: str) -> str:
-    """A label with the underscore and, where no program's name is in it, `rln` before it."""
+    """A label of RELION's as files have it, with or without what stands before it."""
+    return f"_rln{label.removeprefix('_').removeprefix('rln')}"
+
+
+def _ours(label: str) -> str:
+    """A label for a column of ours, or one of RELION's."""
     bare = label.removeprefix("_")
-    return f"_{bare}" if bare.startswith(("rln", "cryoanm")) else f"_rln{bare}"
+    return f"_{bare}" if bare.startswith(("rln", "cryoanm")) else f"_cryoanm{bare}"
 
 
 def _lacking(labels: Sequence[str]) -> str:

@@ -160,7 +160,7 @@ def test_what_we_write_relion_reads(tmp_path: Path) -> None:
     images, _ = project(tmp_path, volume, PIXEL, random_particles(6, rng, (6000, 15_000), 500.0), OPTICS)
     order = torch.tensor([4, 0, 5])
     chosen = read_star(tmp_path / "out.star")[order]
-    write_star(chosen, tmp_path / "some.star", {"cryoanmAmplitude1": torch.tensor([0.5, -1.0, 2e-7])})
+    write_star(chosen, tmp_path / "some.star", {"Amplitude1": torch.tensor([0.5, -1.0, 2e-7])})
     command = f"relion_project --i map.mrc --o again --ang some.star --angpix {PIXEL} --pad 4 --ctf"
     subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True, timeout=60)
     with mrcfile.open(tmp_path / "again.mrcs") as file:
@@ -185,7 +185,7 @@ def test_rows_are_written_back_by_the_names_of_images(tmp_path: Path) -> None:
     shorter.write_text(NEW, encoding="utf-8")
     with pytest.raises(ParticleError, match=r"no image '000001@a.mrcs' any more"):
         write_star(particles[torch.tensor([3, 1])], tmp_path / "three.star")
-    with pytest.raises(ParticleError, match="has a column 'rlnDefocusU'"):
+    with pytest.raises(ParticleError, match=r"has a column .*rlnDefocusU"):
         write_star(particles, tmp_path / "three.star", {"rlnDefocusU": torch.zeros(4)})
     with pytest.raises(ParticleError, match="3 numbers for 4 particles"):
         write_star(particles, tmp_path / "three.star", {"ours": torch.zeros(3)})
