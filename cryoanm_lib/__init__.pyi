@@ -10,6 +10,8 @@ from cryoanm_lib.book import widgets as widgets
 from cryoanm_lib.book.listing import listing as listing
 from cryoanm_lib.checks import referees as referees
 from cryoanm_lib.checks import residuals as residuals
+from cryoanm_lib.checks.consistency import Consistency as Consistency
+from cryoanm_lib.checks.consistency import check_particles as check_particles
 from cryoanm_lib.checks.difference_map import difference_map as difference_map
 from cryoanm_lib.checks.residual_spectrum import residual_spectrum as residual_spectrum
 from cryoanm_lib.experiments.assess import assess_or_load as assess_or_load

@@ -19,7 +19,7 @@ needs_relion = pytest.mark.skipif(
 )
 
 #: One optics group, as RELION 3.1 and later write it; the pixel and the box are filled in.
-_OPTICS = """
+OPTICS_TABLE = """
 data_optics
 
 loop_
@@ -45,11 +45,12 @@ def project(
     pixel_size: float,
     particles: Mapping[str, np.ndarray],
     optics: Mapping[str, float],
+    ctf: bool = True,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Images by RELION of a map (z, y, x), and the columns of the star file that it wrote beside them.
 
     Particles are columns without `rln`; optics are a voltage in kV, spherical_aberration in mm and
-    amplitude_contrast.
+    amplitude_contrast, which are left out of the images without `ctf`.
     """
     box_size = len(volume)
     with mrcfile.new(folder / "map.mrc", volume.astype(np.float32), overwrite=True) as written:
@@ -58,9 +59,10 @@ def project(
     lines = [f"_rln{label}" for label in labels]
     for number, row in enumerate(zip(*particles.values(), strict=True), start=1):
         lines.append(" ".join([*(f"{value:.6f}" for value in row), "1", f"{number:06d}@none.mrcs"]))
-    head = _OPTICS.format(pixel_size=pixel_size, box_size=box_size, **optics)
+    head = OPTICS_TABLE.format(pixel_size=pixel_size, box_size=box_size, **optics)
     (folder / "in.star").write_text(head + "\n".join(lines) + "\n", encoding="ascii")
-    command = f"relion_project --i map.mrc --o out --ang in.star --angpix {pixel_size} --pad 4 --ctf"
+    command = f"relion_project --i map.mrc --o out --ang in.star --angpix {pixel_size} --pad 4"
+    command += " --ctf" if ctf else ""
     subprocess.run(command.split(), cwd=folder, check=True, capture_output=True, timeout=300)
     with mrcfile.open(folder / "out.mrcs") as stack:
         images = torch.tensor(stack.data, dtype=torch.float64).view(-1, box_size, box_size)
@@ -129,3 +131,13 @@ def random_particles(
         "DefocusAngle": rng.uniform(0, 180, n),
         "PhaseShift": rng.uniform(0, phase, n),
     }
+
+
+def coloured_noise(n: int, rng: np.random.Generator, box: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels of noise whose power falls sixfold from the centre of Fourier space, and that power."""
+    k = np.arange(box // 2 + 1) / box
+    power = 1 + 5 / (1 + (k / 0.08) ** 2)
+    line = np.fft.fftfreq(box, 1 / box)
+    radius = np.hypot(line[:, None], line[None]).clip(max=box // 2)
+    filtered = np.fft.fft2(rng.normal(size=(n, box, box))) * np.interp(radius, box * k, power) ** 0.5
+    return torch.from_numpy(np.fft.ifft2(filtered).real), torch.from_numpy(power)

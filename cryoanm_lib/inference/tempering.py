@@ -37,8 +37,8 @@ class DrawnPosterior:
     log_evidence : Float64[Tensor, "images"]
         log p(image).
     acceptance : Float64[Tensor, "images"]
-        Share of proposals that were accepted at the temperature where that was least: with a hundredth or
-        less, draws may not have spread.
+        Share of draws that a move took elsewhere, at the temperature where that was least: with a hundredth
+        or less, draws may not have spread.
     """
 
     model: Model
@@ -55,7 +55,7 @@ class DrawnPosterior:
     def sample(
         self, count: int, generator: torch.Generator | None = None
     ) -> dict[str, Float[Tensor, "draws images ..."]]:
-        """So many of the draws, all different.
+        """So many of the draws, each taken once.
 
         Raises
         ------
@@ -113,11 +113,14 @@ def prior_about(
     Raises
     ------
     CryoANMError
-        If the pose is inferred and none is given, or the deviation is not positive.
+        If the pose is inferred and none is given, or the deviation is not positive or beyond half a turn.
     """
     unknowns, like = model.unknowns, torch.zeros(1, dtype=torch.float64)
-    if "pose" in unknowns.names and (pose is None or not deviation > 0):
-        raise CryoANMError("the pose is inferred: say about which pose, and by what deviation above 0")
+    if "pose" in unknowns.names and (pose is None or not 0 < deviation <= math.pi):
+        raise CryoANMError(
+            f"the pose is inferred, and deviation = {deviation:g}: say about which pose, and how far in "
+            "radians, above 0 and at most π"
+        )
     means = model.prior.means(n_images, unknowns.n_modes, like)
     points = unknowns.points({**means, **({} if pose is None else {"pose": pose.double()})})
     spread = [
@@ -162,8 +165,8 @@ def temper(
     Raises
     ------
     CryoANMError
-        If there are fewer draws than make differences in all directions, an odd number, no move, or images
-        that `refine` would refuse.
+        If there are fewer draws than make differences in all directions, an odd number, no move, images that
+        `refine` would refuse, or one whose posterior no draw leads to.
     """
     columns = len(model.unknowns.columns)
     if draws % 2 or draws < 4 * columns or moves < 1:
@@ -176,7 +179,8 @@ def temper(
     streams = PerImageRNG.of(len(particles), generator)
     parts = []
     for some in torch.arange(len(particles)).split(_IMAGES):
-        population = _Population(model, particles[some], resolution, start[some], streams[some], draws)
+        chosen = (particles[some], resolution, start[some], streams[some])
+        population = _Population(model, *chosen, draws, some)
         while len(pending := torch.nonzero(population.beta < 1)[:, 0]):
             population.step(pending, moves)
         parts.append(population)
@@ -199,7 +203,9 @@ class _Population:
         start: GaussianMixture,
         streams: PerImageRNG,
         draws: int,
+        numbers: Tensor,
     ) -> None:
+        self.numbers = numbers
         self.model, self.particles, self.resolution = model, particles, resolution
         self.start, self.streams = start, streams
         self.points = start.sample(draws, streams)
@@ -212,6 +218,11 @@ class _Population:
         """Raise β of some images, resample their draws, and move them."""
         ratio = self.log_joint[:, which] - self.log_start[:, which]
         rise = _rise(ratio, 1 - self.beta[which])
+        if len(stuck := which[rise <= 0]):
+            raise CryoANMError(
+                f"of {len(ratio)} draws for image {self.numbers[stuck[0]].item()} none leads to its "
+                "posterior: start nearer to it, or check the scales of noise and image"
+            )
         log_weight = rise * ratio
         self.log_evidence[which] += log_weight.logsumexp(0) - math.log(len(ratio))
         # 1 exactly at the end, so that no rounding asks for one more step
@@ -241,6 +252,8 @@ class _Population:
             gain = [new - old for new, old in zip(there, levels[own], strict=True)]
             log_ratio = (1 - beta) * gain[0] + beta * gain[1]
             better = streams.uniform(len(proposed)).T.log() < log_ratio
+            # between two copies of one draw there is no difference, and nothing moves
+            better &= (proposed != halves[own]).any(-1)
             halves[own] = torch.where(better[..., None], proposed, halves[own])
             levels[own] = [torch.where(better, new, old) for new, old in zip(there, levels[own], strict=True)]
             accepted.append(better.double().mean(0))
@@ -271,7 +284,8 @@ class _Population:
         """log q₀ and log p(image, latents)."""
         latents = self.model.unknowns.values(points.to(self.model.forward_model.reference))
         joint = log_joint(self.model, self.particles[which], latents, self.resolution)
-        return self.start[which].log_density(points), joint
+        # a point that no number describes is no place to be
+        return self.start[which].log_density(points), joint.nan_to_num(nan=-math.inf, posinf=-math.inf)
 
 
 def _rise(

@@ -1,17 +1,18 @@
 """Particles as others have them: which images, through which optics, how turned; and the images on demand."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from cryoanm_lib.errors import ParticleError
-from cryoanm_lib.imaging.contrast_transfer import GIVEN_CTF
+from cryoanm_lib.imaging.contrast_transfer import GIVEN_CTF, ContrastTransfer
+from cryoanm_lib.numerics.batching import machine_memory
 from cryoanm_lib.particles.stacks import found, opened
 
 #: Relative difference of pixel sizes of one image from which on they are not the same.
@@ -47,6 +48,12 @@ class OpticsGroup:
     ctf_premultiplied: bool = False
     phase_flipped: bool = False
 
+    def transfer(self, **options: Any) -> ContrastTransfer:
+        """The microscope, with the other options of `ContrastTransfer`, and what was done to the images."""
+        optics = (self.voltage, self.spherical_aberration, self.amplitude_contrast)
+        done = "multiplied" if self.ctf_premultiplied else "flipped" if self.phase_flipped else "no"
+        return ContrastTransfer(self.pixel_size, *optics, corrected=done, **options)
+
 
 class Images(NamedTuple):
     """Images that were read, and what is wrong with those that were not.
@@ -74,8 +81,8 @@ class ParticleSet:
     ----------
     source : Path
         The file that it was read from.
-    folders : tuple of Path
-        Below which stacks are looked for.
+    folders, stripped : tuple of Path
+        Below which stacks are looked for by their names, and by these less some leading folders.
     optics : tuple of OpticsGroup
         The optics groups.
     group : Int64[Tensor, "particles"]
@@ -94,10 +101,13 @@ class ParticleSet:
         As of `given_ctf`.
     absent : dict of str to str
         Of pose, shift and ctf, where it is None: what the file lacks.
+    pixel_size_stated : bool
+        Whether the pixel size was stated when the table was read: then it holds, whatever headers say.
     """
 
     source: Path
     folders: tuple[Path, ...]
+    stripped: tuple[Path, ...]
     optics: tuple[OpticsGroup, ...]
     group: Int64[Tensor, "particles"]
     stacks: tuple[str, ...]
@@ -108,6 +118,7 @@ class ParticleSet:
     shift: Float64[Tensor, "particles 2"] | None
     ctf: Float64[Tensor, "particles 5"] | None
     absent: Mapping[str, str]
+    pixel_size_stated: bool = False
 
     def __len__(self) -> int:
         """Number of particles."""
@@ -158,33 +169,71 @@ class ParticleSet:
             than the table says; or if boxes differ, or none is left.
         """
         rows = torch.arange(len(self)) if rows is None else rows
-        read: dict[int, np.ndarray] = {}
+        if not len(rows):
+            raise ParticleError("no particle is asked for: give at least one row")
+        pixels, usable = torch.empty(0), torch.zeros(len(rows), dtype=torch.bool)
         bad: dict[int, str] = {}
         for stack in self.stack[rows].unique().tolist():
-            here = rows[self.stack[rows] == stack]
+            here = torch.nonzero(self.stack[rows] == stack)[:, 0]
             try:
-                file = opened(found(self.stacks[stack], self.folders))
-                self._require_size(here, file.images.shape, file.pixel_size)
-                there = self.place[here] < len(file.images)
-                bad |= dict.fromkeys(here[~there].tolist(), f"the stack holds {len(file.images)} images")
-                if len(kept := here[there]):
-                    read |= zip(kept.tolist(), file.read(self.place[kept].numpy()), strict=True)
+                file = opened(self._file(stack))
+                self._require_size(rows[here], file.images.shape, file.pixel_size)
+                if not len(pixels):
+                    pixels = self._room(len(rows), file.images.shape[-1])
+                if file.images.shape[-1] != pixels.shape[-1]:
+                    raise ParticleError("its images are of another size: read those of one optics group")
             except ParticleError as error:
-                bad |= dict.fromkeys(here.tolist(), str(error))
-        for row, image in list(read.items()):
-            if not np.isfinite(image).all():
-                bad[row] = "it holds NaN or infinite values"
-            elif image.min() == image.max():
-                bad[row] = f"all of its pixels are {image.flat[0]:g}"
-        if bad and not skip_bad:
+                bad |= dict.fromkeys(rows[here].tolist(), str(error))
+                continue
+            for at in here.tolist():
+                row = int(rows[at])
+                if wrong := file.read(int(self.place[row]), pixels[at]):
+                    bad[row] = wrong
+                else:
+                    usable[at] = True
+        if bad and (not skip_bad or not usable.any()):
             raise ParticleError(self._complaint(bad))
-        usable = [row for row in rows.tolist() if row not in bad]
-        if not usable:
-            raise ParticleError(f"none of {len(rows)} images is usable: {self._complaint(bad)}")
-        if len(sizes := {read[row].shape for row in usable}) > 1:
-            raise ParticleError(f"images are of {sorted(sizes)} pixels: read those of one optics group")
-        pixels = torch.from_numpy(np.stack([read[row] for row in usable]))
-        return Images(torch.tensor(usable), pixels, bad)
+        whole = usable.all()
+        return Images(rows[usable], pixels if whole else pixels[usable], bad)
+
+    @staticmethod
+    def _room(count: int, box_size: int) -> Float[Tensor, "images y x"]:
+        """Memory for so many images."""
+        needed, there = 4.0 * count * box_size**2, machine_memory()
+        if needed > there:
+            raise ParticleError(
+                f"{count} images of {box_size} × {box_size} pixels take {needed / 1e9:.1f} GB, and this "
+                f"machine has {there / 1e9:.1f}: read some rows at a time"
+            )
+        return torch.empty(count, box_size, box_size)
+
+    def _file(self, stack: int) -> Path:
+        """Where a stack is."""
+        file = self._files[stack]
+        if isinstance(file, ParticleError):
+            raise file
+        return file
+
+    @functools.cached_property
+    def _files(self) -> list[Path | ParticleError]:
+        """Where each stack is, or that it is not there, or that it cannot be told from another."""
+        files: list[Path | ParticleError] = []
+        for name in self.stacks:
+            try:
+                files.append(found(name, self.folders, self.stripped))
+            except ParticleError as error:
+                files.append(error)
+        names: dict[Path, list[str]] = {}
+        for name, file in zip(self.stacks, files, strict=True):
+            if isinstance(file, Path):
+                names.setdefault(file, []).append(name)
+        twice = {file: these for file, these in names.items() if len(these) > 1}
+        return [
+            ParticleError(f"{' and '.join(map(repr, twice[file]))} are both taken to be {str(file)!r}")
+            if isinstance(file, Path) and file in twice
+            else file
+            for file in files
+        ]
 
     def _require_size(
         self, rows: Int64[Tensor, "rows"], shape: tuple[int, ...], pixel_size: float | None
@@ -195,27 +244,34 @@ class ParticleSet:
             raise ParticleError(f"its images are of {width} × {height} pixels: they must be square")
         for number in self.group[rows].unique().tolist():
             group = self.optics[number]
+            if width % 2 and group.box_size is None:
+                raise ParticleError(
+                    f"its images have {width} pixels along an edge, of which RELION's centre lies one "
+                    f"further than ours: say so by override={{'rlnImageSize': {width}}}, read anew"
+                )
             said = "" if pixel_size is None else f", and its header says {pixel_size:g} Å"
             other = pixel_size is not None and abs(pixel_size / group.pixel_size - 1) > _SAME_PIXEL
-            if group.box_size not in (None, width) or other:
+            if group.box_size not in (None, width) or (other and not self.pixel_size_stated):
                 raise ParticleError(
                     f"optics group {group.name!r} has {group.box_size or 'some'} pixels of "
                     f"{group.pixel_size:g} Å, the stack {width} pixels{said}: {self._cause(group, width)}"
                 )
 
-    @staticmethod
-    def _cause(group: OpticsGroup, width: int) -> str:
+    def _cause(self, group: OpticsGroup, width: int) -> str:
+        """What is likely, and what to do."""
         if group.box_size in (None, width):
-            return "give the pixel size that is right, such as by override={'rlnImagePixelSize': …}"
+            return f"if the table is right, override={{'rlnImagePixelSize': {group.pixel_size:g}}} says so"
         factor = group.box_size / width
-        return (
-            f"the stack seems to have been scaled by {1 / factor:.3g} since the table was written: give "
-            f"override={{'rlnImagePixelSize': {factor * group.pixel_size:.5g}, 'rlnImageSize': {width}}}"
-        )
+        told = f"the stack seems to have been scaled by {1 / factor:.3g} since the table was written: "
+        size, pixel = f"'rlnImageSize': {width}", f"'rlnImagePixelSize': {factor * group.pixel_size:.5g}"
+        if len(self.optics) == 1:
+            return f"{told}override={{{pixel}, {size}}} says so"
+        return f"{told}write {pixel} and {size} into its optics group"
 
     def _complaint(self, bad: Mapping[int, str]) -> str:
         """Which images are bad, by name, and why, those of one reason together."""
-        rows, names = list(bad), self[torch.tensor(list(bad))].names
+        rows = list(bad)
+        names = self[torch.tensor(rows, dtype=torch.long)].names
         reasons: dict[str, list[str]] = {}
         for row, name in zip(rows, names, strict=True):
             reasons.setdefault(bad[row], []).append(name)

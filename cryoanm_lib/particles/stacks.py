@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int64
+import torch
+from jaxtyping import Float32
+from torch import Tensor
 
 from cryoanm_lib.errors import ParticleError
 
@@ -33,9 +35,15 @@ class Stack:
     images: np.ndarray
     pixel_size: float | None
 
-    def read(self, places: Int64[np.ndarray, "images"]) -> Float32[np.ndarray, "images y x"]:
-        """Some of the images, counted from 0, in the order of the file."""
-        return np.stack([np.asarray(self.images[place], dtype=np.float32) for place in places])
+    def read(self, place: int, into: Float32[Tensor, "y x"]) -> str:
+        """Read one image, counted from 0; what is wrong with it, and nothing where it is usable."""
+        if place >= len(self.images):
+            return f"the stack holds {len(self.images)} images"
+        # a copy in the machine's own order of bytes
+        into.copy_(torch.from_numpy(self.images[place].astype(np.float32)))
+        if not into.isfinite().all():
+            return "it holds NaN or infinite values"
+        return f"all of its pixels are {into[0, 0].item():g}" if into.min() == into.max() else ""
 
 
 def opened(path: Path) -> Stack:
@@ -78,22 +86,36 @@ def opened(path: Path) -> Stack:
     return Stack(images, pixel_size if says_one else None)
 
 
-def found(name: str, folders: Sequence[Path]) -> Path:
-    """The file that a name stands for: below one of the folders, as it is or less some leading folders.
+def found(name: str, folders: Sequence[Path], stripped: Sequence[Path]) -> Path:
+    """The file that a name stands for: below some folders as it is, or less leading folders below others.
 
     Raises
     ------
     ParticleError
-        Naming where it was looked for.
+        Naming where it was looked for, or what it may be if it is not clear.
     """
     parts = Path(name).parts
-    whole = [Path(name)] if Path(name).is_absolute() else [folder / name for folder in folders]
-    stripped = [folder.joinpath(*parts[start:]) for folder in folders for start in range(1, len(parts))]
-    for candidate in (*whole, *stripped):
-        if candidate.is_file():
-            return candidate
+    for folder in folders:  # an absolute name stands for itself
+        if _is_file(folder / name):
+            return folder / name
+    for start in range(1, len(parts)):
+        there = [folder.joinpath(*parts[start:]) for folder in stripped]
+        if candidates := [path for path in dict.fromkeys(there) if _is_file(path)]:
+            if len(candidates) > 1:
+                told = " or ".join(repr(str(path)) for path in candidates)
+                raise ParticleError(
+                    f"the stack {name!r} may be {told}: say by `data` (--data) in which folder"
+                )
+            return candidates[0]
     looked = ", ".join(dict.fromkeys(str(folder) for folder in folders))
     raise ParticleError(
         f"the stack {name!r} is not below {looked}, neither as it is named nor less its leading folders: say "
         "by `data` (--data) in which folder the stacks are"
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, a folder that is not ours to read, a zero in it
+        return False

@@ -1,6 +1,7 @@
 """Tables of particles as RELION writes them, of versions 3.0 to 5, read and written back."""
 
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from cryoanm_lib.particles.particle_set import OpticsGroup, ParticleSet
 if TYPE_CHECKING:  # its import takes longer than to read a small file
     import gemmi
 
-_IMAGE, _GROUP = "_rlnImageName", "_rlnOpticsGroup"
+_IMAGE, _GROUP, _GROUP_NAME = "_rlnImageName", "_rlnOpticsGroup", "_rlnOpticsGroupName"
 _ANGLES = ("_rlnAngleRot", "_rlnAngleTilt", "_rlnAnglePsi")
 _ORIGINS = ("_rlnOriginXAngst", "_rlnOriginYAngst")
 _ORIGINS_IN_PIXELS = ("_rlnOriginX", "_rlnOriginY")  # of version 3.0
@@ -28,12 +29,23 @@ _DEFOCUS = ("_rlnDefocusU", "_rlnDefocusV", "_rlnDefocusAngle")
 #: Without these columns there is no phase plate and no envelope, as in RELION.
 _ZERO_IF_ABSENT = ("_rlnPhaseShift", "_rlnCtfBfactor")
 _MICROSCOPE = ("_rlnVoltage", "_rlnSphericalAberration", "_rlnAmplitudeContrast")
-_PIXEL = ("_rlnImagePixelSize", "_rlnPixelSize")
+_PIXEL, _BOX = ("_rlnImagePixelSize", "_rlnPixelSize"), "_rlnImageSize"
 #: Whose quotient is the pixel size in version 3.0, in µm.
 _MAGNIFIED = ("_rlnDetectorPixelSize", "_rlnMagnification")
-_PREMULTIPLIED, _FLIPPED = "_rlnCtfDataAreCtfPremultiplied", "_rlnCtfDataArePhaseFlipped"
-#: What our model of the microscope leaves out, where it is not zero.
-_NOT_MODELLED = ("_rlnBeamTiltX", "_rlnBeamTiltY", "_rlnOddZernike", "_rlnEvenZernike")
+_CORRECTED = ("_rlnCtfDataAreCtfPremultiplied", "_rlnCtfDataArePhaseFlipped")
+#: What our model of the microscope leaves out, and what it is where there is nothing to leave out.
+_NOT_MODELLED = {"_rlnBeamTiltX": 0.0, "_rlnBeamTiltY": 0.0, "_rlnOddZernike": 0.0, "_rlnEvenZernike": 0.0}
+_NOT_MODELLED |= {"_rlnMagMat00": 1.0, "_rlnMagMat01": 0.0, "_rlnMagMat10": 0.0, "_rlnMagMat11": 1.0}
+_NOT_MODELLED |= {"_rlnCtfScalefactor": 1.0}
+#: Of tomograms, whose particles are volumes or tilt series.
+_TOMOGRAPHY = ("_rlnTomoParticleName", "_rlnTomoVisibleFrames", "_rlnTomoSubtomogramRot")
+_DIMENSIONS = "_rlnImageDimensionality"
+#: A number from 1, and a stack.
+_NAME = re.compile(r"0*([1-9][0-9]{0,8})@(.+)")
+#: Words that begin something else in the grammar of star files, but not for RELION where they stand in a row.
+_SPECIAL = r"(?:[_#$]|data_|loop_|global_|stop_|save_)"
+#: Å, beyond which a pixel size is none.
+_PIXEL_RANGE = (0.05, 200.0)
 #: Labels of a table; more than that is no table of particles.
 _MOST_LABELS = 1000
 
@@ -72,24 +84,26 @@ def read_star(
     """
     path = Path(path)
     document = _parsed(path)
-    overriding = {_full(label): float(value) for label, value in (override or {}).items()}
-    particles = _Table(path, *_blocks(document, path), overriding)
-    optics, group = _optics(particles)
-    stacks, stack, place, repeat = _stacks(particles)
+    table = _Table(path, *_blocks(document, path), {_full(k): v for k, v in (override or {}).items()})
+    optics, group = _optics(table)
+    stacks, stack, place, repeat = _stacks(table)
     absent: dict[str, str] = {}
-    pose = particles.together("pose", _ANGLES, absent)
-    shift = _shift(particles, optics, group, absent)
-    defocus = particles.together("ctf", _DEFOCUS, absent)
-    others = [particles.numbers(label, default=0.0) for label in _ZERO_IF_ABSENT]
-    particles.require_all_used()
-    _warn_of_what_is_left_out(particles)
-    above = (Path(data),) if data is not None else (path.parent, *path.absolute().parent.parents, Path())
+    pose = table.together("pose", _ANGLES, absent)
+    shift = _shift(table, optics, group, absent)
+    defocus = table.together("ctf", _DEFOCUS, absent)
+    others = [table.numbers(label, default=0.0) for label in _ZERO_IF_ABSENT]
+    table.require_all_used()
+    _warn_of_what_is_left_out(table)
+    above = (path.parent, *path.absolute().parent.parents, Path())
     return ParticleSet(
-        *(path, above, optics, group, stacks, stack, place, repeat),
+        path,
+        *((above, (path.parent,)) if data is None else ((Path(data),), (Path(data),))),
+        *(optics, group, stacks, stack, place, repeat),
         pose=None if pose is None else quaternions_of_euler(pose),
         shift=shift,
         ctf=None if defocus is None else _ctf(path, defocus, others),
         absent=absent,
+        pixel_size_stated=any(label in table.override for label in _PIXEL),
     )
 
 
@@ -159,7 +173,7 @@ def write_star(
 
 
 class _Table:
-    """The particles' columns, and those of the optics group that each is of, by label."""
+    """Columns of the particles, or of the optics groups that they are of, by label."""
 
     def __init__(
         self,
@@ -168,33 +182,75 @@ class _Table:
         optics: "gemmi.cif.Block | None",
         override: Mapping[str, float],
     ) -> None:
-        self.path, self.particles, self.optics, self.override = path, particles, optics, override
+        self.path, self.particles, self.optics = path, particles, optics
         self.length = len(particles.find_loop(_IMAGE))
         self._asked: set[str] = set()
+        self.override: dict[str, float] = {}
+        for label, value in override.items():
+            try:
+                self.override[label] = float(value)
+            except (TypeError, ValueError):
+                self.override[label] = math.nan
+            if not math.isfinite(self.override[label]):
+                raise ParticleError(f"override of {label[1:]} is {value!r}: give a finite number")
+        self.group = torch.zeros(self.length, dtype=torch.long) if optics is None else self._groups()
+
+    def _groups(self) -> Int64[Tensor, "particles"]:
+        """The row of the optics table that each particle is of."""
+        assert self.optics is not None
+        labels = [str(value) for value in self.optics.find_values(_GROUP)]
+        if len(set(labels)) < len(labels):
+            raise ParticleError(f"{str(self.path)!r} has two optics groups of one number: number them anew")
+        of_particles = [str(value) for value in self.particles.find_loop(_GROUP)]
+        if len(of_particles) != self.length:
+            raise ParticleError(f"{str(self.path)!r} has optics groups, and particles without {_GROUP[1:]}")
+        number = {label: row for row, label in enumerate(labels)}
+        if unknown := sorted(set(of_particles) - set(number)):
+            raise ParticleError(
+                f"{str(self.path)!r} has particles of optics group {unknown[0]}, which it lacks"
+            )
+        return torch.tensor([number[label] for label in of_particles])
+
+    def texts(self, label: str) -> list[str]:
+        """A column of the particles, or of the optics groups, as it stands there; none where it is not."""
+        self._asked.add(label)
+        own = [str(value) for value in self.particles.find_loop(label)]
+        if own and len(own) != self.length:
+            raise ParticleError(f"{str(self.path)!r} has {len(own)} {label[1:]} for {self.length} images")
+        if own or self.optics is None:
+            return own
+        values = [str(value) for value in self.optics.find_values(label)]
+        try:
+            return [values[row] for row in self.group.tolist()] if values else []
+        except IndexError:
+            raise ParticleError(
+                f"{str(self.path)!r} has {len(values)} {label[1:]} and more optics groups"
+            ) from None
 
     def has(self, label: str) -> bool:
-        """Whether there is such a column."""
-        self._asked.add(label)
-        return label in self.override or len(self.particles.find_loop(label)) > 0
+        """Whether there is such a column, or its values are stated for all."""
+        return len(self.texts(label)) > 0 or label in self.override
 
-    def numbers(self, label: str, default: float | None = None) -> Float64[np.ndarray, "particles"]:
-        """A column; the default in all rows where there is none."""
-        if not self.has(label) and default is None:
+    def numbers(
+        self, label: str, default: float | None = None, as_filed: bool = False
+    ) -> Float64[np.ndarray, "particles"]:
+        """A column of finite numbers, as stated for all or as filed; the default where there is none."""
+        stated, values = self.override.get(label), self.texts(label)
+        if stated is not None and not (as_filed and values):
+            return np.full(self.length, stated)
+        if values:
+            return _finite(self.path, label, values)
+        if default is None:
             raise ParticleError(f"{str(self.path)!r} {_lacking([label])}")
-        if label in self.override or not self.has(label):
-            return np.full(self.length, self.override.get(label, default))
-        return numbers(self.path, label, list(self.particles.find_loop(label)))
+        return np.full(self.length, default)
 
     def together(
         self, name: str, labels: Sequence[str], absent: dict[str, str]
     ) -> Float64[np.ndarray, "particles labels"] | None:
-        """Columns that are there all, or none of them; then it is told what is lacking."""
-        lacking = [label for label in labels if not self.has(label)]
-        if len(lacking) == len(labels):
-            absent[name] = _lacking(labels)
+        """Columns that are there all; or it is told which are lacking."""
+        if lacking := [label for label in labels if not self.has(label)]:
+            absent[name] = _lacking(lacking)
             return None
-        if lacking:
-            raise ParticleError(f"{str(self.path)!r} {_lacking(lacking)}")
         return np.stack([self.numbers(label) for label in labels], axis=-1)
 
     def require_all_used(self) -> None:
@@ -208,12 +264,30 @@ class _Table:
 def _parsed(path: Path) -> "gemmi.cif.Document":
     import gemmi
 
-    if not path.is_file():
-        raise ParticleError(f"{str(path)!r} cannot be read (there is no such file): give a star file")
     try:
-        return gemmi.cif.read_file(str(path))
-    except (OSError, ValueError, RuntimeError, UnicodeError, MemoryError) as error:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ParticleError(f"{str(path)!r} cannot be read ({error.strerror}): give a star file") from error
+    except UnicodeError as error:
         raise ParticleError(f"{str(path)!r} is not a readable star file ({error})") from error
+    try:
+        return gemmi.cif.read_string(_quoted(text))
+    except (ValueError, RuntimeError, MemoryError) as error:
+        foreign = next((line for line in text.splitlines() if not line.isascii()), "")
+        hint = f"; star files are ASCII, and this one has {foreign.strip()[:60]!r}" if foreign else ""
+        raise ParticleError(f"{str(path)!r} is not a readable star file ({error}{hint})") from error
+
+
+def _quoted(text: str) -> str:
+    """Words of a row that begin as something else does, such as a folder data_1/, put into quotes."""
+    in_row = re.compile(rf"(?<=[ \t]){_SPECIAL}[^ \t\r\n]*", re.IGNORECASE)
+    if not re.search(rf"^[^_#\n].*[ \t]{_SPECIAL}", text, re.IGNORECASE | re.MULTILINE):
+        return text
+    lines = text.split("\n")
+    return "\n".join(
+        line if line[:1] in ("", "_", "#") or "'" in line or '"' in line else in_row.sub(r"'\g<0>'", line)
+        for line in lines
+    )
 
 
 def _blocks(document: "gemmi.cif.Document", path: Path) -> tuple["gemmi.cif.Block", "gemmi.cif.Block | None"]:
@@ -229,6 +303,11 @@ def _blocks(document: "gemmi.cif.Document", path: Path) -> tuple["gemmi.cif.Bloc
     if loop.width() > _MOST_LABELS:
         raise ParticleError(f"{str(path)!r} has {loop.width()} columns: {_MOST_LABELS} at most are read")
     optics = [block for block in document if block is not tables[0] and len(block.find_values(_GROUP))]
+    flat = all(float(n) == 2 for block in optics for n in block.find_values(_DIMENSIONS) if _is_number(n))
+    if not flat or any(label in loop.tags for label in _TOMOGRAPHY):
+        raise ParticleError(
+            f"{str(path)!r} is of tomography, whose particles are volumes or tilt series: give one of images"
+        )
     return tables[0], optics[0] if optics else None
 
 
@@ -255,25 +334,20 @@ def _lacking(labels: Sequence[str]) -> str:
     return f"has no {', '.join(bare)}: give what holds for all, such as override={{{bare[0]!r}: …}}"
 
 
-def numbers(path: Path, label: str, values: Sequence[str]) -> Float64[np.ndarray, "values"]:
-    """A column of finite numbers.
-
-    Raises
-    ------
-    ParticleError
-        Naming the row of what is none.
-    """
+def _finite(path: Path, label: str, values: Sequence[str]) -> Float64[np.ndarray, "values"]:
+    """A column of finite numbers; refused by the row of what is none."""
     try:
         column = np.array(values, dtype=np.float64)
-        wrong = np.flatnonzero(~np.isfinite(column))
+        wrong = np.flatnonzero(~np.isfinite(column)).tolist()
     except ValueError:
-        wrong = np.array([row for row, value in enumerate(values) if not _is_number(value)])
-    if len(wrong):
+        column = np.empty(0)
+        wrong = [row for row, value in enumerate(values) if not _is_number(value)]
+    if wrong:
         raise ParticleError(
-            f"{str(path)!r} has {label.removeprefix('_')} = {str(values[wrong[0]])[:40]!r} in row "
-            f"{wrong[0] + 1}, which is no finite number"
+            f"{str(path)!r} has {label[1:]} = {values[wrong[0]][:40]!r} in row {wrong[0] + 1}, which is no "
+            "finite number"
         )
-    return column  # pyright: ignore[reportPossiblyUnbound]  # there is one where nothing is wrong
+    return column
 
 
 def _is_number(value: str) -> bool:
@@ -284,92 +358,45 @@ def _is_number(value: str) -> bool:
 
 
 def _optics(table: _Table) -> tuple[tuple[OpticsGroup, ...], Int64[Tensor, "particles"]]:
-    """The optics groups, from their table or from what particles of version 3.0 have in common."""
-    if table.optics is None:
-        return _optics_of_particles(table)
-    labels = [str(value) for value in table.optics.find_values(_GROUP)]
-    if len(set(labels)) < len(labels):
-        raise ParticleError(f"{str(table.path)!r} has two optics groups of one number: number them anew")
-    own = _OpticsTable(table, len(labels))
-    names = own.texts("_rlnOpticsGroupName", labels)
-    sizes = own.numbers("_rlnImageSize", math.nan)
-    flags = [own.numbers(label, 0.0) for label in (_PREMULTIPLIED, _FLIPPED)]
-    each = zip(
-        names,
-        *(own.numbers(label) for label in _MICROSCOPE),
-        own.pixel_sizes(),
-        (None if math.isnan(size) else int(size) for size in sizes),
-        *([bool(value) for value in flag] for flag in flags),
-        strict=True,
-    )
-    number = {label: place for place, label in enumerate(labels)}
-    of_particles = [str(value) for value in table.particles.find_loop(_GROUP)]
-    if not of_particles:
-        raise ParticleError(f"{str(table.path)!r} has optics groups, and particles without {_GROUP[1:]}")
-    if unknown := sorted(set(of_particles) - set(number)):
-        raise ParticleError(f"{str(table.path)!r} has particles of optics group {unknown[0]}, which it lacks")
-    return tuple(OpticsGroup(*one) for one in each), torch.tensor([number[label] for label in of_particles])
-
-
-class _OpticsTable:
-    """Columns of the optics groups."""
-
-    def __init__(self, table: _Table, length: int) -> None:
-        self.table, self.length = table, length
-
-    def texts(self, label: str, default: list[str]) -> list[str]:
-        """A column, or the default."""
-        assert self.table.optics is not None
-        return [str(value).strip("'\"") for value in self.table.optics.find_values(label)] or default
-
-    def numbers(self, label: str, default: float | None = None) -> Float64[np.ndarray, "groups"]:
-        """A column of the optics groups, or one of the particles that is the same in all rows."""
-        self.table.has(label)  # asked for, whether it is there or not
-        assert self.table.optics is not None
-        values = [str(value) for value in self.table.optics.find_values(label)]
-        if label in self.table.override or not values:
-            found = self.table.numbers(label, default)
-            if not (found == found[0]).all() and not np.isnan(found).any():
-                raise ParticleError(
-                    f"{str(self.table.path)!r} has {label[1:]} of each particle, and optics groups too: move "
-                    "it to the optics groups"
-                )
-            return np.full(self.length, found[0])
-        return numbers(self.table.path, label, values)
-
-    def pixel_sizes(self) -> Float64[np.ndarray, "groups"]:
-        """In Å."""
-        assert self.table.optics is not None
-        for label in _PIXEL:
-            if len(self.table.optics.find_values(label)) or label in self.table.override:
-                return self.numbers(label)
-        return self.numbers(_PIXEL[0])  # which says that it is missing
-
-
-def _optics_of_particles(table: _Table) -> tuple[tuple[OpticsGroup, ...], Int64[Tensor, "particles"]]:
-    """Those of version 3.0, whose particles repeat what is theirs."""
-    if any(table.has(label) for label in _PIXEL):
-        pixel_size = table.numbers(next(label for label in _PIXEL if table.has(label)))
-    elif all([table.has(label) for label in _MAGNIFIED]):
-        pixel_size = 1e4 * table.numbers(_MAGNIFIED[0]) / table.numbers(_MAGNIFIED[1])
-    else:
-        raise ParticleError(f"{str(table.path)!r} {_lacking([_PIXEL[0]])}")
-    size = table.numbers("_rlnImageSize", math.nan)
-    columns = [*(table.numbers(label) for label in _MICROSCOPE), pixel_size, np.nan_to_num(size)]
-    columns += [table.numbers(label, 0.0) for label in (_PREMULTIPLIED, _FLIPPED)]
+    """The optics groups: particles of one row of their table, and of one microscope, pixel and box."""
+    pixel_size, size = _pixel_sizes(table), table.numbers(_BOX, default=0.0)
+    columns = [table.group.double().numpy(), *map(table.numbers, _MICROSCOPE), pixel_size, size]
+    columns += [table.numbers(label, default=0.0) for label in _CORRECTED]
     rows, group = np.unique(np.stack(columns, axis=-1), axis=0, return_inverse=True)
-    optics = [
-        OpticsGroup(f"group{n}", voltage, aberration, contrast, pixel, int(size) or None, *map(bool, flags))
-        for n, (voltage, aberration, contrast, pixel, size, *flags) in enumerate(rows.tolist(), start=1)
-    ]
-    return tuple(optics), torch.from_numpy(group.reshape(-1).astype(np.int64))
+    texts = [] if table.optics is None else [str(v) for v in table.optics.find_values(_GROUP_NAME)]
+    found = []
+    for number, values in enumerate(rows.tolist(), start=1):
+        row, voltage, aberration, contrast, pixel, box, multiplied, flipped = values
+        name = texts[int(row)].strip("'\"") if int(row) < len(texts) else f"group{number}"
+        if not _PIXEL_RANGE[0] <= pixel <= _PIXEL_RANGE[1]:
+            raise ParticleError(f"{str(table.path)!r} has a pixel size of {pixel:g}: it must be in Å")
+        done = bool(multiplied), bool(flipped)
+        one = OpticsGroup(name, voltage, aberration, contrast, pixel, round(box) or None, *done)
+        try:
+            one.transfer()
+        except ForwardModelError as error:
+            raise ParticleError(f"{str(table.path)!r}, optics group {name!r}: {error}") from error
+        found.append(one)
+    return tuple(found), torch.from_numpy(group.reshape(-1).astype(np.int64))
+
+
+def _pixel_sizes(table: _Table, as_filed: bool = False) -> Float64[np.ndarray, "particles"]:
+    """In Å; of version 3.0 by magnification."""
+    here = [label for label in _PIXEL if table.has(label)]
+    magnified = [table.has(label) for label in _MAGNIFIED]
+    if all(magnified) and (not here or (as_filed and not table.texts(here[0]))):
+        edge, factor = (table.numbers(label) for label in _MAGNIFIED)
+        if not (factor > 0).all():
+            raise ParticleError(f"{str(table.path)!r} has a magnification that is not above 0")
+        return 1e4 * edge / factor
+    return table.numbers(here[0] if here else _PIXEL[0], as_filed=as_filed)
 
 
 def _named(values: "gemmi.cif.Column") -> list[str]:
-    """Names of images in one form: a number of six digits, and the stack; a file alone is its first image."""
+    """Names of images in one form, a number of six digits and the stack; others as they are."""
     texts = [str(value).strip("'\"") for value in values]
-    parts = [text.rpartition("@") for text in texts]
-    return [f"{int(number or 1) if not number or number.isdigit() else 0:06d}@{s}" for number, _, s in parts]
+    matched = [_NAME.fullmatch(text) for text in texts]
+    return [f"{int(m[1]):06d}@{m[2]}" if m else text for m, text in zip(matched, texts, strict=True)]
 
 
 def _repeats(names: Sequence[str]) -> Iterator[int]:
@@ -383,11 +410,10 @@ def _repeats(names: Sequence[str]) -> Iterator[int]:
 def _stacks(table: _Table) -> tuple[tuple[str, ...], Tensor, Tensor, Tensor]:
     """Names of the stacks; in which, and as which, each image is; and how often it came before."""
     names = _named(table.particles.find_loop(_IMAGE))
-    if wrong := [row for row, name in enumerate(names) if name.startswith("000000@")]:
-        told = str(table.particles.find_loop(_IMAGE)[wrong[0]])[:60]
+    if wrong := [row for row, name in enumerate(names) if not _NAME.fullmatch(name)]:
         raise ParticleError(
-            f"{str(table.path)!r} has the image {told!r} in row {wrong[0] + 1}: a number from 1, @ and a "
-            "stack are asked for, such as 000001@stack.mrcs"
+            f"{str(table.path)!r} has the image {names[wrong[0]][:60]!r} in row {wrong[0] + 1}: a number "
+            "from 1, @ and a stack are asked for, such as 000001@stack.mrcs"
         )
     pairs = [name.split("@", 1) for name in names]
     number = {stack: place for place, stack in enumerate(dict.fromkeys(stack for _, stack in pairs))}
@@ -402,17 +428,15 @@ def _shift(
     group: Int64[Tensor, "particles"],
     absent: dict[str, str],
 ) -> Float64[Tensor, "particles 2"] | None:
-    """Minus the origin, in Å; of version 3.0 it is in pixels."""
-    pixel_size = torch.tensor([one.pixel_size for one in optics], dtype=torch.float64)[group, None]
-    in_pixels = not any(table.has(label) for label in _ORIGINS) and any(
-        table.has(label) for label in _ORIGINS_IN_PIXELS
-    )
+    """Minus the origin, in Å; of version 3.0 it is in pixels of the size that the file says."""
+    in_pixels = not any(map(table.has, _ORIGINS)) and any(map(table.has, _ORIGINS_IN_PIXELS))
     origin = table.together("shift", _ORIGINS_IN_PIXELS if in_pixels else _ORIGINS, absent)
     if origin is None:
         return None
-    odd = torch.tensor([(one.box_size or 0) % 2 for one in optics], dtype=torch.float64)[group, None]
-    away = torch.from_numpy(origin)
-    return odd * pixel_size - (away * pixel_size if in_pixels else away)
+    if in_pixels:
+        origin = origin * _pixel_sizes(table, as_filed=True)[:, None]
+    centre = torch.tensor([(one.box_size or 0) % 2 * one.pixel_size for one in optics], dtype=torch.float64)
+    return centre[group, None] - torch.from_numpy(origin)
 
 
 def _ctf(
@@ -428,10 +452,9 @@ def _ctf(
 
 def _warn_of_what_is_left_out(table: _Table) -> None:
     told = []
-    for label in _NOT_MODELLED:
-        of_groups = [] if table.optics is None else [str(value) for value in table.optics.find_values(label)]
-        values = of_groups or [str(value) for value in table.particles.find_loop(label)]
-        if any(part not in "0." for value in values for part in value.strip("[]'\" ").replace(",", "")):
+    for label, neutral in _NOT_MODELLED.items():
+        words = {word for text in set(table.texts(label)) for word in re.split(r"[][,\s'\"]+", text) if word}
+        if any(not _is_number(word) or float(word) != neutral for word in words):
             told.append(label[1:])
     if told:
         warnings.warn(

@@ -32,7 +32,15 @@ from cryoanm_lib.checks.calibration import LEVELS, coverage, coverage_band, cred
 from cryoanm_lib.inference.fisher import fisher_information
 from cryoanm_lib.inference.peak_finding import Starts
 from cryoanm_lib.numerics.fourier import image_to_coefficients
-from tests.relion import atoms_map, gaussians_map, needs_relion, project, quaternions, random_particles
+from tests.relion import (
+    atoms_map,
+    coloured_noise,
+    gaussians_map,
+    needs_relion,
+    project,
+    quaternions,
+    random_particles,
+)
 
 torch.set_num_threads(1)
 OPTICS = {"voltage": 300.0, "spherical_aberration": 2.7, "amplitude_contrast": 0.1}
@@ -77,16 +85,6 @@ def test_our_images_are_relions(
     assert ((mistaken - theirs).flatten(1).norm(dim=1) > 10 * AGREEMENT * theirs.flatten(1).norm(dim=1)).all()
 
 
-def coloured_noise(n: int, rng: np.random.Generator, box: int = BOX) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels of noise whose power falls sixfold from the centre of Fourier space, and that power."""
-    k = np.arange(box // 2 + 1) / box
-    power = 1 + 5 / (1 + (k / 0.08) ** 2)
-    line = np.fft.fftfreq(box, 1 / box)
-    radius = np.hypot(line[:, None], line[None]).clip(max=box // 2)
-    filtered = np.fft.fft2(rng.normal(size=(n, box, box))) * np.interp(radius, box * k, power) ** 0.5
-    return torch.from_numpy(np.fft.ifft2(filtered).real), torch.from_numpy(power)
-
-
 def bent_molecules(
     folder: Path, n: int, modes: torch.Tensor, rng: np.random.Generator
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -121,7 +119,7 @@ def test_posteriors_of_relions_images_are_honest(tmp_path: Path) -> None:
     n = len(clean)
     truth["defocus"] = torch.tensor(rng.normal(0, 300, n))
     truth["ctf"][:, 0] -= truth["defocus"]
-    noise, power = coloured_noise(n, rng)
+    noise, power = coloured_noise(n, rng, BOX)
     strength = clean.flatten(1).var(dim=1).mean() / 0.1 / noise.var()
     images, power = clean + strength.sqrt() * noise, strength * power
 

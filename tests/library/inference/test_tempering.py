@@ -1,6 +1,7 @@
 """The tempered sampler: exact and Gaussian posteriors as referees, and images that do not meet."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ import torch
 from cryoanm_lib import Model, Prior, exact_posterior, prior_about, refine, temper
 from cryoanm_lib.checks.calibration import LEVELS, coverage, coverage_band, credible_level
 from cryoanm_lib.errors import CryoANMError
+from cryoanm_lib.inference import tempering
 from cryoanm_lib.inference.peak_finding import Starts
+from cryoanm_lib.numerics.per_image_rng import PerImageRNG
 from cryoanm_lib.numerics.rotation import quaternion_product, quaternion_z
 from tests.all_the_way import adenylate_kinase
 
@@ -73,7 +76,8 @@ def test_regions_hold_the_truth_where_there_is_hardly_a_signal() -> None:
     assert ((inside >= band[:, 0]) & (inside <= band[:, 1])).all()
 
 
-def test_an_image_has_the_same_draws_whatever_it_stands_among() -> None:
+def test_an_image_has_the_same_draws_whatever_it_stands_among(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempering, "_IMAGES", 2)
     model = plane_model(noise=0.5)
     torch.manual_seed(4)
     images = model.simulate(5, K)
@@ -95,6 +99,34 @@ def test_a_pose_turned_by_its_mean_is_no_other() -> None:
     start = prior_about(model, 1, pose, deviation=0.02)
     torch.testing.assert_close(start.centre[0, :, :4].float(), pose)
     assert start.covariance[0, 0].diagonal()[:3].sqrt().tolist() == pytest.approx([0.02] * 3)
+
+
+def test_a_posterior_that_no_draw_leads_to_is_refused() -> None:
+    """Where the noise is that of a unit other than the image's, no temperature is low enough."""
+    model = plane_model(noise=1.0)
+    images = model.simulate(2, K)
+    start = prior_about(model, 2, images.truth["pose"], deviation=1.0)
+    tiny = replace(images, noise=plane_model(1e-9).noise, coefficients=1e3 * images.coefficients)
+    with pytest.raises(CryoANMError, match="of 16 draws for image 0 none leads to its posterior"):
+        temper(model, tiny, K, start, draws=16)
+    with pytest.raises(CryoANMError, match=r"deviation = 180: .* radians"):
+        prior_about(model, 2, images.truth["pose"], deviation=180.0)
+
+
+def test_draws_that_stay_where_they_are_count_as_stuck() -> None:
+    """Between copies of one draw there is no difference: a population of them moves nowhere, and says so."""
+    model = plane_model(noise=1.0)
+    images, which = model.simulate(2, K), torch.arange(2)
+    start = prior_about(model, 2, images.truth["pose"], deviation=1.0)
+    streams = PerImageRNG.of(2, torch.Generator().manual_seed(1))
+    population = tempering._Population(model, images, K, start, streams, 16, which)
+    copies = population.points[:1].expand(16, -1, -1)
+    heights = [height[:1].expand(16, -1) for height in (population.log_start, population.log_joint)]
+    after, _, share = population._moved(copies, heights, which)
+    assert torch.equal(after, copies)
+    assert share.tolist() == [0.0, 0.0]
+    _, _, share = population._moved(population.points, [population.log_start, population.log_joint], which)
+    assert (share > 0).all()
 
 
 @pytest.mark.parametrize(

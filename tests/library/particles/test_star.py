@@ -13,6 +13,7 @@ import torch
 
 from cryoanm_lib import ContrastTransfer, ForwardModel, read_star, write_star
 from cryoanm_lib.errors import CryoANMError, ParticleError
+from cryoanm_lib.particles import particle_set
 from tests.relion import gaussians_map, needs_relion, project, random_particles
 
 torch.set_num_threads(1)
@@ -199,7 +200,7 @@ def test_what_nothing_can_do_without_is_asked_for_by_name(tmp_path: Path, kind: 
     path = data_set(tmp_path, NEW.replace(kind, "_rlnSomethingElse"))
     with pytest.raises(ParticleError, match=rf"has no {kind[1:]}: .* override="):
         read_star(path)
-    found = read_star(path, override={kind[1:]: 1.9 if "Pixel" in kind else 0.5e2 if "Volt" in kind else 1})
+    found = read_star(path, override={kind[1:]: {"_rlnVoltage": 300.0}.get(kind, 1.0)})
     assert len(found) == 3
 
 
@@ -208,7 +209,7 @@ def test_what_nothing_can_do_without_is_asked_for_by_name(tmp_path: Path, kind: 
     [("Angle", "rlnAngleRot"), ("Origin", "rlnOriginXAngst"), ("Defocus", "rlnDefocusU")],
 )
 def test_a_latent_that_is_not_there_is_never_zero(tmp_path: Path, labels: str, needed: str) -> None:
-    """It may be missing until it is asked for, but not in part."""
+    """It may be missing, whole or in part, until it is asked for."""
     text = NEW
     for whole in (
         "AngleRot",
@@ -224,8 +225,8 @@ def test_a_latent_that_is_not_there_is_never_zero(tmp_path: Path, labels: str, n
     particles = read_star(data_set(tmp_path, text))
     with pytest.raises(ParticleError, match=f"has no {needed}"):
         particles.latents()
-    with pytest.raises(ParticleError, match=f"has no {needed}"):
-        read_star(data_set(tmp_path, NEW.replace(f"_{needed} ", "_rlnOther ")))
+    with pytest.raises(ParticleError, match=f"has no {needed}: "):
+        read_star(data_set(tmp_path, NEW.replace(f"_{needed} ", "_rlnOther "))).latents()
     with pytest.raises(ParticleError, match="override names _rlnTypo, which is not used"):
         read_star(data_set(tmp_path, NEW), override={"Typo": 1.0})
 
@@ -263,8 +264,12 @@ def test_stacks_are_looked_for_and_their_images_checked(tmp_path: Path) -> None:
     of_a = torch.tensor([0, 1])
     (tmp_path / "job" / "deeper").mkdir(parents=True)
     moved = tmp_path / "job" / "deeper" / "particles.star"
+    moved.write_text(NEW, encoding="utf-8")
+    assert len(read_star(moved).images(torch.tensor([2])).rows) == 1  # in a folder above
     moved.write_text(NEW.replace("sub/b.mrcs", "gone/away/sub/b.mrcs"), encoding="utf-8")
-    assert len(read_star(moved).images(torch.tensor([2])).rows) == 1  # a folder above, less leading ones
+    with pytest.raises(ParticleError, match=r"'gone/away/sub/b.mrcs' is not below"):
+        read_star(moved).images(torch.tensor([2]))  # a name in part would find anybody's stack there
+    assert len(read_star(moved, data=tmp_path).images(torch.tensor([2])).rows) == 1
     with pytest.raises(ParticleError, match=r"'a.mrcs' is not below .*elsewhere.*\(--data\)"):
         read_star(moved, data=tmp_path / "elsewhere").images(of_a)
     stack(tmp_path / "a.mrcs", np.ones((2, 8, 8), np.float32))
@@ -332,17 +337,21 @@ def test_no_damage_to_a_file_raises_an_error_of_others(tmp_path: Path, count: in
     """Bytes changed, cut out and repeated at random: it is read, or refused by an error of ours."""
     rng = random.Random(0)
     star = data_set(tmp_path, NEW)
-    files = {star: star.read_bytes(), tmp_path / "a.mrcs": (tmp_path / "a.mrcs").read_bytes()}
+    stack_file = tmp_path / "a.mrcs"
+    intact = {star: star.read_bytes(), stack_file: stack_file.read_bytes()}
+    files = [*intact.items(), (star, OLD.encode())]
     refused = 0
     for _ in range(count):
-        path, content = rng.choice(list(files.items()))
+        path, content = rng.choice(files)
         damaged = bytearray(content)
         for _ in range(rng.randint(1, 4)):
             # mostly in the header of the stack, since what follows is pixels
             place = rng.randrange(min(len(damaged), 1100) or 1) if damaged else 0
-            change = rng.choice(("byte", "cut", "repeat"))
+            change = rng.choice(("byte", "cut", "repeat", "number"))
             if change == "byte" and damaged:
                 damaged[place] = rng.randrange(256)
+            elif change == "number":
+                damaged[place : place + 1] = rng.choice((b" 0 ", b" 1e30 ", b"9" * 30, b"x" * 300, b" -1 "))
             elif change == "cut":
                 del damaged[place : place + rng.randint(1, 60)]
             else:
@@ -354,5 +363,122 @@ def test_no_damage_to_a_file_raises_an_error_of_others(tmp_path: Path, count: in
                 read_star(star).images(skip_bad=True)
             except CryoANMError:
                 refused += 1
-        path.write_bytes(content)
+        path.write_bytes(intact[path])
     assert 0.1 * count < refused < count
+
+
+def test_particles_of_tomograms_are_refused(tmp_path: Path) -> None:
+    """Their names stand for volumes, of which a slice is no image, or for tilt series."""
+    solid = NEW.replace("_rlnCtfDataAreCtfPremultiplied", "_rlnImageDimensionality")
+    solid = solid.replace("1.25 8 1", "1.25 8 3").replace("1.5 8 0", "1.5 8 3")
+    for text in (solid, NEW.replace("_rlnMicrographName", "_rlnTomoParticleName")):
+        with pytest.raises(ParticleError, match="is of tomography"):
+            read_star(data_set(tmp_path, text))
+    with pytest.raises(ParticleError, match=r"the image 'volume.mrc' in row 1: a number from 1, @"):
+        read_star(data_set(tmp_path, NEW.replace("000002@a.mrcs", "volume.mrc")))
+
+
+def test_two_stacks_are_never_taken_to_be_one(tmp_path: Path) -> None:
+    """Where names differ in their folders alone, and these are not there."""
+    text = NEW.replace("000001@a.mrcs", "000001@job1/a.mrcs").replace("1@sub/b.mrcs", "1@job2/a.mrcs")
+    path = data_set(tmp_path, text.replace("000002@a.mrcs", "000002@job1/a.mrcs"))
+    with pytest.raises(ParticleError, match=r"'job1/a.mrcs' and 'job2/a.mrcs' are both taken to be"):
+        read_star(path, data=tmp_path).images(torch.tensor([0]))
+
+
+def test_pixels_of_origins_are_those_of_the_file(tmp_path: Path) -> None:
+    """A stack that was scaled since: its own pixel size is stated, and shifts in Å stay what they are."""
+    path = data_set(tmp_path, OLD)
+    whole = read_star(path)
+    stated = read_star(path, override={"rlnImagePixelSize": 3.0})
+    assert {one.pixel_size for one in stated.optics} == {3.0}
+    torch.testing.assert_close(stated.shift, whole.shift)
+
+
+def test_an_odd_box_that_the_table_does_not_tell_is_asked_for(tmp_path: Path) -> None:
+    path = data_set(tmp_path, OLD)
+    stack(tmp_path / "a.mrcs", np.random.default_rng(0).normal(size=(3, 9, 9)).astype(np.float32))
+    with pytest.raises(ParticleError, match="'rlnImageSize': 9"):
+        read_star(path).images(torch.tensor([0]))
+    told = read_star(path, override={"rlnImageSize": 9})
+    assert len(told.images(torch.tensor([0])).rows) == 1
+    torch.testing.assert_close(told.shift[0], read_star(path).shift[0] + PIXEL)
+
+
+def test_optics_may_tell_of_the_transfer_and_particles_come_first(tmp_path: Path) -> None:
+    """As in RELION: a phase plate of a group, and a voltage of each particle beside that of its group."""
+    plate = NEW.replace("_rlnCtfDataAreCtfPremultiplied", "_rlnPhaseShift").replace("1.25 8 1", "1.25 8 90")
+    found = read_star(data_set(tmp_path, plate))
+    assert found.ctf[:, 3].tolist() == pytest.approx([0.0, 0.0, np.pi / 2])
+    own = NEW.replace("_rlnMicrographName", "_rlnVoltage").replace('"one micrograph.mrc"', "120")
+    found = read_star(data_set(tmp_path, own.replace("two.mrc", "300")))
+    assert [found.optics[g].voltage for g in found.group.tolist()] == [120.0, 300.0, 300.0]
+    weighed = NEW.replace("_rlnMicrographName", "_rlnCtfScalefactor").replace('"one micrograph.mrc"', "0.5")
+    with pytest.warns(UserWarning, match="rlnCtfScalefactor, which our"):
+        read_star(data_set(tmp_path, weighed.replace("two.mrc", "1.0")))
+
+
+def test_corrected_images_have_a_corrected_transfer(tmp_path: Path) -> None:
+    groups = read_star(data_set(tmp_path, NEW)).optics
+    assert [group.transfer(varies=()).corrected for group in groups] == ["multiplied", "no"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "asked"),
+    [
+        ("first 300", "first 300000", "give it as kV"),
+        ("2.7 0.1 1.5", "2.7e7 0.1 1.5", "give it as mm"),
+        ("2.7 0.1 1.5", "2.7 10 1.5", "give it as a share"),
+        ("0.1 1.5 8", "0.1 -1.5 8", "a pixel size of -1.5"),
+        ("000002@a.mrcs", "99999999999999999999@a.mrcs", "a number from 1, @"),
+    ],
+)
+def test_optics_in_another_unit_are_refused(tmp_path: Path, old: str, new: str, asked: str) -> None:
+    with pytest.raises(ParticleError, match=asked):
+        read_star(data_set(tmp_path, NEW.replace(old, new)))
+
+
+@pytest.mark.mistyped
+def test_what_is_stated_must_be_a_number(tmp_path: Path) -> None:
+    path = data_set(tmp_path, OLD)
+    for value in ("x", float("nan"), None):
+        with pytest.raises(ParticleError, match=r"override of rlnVoltage is .*: give a finite number"):
+            read_star(path, override={"Voltage": value})
+    with pytest.raises(ParticleError, match="a magnification that is not above 0"):
+        read_star(data_set(tmp_path, OLD.replace("50000", "0")))
+
+
+def test_a_header_that_is_out_of_date_yields_to_what_is_stated(tmp_path: Path) -> None:
+    """As after a calibration of the pixel size."""
+    path = data_set(tmp_path, NEW)
+    stack(tmp_path / "a.mrcs", np.random.default_rng(0).normal(size=(3, 8, 8)).astype(np.float32), 1.4)
+    with pytest.raises(ParticleError, match=r"if the table is right, override=\{'rlnImagePixelSize': 1.5\}"):
+        read_star(path).images(torch.tensor([0]))
+    found = read_star(path, override={"rlnImagePixelSize": 1.5}).images(torch.tensor([0]))
+    assert len(found.rows) == 1
+
+
+def test_words_that_begin_as_something_else_are_words(tmp_path: Path) -> None:
+    """A folder data_1, as RELION and its users write it, is no new table."""
+    path = data_set(tmp_path, NEW.replace("two.mrc", "data_1/two.mrc").replace("one micrograph", "#1 m"))
+    particles = read_star(path)
+    write_star(particles[torch.tensor([2])], tmp_path / "one.star")
+    assert "data_1/two.mrc" in (tmp_path / "one.star").read_text(encoding="utf-8")
+    same(read_star(tmp_path / "one.star"), particles[torch.tensor([2])])
+    with pytest.raises(ParticleError, match=r"star files are ASCII, and this one has .*données"):
+        read_star(data_set(tmp_path, NEW.replace("two.mrc", "données/two.mrc")))
+
+
+def test_a_name_that_no_file_can_have_is_not_there(tmp_path: Path) -> None:
+    particles = read_star(data_set(tmp_path, NEW.replace("sub/b.mrcs", "b" * 300 + ".mrcs")))
+    with pytest.raises(ParticleError, match="is not below"):
+        particles.images(torch.tensor([2]))
+    with pytest.raises(ParticleError, match="at least one row"):
+        particles.images(torch.tensor([], dtype=torch.long))
+
+
+def test_more_images_than_memory_takes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    particles = read_star(data_set(tmp_path, NEW))
+    monkeypatch.setattr(particle_set, "machine_memory", lambda: 500.0)
+    with pytest.raises(ParticleError, match=r"2 images of 8 × 8 pixels .* read some rows at a time"):
+        particles.images(torch.tensor([0, 1]))
