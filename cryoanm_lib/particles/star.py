@@ -202,6 +202,8 @@ class _Table:
         if len(set(labels)) < len(labels):
             raise ParticleError(f"{str(self.path)!r} has two optics groups of one number: number them anew")
         of_particles = [str(value) for value in self.particles.find_loop(_GROUP)]
+        if len(labels) == 1 and not of_particles:
+            of_particles = labels * self.length
         if len(of_particles) != self.length:
             raise ParticleError(f"{str(self.path)!r} has optics groups, and particles without {_GROUP[1:]}")
         number = {label: row for row, label in enumerate(labels)}

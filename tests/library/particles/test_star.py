@@ -418,6 +418,14 @@ def test_optics_may_tell_of_the_transfer_and_particles_come_first(tmp_path: Path
         read_star(data_set(tmp_path, weighed.replace("two.mrc", "1.0")))
 
 
+def test_particles_that_name_no_group_are_of_the_only_one(tmp_path: Path) -> None:
+    nameless = NEW.replace("_rlnOpticsGroup #2", "_rlnSomething #2")
+    with pytest.raises(ParticleError, match="has optics groups, and particles without rlnOpticsGroup"):
+        read_star(data_set(tmp_path, nameless))
+    (group,) = read_star(data_set(tmp_path, nameless.replace("4 second 200 2.0 0.07 1.25 8 1\n", ""))).optics
+    assert group.name == "first"
+
+
 def test_corrected_images_have_a_corrected_transfer(tmp_path: Path) -> None:
     groups = read_star(data_set(tmp_path, NEW)).optics
     assert [group.transfer(varies=()).corrected for group in groups] == ["multiplied", "no"]
