@@ -249,6 +249,6 @@ def _judged(
         significance(score[best]),
         kept,
         (explained[0] / (explained[1] - explained[0]).clamp(min=1e-300)).item(),
-        -1 if mean["inverted_contrast"] > mean["as_is"] else 1,
+        largest.group.sign * (-1 if mean["inverted_contrast"] > mean["as_is"] else 1),
         verdict,
     )

@@ -12,6 +12,7 @@ import torch
 from cryoanm_lib.checks.consistency import MISTAKES, Consistency, check_particles
 from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.molecule.atoms import load_atoms
+from cryoanm_lib.particles.cryosparc import read_cs
 from cryoanm_lib.particles.particle_set import ParticleSet
 from cryoanm_lib.particles.star import read_star
 
@@ -32,9 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    check.add_argument("particles", type=Path, help="star file")
+    check.add_argument("particles", type=Path, help="star file, or .cs file of cryoSPARC")
     check.add_argument("--reference", required=True, help="PDB or mmCIF file, PDB ID, or embedded name")
     check.add_argument("--chains", nargs="+", help="those of the reference that are there; default all")
+    check.add_argument("--passthrough", type=Path, help="that of a .cs file")
     check.add_argument("--data", type=Path, help="folder below which the stacks are")
     check.add_argument(
         *("--override",),
@@ -66,13 +68,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _check(given: argparse.Namespace) -> None:
-    particles = read_star(given.particles, given.data, _overrides(given.override))
+    particles = _read(given)
     atoms = load_atoms(given.reference, chains=given.chains)
     generator = torch.Generator().manual_seed(given.seed)
     found = check_particles(
         *(particles, atoms, given.images, given.detail), skip_bad=given.skip_bad, generator=generator
     )
     print(json.dumps(found.as_dict(), indent=1) if given.json else _told(particles, found))
+
+
+def _read(given: argparse.Namespace) -> ParticleSet:
+    """A star file, or by its name one of cryoSPARC's."""
+    if given.particles.suffix != ".cs":
+        return read_star(given.particles, given.data, _overrides(given.override))
+    if given.override:
+        raise CryoANMError("--override is for star files: a .cs file has all its fields")
+    return read_cs(given.particles, given.passthrough, given.data)
 
 
 def _overrides(texts: list[str]) -> dict[str, float]:

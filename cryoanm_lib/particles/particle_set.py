@@ -17,6 +17,8 @@ from cryoanm_lib.particles.stacks import found, opened
 
 #: Relative difference of pixel sizes of one image from which on they are not the same.
 _SAME_PIXEL = 0.01
+#: Å, beyond which a pixel size is none.
+PIXEL_RANGE = (0.05, 200.0)
 #: Bad images that a message names.
 _NAMED = 5
 
@@ -37,6 +39,8 @@ class OpticsGroup:
         Pixels along an edge, where the file says so.
     ctf_premultiplied, phase_flipped : bool
         Whether the images have been multiplied by their transfer, or by its sign.
+    sign : int
+        1 where the molecule is said to be bright, -1 where it is said to be dark.
     """
 
     name: str
@@ -47,12 +51,13 @@ class OpticsGroup:
     box_size: int | None = None
     ctf_premultiplied: bool = False
     phase_flipped: bool = False
+    sign: int = 1
 
     def transfer(self, **options: Any) -> ContrastTransfer:
         """The microscope, with the other options of `ContrastTransfer`, and what was done to the images."""
         optics = (self.voltage, self.spherical_aberration, self.amplitude_contrast)
         done = "multiplied" if self.ctf_premultiplied else "flipped" if self.phase_flipped else "no"
-        return ContrastTransfer(self.pixel_size, *optics, corrected=done, **options)
+        return ContrastTransfer(self.pixel_size, *optics, sign=self.sign, corrected=done, **options)
 
 
 class Images(NamedTuple):

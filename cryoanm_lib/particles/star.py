@@ -16,7 +16,7 @@ from torch import Tensor
 from cryoanm_lib.errors import ForwardModelError, ParticleError
 from cryoanm_lib.imaging.contrast_transfer import given_ctf
 from cryoanm_lib.io.storage import write_atomically
-from cryoanm_lib.particles.particle_set import OpticsGroup, ParticleSet
+from cryoanm_lib.particles.particle_set import PIXEL_RANGE, OpticsGroup, ParticleSet
 
 if TYPE_CHECKING:  # its import takes longer than to read a small file
     import gemmi
@@ -44,8 +44,6 @@ _DIMENSIONS = "_rlnImageDimensionality"
 _NAME = re.compile(r"0*([1-9][0-9]{0,8})@(.+)")
 #: Words that begin something else in the grammar of star files, but not for RELION where they stand in a row.
 _SPECIAL = r"(?:[_#$]|data_|loop_|global_|stop_|save_)"
-#: Å, beyond which a pixel size is none.
-_PIXEL_RANGE = (0.05, 200.0)
 #: Labels of a table; more than that is no table of particles.
 _MOST_LABELS = 1000
 
@@ -370,7 +368,7 @@ def _optics(table: _Table) -> tuple[tuple[OpticsGroup, ...], Int64[Tensor, "part
     for number, values in enumerate(rows.tolist(), start=1):
         row, voltage, aberration, contrast, pixel, box, multiplied, flipped = values
         name = texts[int(row)].strip("'\"") if int(row) < len(texts) else f"group{number}"
-        if not _PIXEL_RANGE[0] <= pixel <= _PIXEL_RANGE[1]:
+        if not PIXEL_RANGE[0] <= pixel <= PIXEL_RANGE[1]:
             raise ParticleError(f"{str(table.path)!r} has a pixel size of {pixel:g}: it must be in Å")
         done = bool(multiplied), bool(flipped)
         one = OpticsGroup(name, voltage, aberration, contrast, pixel, round(box) or None, *done)
