@@ -167,7 +167,8 @@ def write_star(
     tags = [*loop.tags, *columns]
     fresh = block.init_loop("", tags)  # in place of the one that has these tags
     fresh.set_all_values([kept[start :: len(tags)] for start in range(len(tags))])
-    write_atomically(Path(path), lambda beside: document.write_file(str(beside)))
+    text = _unquoted(document.as_string())
+    write_atomically(Path(path), lambda beside: beside.write_text(text, encoding="ascii"))
 
 
 class _Table:
@@ -290,6 +291,11 @@ def _quoted(text: str) -> str:
     )
 
 
+def _unquoted(text: str) -> str:
+    """The same as RELION has them: it knows no quotes."""
+    return re.sub(rf"'({_SPECIAL}[^ \t\r\n']*)'", r"\1", text, flags=re.IGNORECASE)
+
+
 def _blocks(document: "gemmi.cif.Document", path: Path) -> tuple["gemmi.cif.Block", "gemmi.cif.Block | None"]:
     """The table of particles, and that of optics groups where there is one."""
     tables = [block for block in document if len(block.find_loop(_IMAGE))]
@@ -302,7 +308,9 @@ def _blocks(document: "gemmi.cif.Document", path: Path) -> tuple["gemmi.cif.Bloc
     loop = _loop(tables[0], path)
     if loop.width() > _MOST_LABELS:
         raise ParticleError(f"{str(path)!r} has {loop.width()} columns: {_MOST_LABELS} at most are read")
-    optics = [block for block in document if block is not tables[0] and len(block.find_values(_GROUP))]
+    # Micrographs, which may stand beside, name optics groups too.
+    others = [block for block in document if block is not tables[0] and len(block.find_values(_GROUP))]
+    optics = [block for block in others if block.name == "optics" or len(block.find_values(_MICROSCOPE[0]))]
     flat = all(float(n) == 2 for block in optics for n in block.find_values(_DIMENSIONS) if _is_number(n))
     if not flat or any(label in loop.tags for label in _TOMOGRAPHY):
         raise ParticleError(

@@ -418,6 +418,11 @@ def test_optics_may_tell_of_the_transfer_and_particles_come_first(tmp_path: Path
         read_star(data_set(tmp_path, weighed.replace("two.mrc", "1.0")))
 
 
+def test_micrographs_beside_the_particles_are_no_optics(tmp_path: Path) -> None:
+    table = "\ndata_micrographs\n\nloop_\n_rlnMicrographName\n_rlnOpticsGroup\na.mrc 1\nb.mrc 1\n"
+    same(read_star(data_set(tmp_path / "both", table + NEW)), read_star(data_set(tmp_path, NEW)))
+
+
 def test_particles_that_name_no_group_are_of_the_only_one(tmp_path: Path) -> None:
     nameless = NEW.replace("_rlnOpticsGroup #2", "_rlnSomething #2")
     with pytest.raises(ParticleError, match="has optics groups, and particles without rlnOpticsGroup"):
@@ -471,7 +476,7 @@ def test_words_that_begin_as_something_else_are_words(tmp_path: Path) -> None:
     path = data_set(tmp_path, NEW.replace("two.mrc", "data_1/two.mrc").replace("one micrograph", "#1 m"))
     particles = read_star(path)
     write_star(particles[torch.tensor([2])], tmp_path / "one.star")
-    assert "data_1/two.mrc" in (tmp_path / "one.star").read_text(encoding="utf-8")
+    assert " data_1/two.mrc" in (tmp_path / "one.star").read_text(encoding="utf-8")
     same(read_star(tmp_path / "one.star"), particles[torch.tensor([2])])
     with pytest.raises(ParticleError, match=r"star files are ASCII, and this one has .*données"):
         read_star(data_set(tmp_path, NEW.replace("two.mrc", "données/two.mrc")))
