@@ -9,12 +9,14 @@ import torch
 from jaxtyping import Complex, Float, Float64
 from torch import Tensor
 
+from cryoanm_lib.errors import ParticleError
 from cryoanm_lib.imaging.contrast_transfer import GIVEN_CTF
 from cryoanm_lib.imaging.forward_model import ForwardModel
 from cryoanm_lib.imaging.latents import Values
 from cryoanm_lib.imaging.radial_noise import shell_hats
 from cryoanm_lib.imaging.scattering import Scattering
 from cryoanm_lib.molecule.atoms import Atoms
+from cryoanm_lib.molecule.pseudo_atoms import PseudoAtoms
 from cryoanm_lib.numerics.fourier import image_to_coefficients
 from cryoanm_lib.numerics.rotation import quaternion_conjugate
 from cryoanm_lib.particles.particle_set import OpticsGroup, ParticleSet
@@ -82,7 +84,7 @@ class Consistency:
 @torch.no_grad()
 def check_particles(
     particles: ParticleSet,
-    atoms: Atoms,
+    molecule: Atoms | PseudoAtoms,
     images: int = 500,
     detail: float = 10.0,
     skip_bad: bool = False,
@@ -96,8 +98,10 @@ def check_particles(
 
     Parameters
     ----------
-    particles, atoms : ParticleSet, Atoms
-        With poses, shifts and optics; and the molecule about the same origin.
+    particles : ParticleSet
+        With poses, shifts and optics.
+    molecule : Atoms or PseudoAtoms
+        Of a model or of a map, about the origin about which particles are turned.
     images : int
         At most so many, chosen at random.
     detail : float
@@ -108,17 +112,19 @@ def check_particles(
     Raises
     ------
     ParticleError
-        If an image is not usable, or poses, shifts or defoci are missing.
+        If an image is not usable, there are fewer than two, or poses, shifts or defoci are missing.
     ForwardModelError
         If the molecule does not fit the box.
     """
     chosen = torch.randperm(len(particles), generator=generator)[:images].sort().values
     parts = [
-        _Compared.of(particles, chosen[particles.group[chosen] == number], atoms, detail, skip_bad)
+        _Compared.of(particles, chosen[particles.group[chosen] == number], molecule, detail, skip_bad)
         for number in particles.group[chosen].unique().tolist()
     ]
     largest = max(parts, key=len)
     score = {name: torch.cat([part.score[name] for part in parts]) for name in ("as_is", *MISTAKES)}
+    if len(score["as_is"]) < 2:
+        raise ParticleError("1 image tells no error of a correlation: give two or more")
     shared = {name: torch.stack([part.shared[name] for part in parts]).sum(0) for name in score}
     explained = torch.stack([part.explained for part in parts]).sum(0)
     return _judged(score, shared, explained, largest)
@@ -151,7 +157,12 @@ class _Compared:
 
     @classmethod
     def of(
-        cls, particles: ParticleSet, rows: Tensor, atoms: Atoms, detail: float, skip_bad: bool
+        cls,
+        particles: ParticleSet,
+        rows: Tensor,
+        molecule: Atoms | PseudoAtoms,
+        detail: float,
+        skip_bad: bool,
     ) -> "_Compared":
         """Read and compare some of the particles."""
         read = particles.images(rows, skip_bad)
@@ -160,7 +171,7 @@ class _Compared:
         highest = math.floor(box_size * group.pixel_size / detail)
         resolution = min(box_size - box_size % 2, max(8, 2 * highest))
         observed = image_to_coefficients(read.pixels.double(), resolution)[:, 1:]
-        predicted = _predictions(these.latents(), group, box_size, atoms, resolution)
+        predicted = _predictions(these.latents(), group, box_size, molecule, resolution)
         hats = shell_hats(resolution, resolution // 2 + 1)[1:]
         power = (observed.abs().square().mean(0) @ hats) / hats.sum(0).clamp(min=1e-12)
         weight = (hats @ power).clamp(min=1e-300).rsqrt()
@@ -179,16 +190,24 @@ class _Compared:
 
 
 def _predictions(
-    latents: Values, group: OpticsGroup, box_size: int, atoms: Atoms, resolution: int
+    latents: Values,
+    group: OpticsGroup,
+    box_size: int,
+    molecule: Atoms | PseudoAtoms,
+    resolution: int,
 ) -> dict[str, Complex[Tensor, "images kept"]]:
     """Coefficients without that at k = 0, as the table has it and with each mistake."""
-    scattering = Scattering.of_elements(atoms.elements, atoms.b_factors)
+    scattering = (
+        Scattering.of_pseudo_atoms(molecule)
+        if isinstance(molecule, PseudoAtoms)
+        else Scattering.of_elements(molecule.elements, molecule.b_factors)
+    )
     sizes = {"box_size": box_size, "pixel_size": group.pixel_size}
     transfer = group.transfer(varies=())
     hands = {}
     for hand, mirror in {"": 1.0, "mirrored": -1.0}.items():
-        places = atoms.coordinates * torch.tensor([1.0, 1.0, mirror], dtype=torch.float64)
-        rigid = torch.zeros(1, len(atoms), 3)
+        places = molecule.coordinates * torch.tensor([1.0, 1.0, mirror], dtype=torch.float64)
+        rigid = torch.zeros(1, len(molecule), 3)
         forward = ForwardModel(places.float(), rigid, **sizes, transfer=transfer, scattering=scattering)
         forward.check_fit(3)
         hands[hand] = forward

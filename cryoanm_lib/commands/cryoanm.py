@@ -11,7 +11,9 @@ import torch
 
 from cryoanm_lib.checks.consistency import MISTAKES, Consistency, check_particles
 from cryoanm_lib.errors import CryoANMError
-from cryoanm_lib.molecule.atoms import load_atoms
+from cryoanm_lib.molecule.atoms import Atoms, load_atoms
+from cryoanm_lib.molecule.density import read_density
+from cryoanm_lib.molecule.pseudo_atoms import PseudoAtoms, pseudo_atoms
 from cryoanm_lib.particles.cryosparc import read_cs
 from cryoanm_lib.particles.particle_set import ParticleSet
 from cryoanm_lib.particles.star import read_star
@@ -19,6 +21,7 @@ from cryoanm_lib.particles.star import read_star
 _EXAMPLES = """examples:
   cryoanm check particles.star --reference model.cif
   cryoanm check run_data.star --data /data/project --reference 4ake --chains A --json
+  cryoanm check particles.star --reference map.mrc --threshold 0.02
   cryoanm check old.star --reference model.pdb --override rlnImagePixelSize=1.5 --skip-bad
 """
 
@@ -34,7 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     check.add_argument("particles", type=Path, help="star file, or .cs file of cryoSPARC")
-    check.add_argument("--reference", required=True, help="PDB or mmCIF file, PDB ID, or embedded name")
+    check.add_argument("--reference", required=True, help="PDB or mmCIF file, PDB ID, embedded name, or map")
+    check.add_argument("--threshold", type=float, help="contour of a map within which the molecule is")
     check.add_argument("--chains", nargs="+", help="those of the reference that are there; default all")
     check.add_argument("--passthrough", type=Path, help="that of a .cs file")
     check.add_argument("--data", type=Path, help="folder below which the stacks are")
@@ -69,10 +73,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _check(given: argparse.Namespace) -> None:
     particles = _read(given)
-    atoms = load_atoms(given.reference, chains=given.chains)
+    molecule = _molecule(given)
     generator = torch.Generator().manual_seed(given.seed)
     found = check_particles(
-        *(particles, atoms, given.images, given.detail), skip_bad=given.skip_bad, generator=generator
+        *(particles, molecule, given.images, given.detail), skip_bad=given.skip_bad, generator=generator
     )
     print(json.dumps(found.as_dict(), indent=1) if given.json else _told(particles, found))
 
@@ -84,6 +88,15 @@ def _read(given: argparse.Namespace) -> ParticleSet:
     if given.override:
         raise CryoANMError("--override is for star files: a .cs file has all its fields")
     return read_cs(given.particles, given.passthrough, given.data)
+
+
+def _molecule(given: argparse.Namespace) -> Atoms | PseudoAtoms:
+    """Atoms of a model, or by its name the pseudo-atoms of a map."""
+    if not given.reference.lower().endswith((".mrc", ".map", ".ccp4")):
+        return load_atoms(given.reference, chains=given.chains)
+    if given.threshold is None:
+        raise CryoANMError("a map needs a --threshold: the contour within which the molecule is")
+    return pseudo_atoms(read_density(given.reference), given.threshold)
 
 
 def _overrides(texts: list[str]) -> dict[str, float]:

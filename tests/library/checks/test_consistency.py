@@ -124,6 +124,17 @@ def test_the_command_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @needs_relion
+def test_a_map_will_do_for_a_molecule(tmp_path: Path, molecule: Atoms, capsys: pytest.CaptureFixture) -> None:
+    """That from which RELION drew the images; its pseudo-atoms are where the map has them."""
+    data_set(tmp_path, molecule, "consistent")
+    asked = ["check", str(tmp_path / "particles.star"), "--reference", str(tmp_path / "map.mrc")]
+    assert main(asked) == 1
+    assert "a map needs a --threshold" in capsys.readouterr().err
+    assert main([*asked, "--threshold", "0.05", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == "consistent"
+
+
+@needs_relion
 def test_some_images_are_chosen_and_bad_ones_left_out(tmp_path: Path, molecule: Atoms) -> None:
     particles = data_set(tmp_path, molecule, "consistent", n=30)
     with mrcfile.open(tmp_path / "stack.mrcs", mode="r+") as file:
@@ -131,5 +142,7 @@ def test_some_images_are_chosen_and_bad_ones_left_out(tmp_path: Path, molecule: 
     with pytest.raises(CryoANMError, match=r"000005@stack\.mrcs: all of its pixels are 0"):
         check_particles(particles, molecule)
     assert check_particles(particles, molecule, skip_bad=True).images == 29
+    with pytest.raises(CryoANMError, match="give two or more"):
+        check_particles(particles[torch.arange(5, 6)], molecule)
     few = check_particles(particles[torch.arange(5, 30)], molecule, images=10)
     assert few.images == 10
