@@ -26,8 +26,9 @@ MISTAKES = ("inverted_contrast", "shift_sign", "no_shifts", "transposed_rotation
 
 #: Standard errors by which a correlation must be above 0, and a mistake's above that of the table.
 SIGNAL, BETTER = 5.0, 4.0
-#: Å. Below the first, shape alone is seen; between the others, what tells one molecule from another.
-_COARSE, _FINE = 30.0, (12.0, 20.0)
+#: In units of the finest details compared: above the first is shape alone, between the others what tells
+#: one molecule from another, where that is some 10 Å.
+_COARSE, _FINE = 3.0, (1.2, 2.0)
 #: Share of its coarse correlation that a right molecule keeps there at least, whatever blurs it.
 _KEPT = 0.25
 
@@ -105,7 +106,7 @@ def check_particles(
     images : int
         At most so many, chosen at random.
     detail : float
-        Å of the finest details compared.
+        Å of the finest details compared. Much coarser ones tell few molecules apart.
     skip_bad, generator : bool, torch.Generator
         As of `ParticleSet.images`; and what chooses.
 
@@ -177,7 +178,7 @@ class _Compared:
         weight = (hats @ power).clamp(min=1e-300).rsqrt()
         y = weight * observed
         score = {name: _correlation(y, weight * made) for name, made in predicted.items()}
-        wave = box_size * group.pixel_size / (hats @ torch.arange(hats.shape[1]).double()).clamp(min=0.5)
+        wave = (resolution // 2) / (hats @ torch.arange(hats.shape[1]).double()).clamp(min=0.5)
         bands = torch.stack([wave > _COARSE, (wave > _FINE[0]) & (wave < _FINE[1])]).double()
         shared = {}
         for name, made in predicted.items():
