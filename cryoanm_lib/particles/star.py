@@ -72,13 +72,6 @@ def read_star(
         If the file cannot be read, holds no particles, or lacks a label that nothing can do without: those of
         the microscope, the pixel size, and the names of the images; or a value is no number, or none in the
         unit of its label. Angles, origins and defocus may be missing until they are asked for.
-
-    Examples
-    --------
-    >>> read_star("particles.star")  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ...
-    cryoanm_lib.errors.ParticleError: 'particles.star' cannot be read ...
     """
     path = Path(path)
     document = _parsed(path)
