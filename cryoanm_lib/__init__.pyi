@@ -63,6 +63,7 @@ from cryoanm_lib.molecule.density import Density as Density
 from cryoanm_lib.molecule.density import read_density as read_density
 from cryoanm_lib.molecule.density import write_density as write_density
 from cryoanm_lib.molecule.helices import Helices as Helices
+from cryoanm_lib.molecule.pseudo_atoms import PseudoAtoms as PseudoAtoms
 from cryoanm_lib.molecule.pseudo_atoms import pseudo_atoms as pseudo_atoms
 from cryoanm_lib.molecule.rigid_blocks import carried as carried
 from cryoanm_lib.molecule.rigid_blocks import rigid_block_modes as rigid_block_modes

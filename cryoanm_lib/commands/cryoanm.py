@@ -9,14 +9,19 @@ from pathlib import Path
 
 import torch
 
-from cryoanm_lib.checks.consistency import MISTAKES, Consistency, check_particles
+from cryoanm_lib import (
+    Atoms,
+    Consistency,
+    ParticleSet,
+    PseudoAtoms,
+    check_particles,
+    load_atoms,
+    pseudo_atoms,
+    read_cs,
+    read_density,
+    read_star,
+)
 from cryoanm_lib.errors import CryoANMError
-from cryoanm_lib.molecule.atoms import Atoms, load_atoms
-from cryoanm_lib.molecule.density import read_density
-from cryoanm_lib.molecule.pseudo_atoms import PseudoAtoms, pseudo_atoms
-from cryoanm_lib.particles.cryosparc import read_cs
-from cryoanm_lib.particles.particle_set import ParticleSet
-from cryoanm_lib.particles.star import read_star
 
 _EXAMPLES = """examples:
   cryoanm check particles.star --reference model.cif
@@ -123,7 +128,7 @@ def _told(particles: ParticleSet, found: Consistency) -> str:
     lines += [
         f"  {name.replace('_', ' '):22}{found.correlation[name]:7.3f}  "
         f"({found.difference[name]:+.1f} standard errors)"
-        for name in MISTAKES
+        for name in found.difference
     ]
     sign = "bright" if found.sign > 0 else "dark"
     lines += [
