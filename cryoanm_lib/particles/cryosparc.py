@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from cryoanm_lib.errors import ForwardModelError, ParticleError
-from cryoanm_lib.imaging.contrast_transfer import given_ctf
-from cryoanm_lib.particles.particle_set import PIXEL_RANGE, OpticsGroup, ParticleSet
+from cryoanm_lib.errors import ParticleError
+from cryoanm_lib.particles.particle_set import OpticsGroup, ParticleSet, ctf_of, looked_in, require_usable
 
 _MICROSCOPE = ("ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast")
 _DEFOCUS = ("ctf/df1_A", "ctf/df2_A", "ctf/df_angle_rad")
@@ -51,13 +50,12 @@ def read_cs(
     has_pose = table.has("pose", (_POSE,), absent)
     has_shift = table.has("shift", (_SHIFT, _SHIFT_PIXEL), absent)
     has_ctf = table.has("ctf", _DEFOCUS, absent)
-    above = (path.parent, *path.absolute().parent.parents, Path())
     place = torch.from_numpy(table.numbers("blob/idx")).long()
     if (place < 0).any():
         raise ParticleError(f"{str(path)!r} has blob/idx below 0")
     return ParticleSet(
         path,
-        *((above, (path.parent,)) if data is None else ((Path(data),), (Path(data),))),
+        *looked_in(path, data),
         *(optics, group, tuple(number), torch.tensor([number[name] for name in names])),
         *(place, torch.zeros_like(place)),
         pose=_quaternions(table) if has_pose else None,
@@ -150,12 +148,7 @@ def _optics(table: _Fields) -> tuple[tuple[OpticsGroup, ...], Int64[Tensor, "par
             *(f"exposure group {number:.0f}", voltage, aberration, contrast, pixel, round(box)),
             sign=-1 if bright < 0 else 1,
         )
-        if not PIXEL_RANGE[0] <= pixel <= PIXEL_RANGE[1]:
-            raise ParticleError(f"{str(table.path)!r} has a pixel size of {pixel:g}: it must be in Å")
-        try:
-            one.transfer()
-        except ForwardModelError as error:
-            raise ParticleError(f"{str(table.path)!r}, {one.name}: {error}") from error
+        require_usable(one, table.path)
         found.append(one)
     return tuple(found), torch.from_numpy(group.reshape(-1).astype(np.int64))
 
@@ -176,8 +169,4 @@ def _shift(table: _Fields) -> Float64[Tensor, "particles 2"]:
 def _ctf(table: _Fields) -> Float64[Tensor, "particles 5"]:
     first, second, angle = (table.numbers(field) for field in _DEFOCUS)
     phase, b_factor = table.or_zero("ctf/phase_shift_rad"), table.or_zero("ctf/bfactor")
-    columns = (first, second, np.degrees(angle), np.degrees(phase), b_factor)
-    try:
-        return given_ctf(*map(torch.from_numpy, columns))
-    except ForwardModelError as error:
-        raise ParticleError(f"{str(table.path)!r}: {error}") from error
+    return ctf_of(table.path, first, second, np.degrees(angle), np.degrees(phase), b_factor)

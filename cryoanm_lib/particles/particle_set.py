@@ -6,12 +6,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from cryoanm_lib.errors import ParticleError
-from cryoanm_lib.imaging.contrast_transfer import GIVEN_CTF, ContrastTransfer
+from cryoanm_lib.errors import ForwardModelError, ParticleError
+from cryoanm_lib.imaging.contrast_transfer import GIVEN_CTF, ContrastTransfer, given_ctf
 from cryoanm_lib.numerics.batching import machine_memory
 from cryoanm_lib.particles.stacks import found, opened
 
@@ -58,6 +59,44 @@ class OpticsGroup:
         optics = (self.voltage, self.spherical_aberration, self.amplitude_contrast)
         done = "multiplied" if self.ctf_premultiplied else "flipped" if self.phase_flipped else "no"
         return ContrastTransfer(self.pixel_size, *optics, sign=self.sign, corrected=done, **options)
+
+
+def require_usable(group: OpticsGroup, source: Path) -> None:
+    """Refuse a group whose numbers are none in their units.
+
+    Raises
+    ------
+    ParticleError
+        Naming the file and the group.
+    """
+    where = f"{str(source)!r}, optics group {group.name!r}"
+    if not PIXEL_RANGE[0] <= group.pixel_size <= PIXEL_RANGE[1]:
+        raise ParticleError(f"{where}, has a pixel size of {group.pixel_size:g}: it must be in Å")
+    try:
+        group.transfer()
+    except ForwardModelError as error:
+        raise ParticleError(f"{where}: {error}") from error
+
+
+def ctf_of(source: Path, *columns: Float64[np.ndarray, "particles"]) -> Float64[Tensor, "particles 5"]:
+    """`given_ctf` of columns of a file.
+
+    Raises
+    ------
+    ParticleError
+        Naming the file, for a number that is none in its unit.
+    """
+    try:
+        return given_ctf(*(torch.from_numpy(np.ascontiguousarray(column)) for column in columns))
+    except ForwardModelError as error:
+        raise ParticleError(f"{str(source)!r}: {error}") from error
+
+
+def looked_in(source: Path, data: str | Path | None) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """`ParticleSet.folders` and `stripped`: what is said, or the file's own folder and those above it."""
+    if data is not None:
+        return (Path(data),), (Path(data),)
+    return (source.parent, *source.absolute().parent.parents, Path()), (source.parent,)
 
 
 class Images(NamedTuple):

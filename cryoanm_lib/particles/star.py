@@ -1,6 +1,5 @@
 """Tables of particles as RELION writes them, of versions 3.0 to 5, read and written back."""
 
-import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,15 +12,15 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from cryoanm_lib.errors import ForwardModelError, ParticleError
-from cryoanm_lib.imaging.contrast_transfer import given_ctf
+from cryoanm_lib.errors import ParticleError
 from cryoanm_lib.io.storage import write_atomically
-from cryoanm_lib.particles.particle_set import PIXEL_RANGE, OpticsGroup, ParticleSet
+from cryoanm_lib.particles.particle_set import OpticsGroup, ParticleSet, ctf_of, looked_in, require_usable
+from cryoanm_lib.particles.star_table import IMAGE, StarTable, blocks_of, is_number, loop_of, parsed, unquoted
 
 if TYPE_CHECKING:  # its import takes longer than to read a small file
     import gemmi
 
-_IMAGE, _GROUP, _GROUP_NAME = "_rlnImageName", "_rlnOpticsGroup", "_rlnOpticsGroupName"
+_GROUP_NAME = "_rlnOpticsGroupName"
 _ANGLES = ("_rlnAngleRot", "_rlnAngleTilt", "_rlnAnglePsi")
 _ORIGINS = ("_rlnOriginXAngst", "_rlnOriginYAngst")
 _ORIGINS_IN_PIXELS = ("_rlnOriginX", "_rlnOriginY")  # of version 3.0
@@ -37,15 +36,8 @@ _CORRECTED = ("_rlnCtfDataAreCtfPremultiplied", "_rlnCtfDataArePhaseFlipped")
 _NOT_MODELLED = {"_rlnBeamTiltX": 0.0, "_rlnBeamTiltY": 0.0, "_rlnOddZernike": 0.0, "_rlnEvenZernike": 0.0}
 _NOT_MODELLED |= {"_rlnMagMat00": 1.0, "_rlnMagMat01": 0.0, "_rlnMagMat10": 0.0, "_rlnMagMat11": 1.0}
 _NOT_MODELLED |= {"_rlnCtfScalefactor": 1.0}
-#: Of tomograms, whose particles are volumes or tilt series.
-_TOMOGRAPHY = ("_rlnTomoParticleName", "_rlnTomoVisibleFrames", "_rlnTomoSubtomogramRot")
-_DIMENSIONS = "_rlnImageDimensionality"
 #: A number from 1, and a stack.
 _NAME = re.compile(r"0*([1-9][0-9]{0,8})@(.+)")
-#: Words that begin something else in the grammar of star files, but not for RELION where they stand in a row.
-_SPECIAL = r"(?:[_#$]|data_|loop_|global_|stop_|save_)"
-#: Labels of a table; more than that is no table of particles.
-_MOST_LABELS = 1000
 
 
 def read_star(
@@ -74,8 +66,8 @@ def read_star(
         unit of its label. Angles, origins and defocus may be missing until they are asked for.
     """
     path = Path(path)
-    document = _parsed(path)
-    table = _Table(path, *_blocks(document, path), {_full(k): v for k, v in (override or {}).items()})
+    document = parsed(path)
+    table = StarTable(path, *blocks_of(document, path), {_full(k): v for k, v in (override or {}).items()})
     optics, group = _optics(table)
     stacks, stack, place, repeat = _stacks(table)
     absent: dict[str, str] = {}
@@ -85,14 +77,13 @@ def read_star(
     others = [table.numbers(label, default=0.0) for label in _ZERO_IF_ABSENT]
     table.require_all_used()
     _warn_of_what_is_left_out(table)
-    above = (path.parent, *path.absolute().parent.parents, Path())
     return ParticleSet(
         path,
-        *((above, (path.parent,)) if data is None else ((Path(data),), (Path(data),))),
+        *looked_in(path, data),
         *(optics, group, stacks, stack, place, repeat),
         pose=None if pose is None else quaternions_of_euler(pose),
         shift=shift,
-        ctf=None if defocus is None else _ctf(path, defocus, others),
+        ctf=None if defocus is None else ctf_of(path, *defocus.T, *others),
         absent=absent,
         pixel_size_stated=any(label in table.override for label in _PIXEL),
     )
@@ -136,9 +127,9 @@ def write_star(
         or a label is no label or is there already.
     """
     columns = {_ours(label): column for label, column in (columns or {}).items()}
-    document = _parsed(particles.source)
-    block, _ = _blocks(document, particles.source)
-    loop = _loop(block, particles.source)
+    document = parsed(particles.source)
+    block, _ = blocks_of(document, particles.source)
+    loop = loop_of(block, particles.source)
     for label, column in columns.items():
         if len(column) != len(particles) or not label.isidentifier():
             raise ParticleError(
@@ -147,7 +138,7 @@ def write_star(
             )
         if label in loop.tags:
             raise ParticleError(f"{str(particles.source)!r} has a column {label!r}: choose another name")
-    names = _named(block.find_loop(_IMAGE))
+    names = _named(block.find_loop(IMAGE))
     row_of = {key: row for row, key in enumerate(zip(names, _repeats(names), strict=True))}
     width, values = loop.width(), loop.values
     added = [column.tolist() for column in columns.values()]
@@ -160,163 +151,8 @@ def write_star(
     tags = [*loop.tags, *columns]
     fresh = block.init_loop("", tags)  # in place of the one that has these tags
     fresh.set_all_values([kept[start :: len(tags)] for start in range(len(tags))])
-    text = _unquoted(document.as_string())
+    text = unquoted(document.as_string())
     write_atomically(Path(path), lambda beside: beside.write_text(text, encoding="ascii"))
-
-
-class _Table:
-    """Columns of the particles, or of the optics groups that they are of, by label."""
-
-    def __init__(
-        self,
-        path: Path,
-        particles: "gemmi.cif.Block",
-        optics: "gemmi.cif.Block | None",
-        override: Mapping[str, float],
-    ) -> None:
-        self.path, self.particles, self.optics = path, particles, optics
-        self.length = len(particles.find_loop(_IMAGE))
-        self._asked: set[str] = set()
-        self.override: dict[str, float] = {}
-        for label, value in override.items():
-            try:
-                self.override[label] = float(value)
-            except (TypeError, ValueError):
-                self.override[label] = math.nan
-            if not math.isfinite(self.override[label]):
-                raise ParticleError(f"override of {label[1:]} is {value!r}: give a finite number")
-        self.group = torch.zeros(self.length, dtype=torch.long) if optics is None else self._groups()
-
-    def _groups(self) -> Int64[Tensor, "particles"]:
-        """The row of the optics table that each particle is of."""
-        assert self.optics is not None
-        labels = [str(value) for value in self.optics.find_values(_GROUP)]
-        if len(set(labels)) < len(labels):
-            raise ParticleError(f"{str(self.path)!r} has two optics groups of one number: number them anew")
-        of_particles = [str(value) for value in self.particles.find_loop(_GROUP)]
-        if len(labels) == 1 and not of_particles:
-            of_particles = labels * self.length
-        if len(of_particles) != self.length:
-            raise ParticleError(f"{str(self.path)!r} has optics groups, and particles without {_GROUP[1:]}")
-        number = {label: row for row, label in enumerate(labels)}
-        if unknown := sorted(set(of_particles) - set(number)):
-            raise ParticleError(
-                f"{str(self.path)!r} has particles of optics group {unknown[0]}, which it lacks"
-            )
-        return torch.tensor([number[label] for label in of_particles])
-
-    def texts(self, label: str) -> list[str]:
-        """A column of the particles, or of the optics groups, as it stands there; none where it is not."""
-        self._asked.add(label)
-        own = [str(value) for value in self.particles.find_loop(label)]
-        if own and len(own) != self.length:
-            raise ParticleError(f"{str(self.path)!r} has {len(own)} {label[1:]} for {self.length} images")
-        if own or self.optics is None:
-            return own
-        values = [str(value) for value in self.optics.find_values(label)]
-        try:
-            return [values[row] for row in self.group.tolist()] if values else []
-        except IndexError:
-            raise ParticleError(
-                f"{str(self.path)!r} has {len(values)} {label[1:]} and more optics groups"
-            ) from None
-
-    def has(self, label: str) -> bool:
-        """Whether there is such a column, or its values are stated for all."""
-        return len(self.texts(label)) > 0 or label in self.override
-
-    def numbers(
-        self, label: str, default: float | None = None, as_filed: bool = False
-    ) -> Float64[np.ndarray, "particles"]:
-        """A column of finite numbers, as stated for all or as filed; the default where there is none."""
-        stated, values = self.override.get(label), self.texts(label)
-        if stated is not None and not (as_filed and values):
-            return np.full(self.length, stated)
-        if values:
-            return _finite(self.path, label, values)
-        if default is None:
-            raise ParticleError(f"{str(self.path)!r} {_lacking([label])}")
-        return np.full(self.length, default)
-
-    def together(
-        self, name: str, labels: Sequence[str], absent: dict[str, str]
-    ) -> Float64[np.ndarray, "particles labels"] | None:
-        """Columns that are there all; or it is told which are lacking."""
-        if lacking := [label for label in labels if not self.has(label)]:
-            absent[name] = _lacking(lacking)
-            return None
-        return np.stack([self.numbers(label) for label in labels], axis=-1)
-
-    def require_all_used(self) -> None:
-        """Refuse to override a label that nothing here asks for: it would be without effect."""
-        if unused := sorted(set(self.override) - self._asked):
-            raise ParticleError(
-                f"override names {', '.join(unused)}, which is not used: {', '.join(sorted(self._asked))} are"
-            )
-
-
-def _parsed(path: Path) -> "gemmi.cif.Document":
-    import gemmi
-
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise ParticleError(f"{str(path)!r} cannot be read ({error.strerror}): give a star file") from error
-    except UnicodeError as error:
-        raise ParticleError(f"{str(path)!r} is not a readable star file ({error})") from error
-    try:
-        return gemmi.cif.read_string(_quoted(text))
-    except (ValueError, RuntimeError, MemoryError) as error:
-        foreign = next((line for line in text.splitlines() if not line.isascii()), "")
-        hint = f"; star files are ASCII, and this one has {foreign.strip()[:60]!r}" if foreign else ""
-        raise ParticleError(f"{str(path)!r} is not a readable star file ({error}{hint})") from error
-
-
-def _quoted(text: str) -> str:
-    """Words of a row that begin as something else does, such as a folder data_1/, put into quotes."""
-    in_row = re.compile(rf"(?<=[ \t]){_SPECIAL}[^ \t\r\n]*", re.IGNORECASE)
-    if not re.search(rf"^[^_#\n].*[ \t]{_SPECIAL}", text, re.IGNORECASE | re.MULTILINE):
-        return text
-    lines = text.split("\n")
-    return "\n".join(
-        line if line[:1] in ("", "_", "#") or "'" in line or '"' in line else in_row.sub(r"'\g<0>'", line)
-        for line in lines
-    )
-
-
-def _unquoted(text: str) -> str:
-    """The same as RELION has them: it knows no quotes."""
-    return re.sub(rf"'({_SPECIAL}[^ \t\r\n']*)'", r"\1", text, flags=re.IGNORECASE)
-
-
-def _blocks(document: "gemmi.cif.Document", path: Path) -> tuple["gemmi.cif.Block", "gemmi.cif.Block | None"]:
-    """The table of particles, and that of optics groups where there is one."""
-    tables = [block for block in document if len(block.find_loop(_IMAGE))]
-    if len(tables) != 1:
-        names = ", ".join(repr(block.name) for block in document)
-        raise ParticleError(
-            f"{str(path)!r} has {len(tables)} tables with {_IMAGE[1:]}, among {names or 'none'}: give a star "
-            "file of one table of particles"
-        )
-    loop = _loop(tables[0], path)
-    if loop.width() > _MOST_LABELS:
-        raise ParticleError(f"{str(path)!r} has {loop.width()} columns: {_MOST_LABELS} at most are read")
-    # Micrographs, which may stand beside, name optics groups too.
-    others = [block for block in document if block is not tables[0] and len(block.find_values(_GROUP))]
-    optics = [block for block in others if block.name == "optics" or len(block.find_values(_MICROSCOPE[0]))]
-    flat = all(float(n) == 2 for block in optics for n in block.find_values(_DIMENSIONS) if _is_number(n))
-    if not flat or any(label in loop.tags for label in _TOMOGRAPHY):
-        raise ParticleError(
-            f"{str(path)!r} is of tomography, whose particles are volumes or tilt series: give one of images"
-        )
-    return tables[0], optics[0] if optics else None
-
-
-def _loop(block: "gemmi.cif.Block", path: Path) -> "gemmi.cif.Loop":
-    loop = block.find_loop(_IMAGE).get_loop()
-    if loop is None or loop.length() == 0:
-        raise ParticleError(f"{str(path)!r} holds no particles")
-    return loop
 
 
 def _full(label: str) -> str:
@@ -330,35 +166,7 @@ def _ours(label: str) -> str:
     return f"_{bare}" if bare.startswith(("rln", "cryoanm")) else f"_cryoanm{bare}"
 
 
-def _lacking(labels: Sequence[str]) -> str:
-    bare = [label.removeprefix("_") for label in labels]
-    return f"has no {', '.join(bare)}: give what holds for all, such as override={{{bare[0]!r}: …}}"
-
-
-def _finite(path: Path, label: str, values: Sequence[str]) -> Float64[np.ndarray, "values"]:
-    """A column of finite numbers; refused by the row of what is none."""
-    try:
-        column = np.array(values, dtype=np.float64)
-        wrong = np.flatnonzero(~np.isfinite(column)).tolist()
-    except ValueError:
-        column = np.empty(0)
-        wrong = [row for row, value in enumerate(values) if not _is_number(value)]
-    if wrong:
-        raise ParticleError(
-            f"{str(path)!r} has {label[1:]} = {values[wrong[0]][:40]!r} in row {wrong[0] + 1}, which is no "
-            "finite number"
-        )
-    return column
-
-
-def _is_number(value: str) -> bool:
-    try:
-        return math.isfinite(float(value))
-    except ValueError:
-        return False
-
-
-def _optics(table: _Table) -> tuple[tuple[OpticsGroup, ...], Int64[Tensor, "particles"]]:
+def _optics(table: StarTable) -> tuple[tuple[OpticsGroup, ...], Int64[Tensor, "particles"]]:
     """The optics groups: particles of one row of their table, and of one microscope, pixel and box."""
     pixel_size, size = _pixel_sizes(table), table.numbers(_BOX, default=0.0)
     columns = [table.group.double().numpy(), *map(table.numbers, _MICROSCOPE), pixel_size, size]
@@ -369,19 +177,14 @@ def _optics(table: _Table) -> tuple[tuple[OpticsGroup, ...], Int64[Tensor, "part
     for number, values in enumerate(rows.tolist(), start=1):
         row, voltage, aberration, contrast, pixel, box, multiplied, flipped = values
         name = texts[int(row)].strip("'\"") if int(row) < len(texts) else f"group{number}"
-        if not PIXEL_RANGE[0] <= pixel <= PIXEL_RANGE[1]:
-            raise ParticleError(f"{str(table.path)!r} has a pixel size of {pixel:g}: it must be in Å")
         done = bool(multiplied), bool(flipped)
         one = OpticsGroup(name, voltage, aberration, contrast, pixel, round(box) or None, *done)
-        try:
-            one.transfer()
-        except ForwardModelError as error:
-            raise ParticleError(f"{str(table.path)!r}, optics group {name!r}: {error}") from error
+        require_usable(one, table.path)
         found.append(one)
     return tuple(found), torch.from_numpy(group.reshape(-1).astype(np.int64))
 
 
-def _pixel_sizes(table: _Table, as_filed: bool = False) -> Float64[np.ndarray, "particles"]:
+def _pixel_sizes(table: StarTable, as_filed: bool = False) -> Float64[np.ndarray, "particles"]:
     """In Å; of version 3.0 by magnification."""
     here = [label for label in _PIXEL if table.has(label)]
     magnified = [table.has(label) for label in _MAGNIFIED]
@@ -408,9 +211,9 @@ def _repeats(names: Sequence[str]) -> Iterator[int]:
         yield seen[name]
 
 
-def _stacks(table: _Table) -> tuple[tuple[str, ...], Tensor, Tensor, Tensor]:
+def _stacks(table: StarTable) -> tuple[tuple[str, ...], Tensor, Tensor, Tensor]:
     """Names of the stacks; in which, and as which, each image is; and how often it came before."""
-    names = _named(table.particles.find_loop(_IMAGE))
+    names = _named(table.particles.find_loop(IMAGE))
     if wrong := [row for row, name in enumerate(names) if not _NAME.fullmatch(name)]:
         raise ParticleError(
             f"{str(table.path)!r} has the image {names[wrong[0]][:60]!r} in row {wrong[0] + 1}: a number "
@@ -424,7 +227,7 @@ def _stacks(table: _Table) -> tuple[tuple[str, ...], Tensor, Tensor, Tensor]:
 
 
 def _shift(
-    table: _Table,
+    table: StarTable,
     optics: tuple[OpticsGroup, ...],
     group: Int64[Tensor, "particles"],
     absent: dict[str, str],
@@ -440,22 +243,11 @@ def _shift(
     return centre[group, None] - torch.from_numpy(origin)
 
 
-def _ctf(
-    path: Path,
-    defocus: Float64[np.ndarray, "particles three"],
-    others: Sequence[Float64[np.ndarray, "particles"]],
-) -> Float64[Tensor, "particles 5"]:
-    try:
-        return given_ctf(*torch.from_numpy(defocus.T.copy()), *map(torch.from_numpy, others))
-    except ForwardModelError as error:
-        raise ParticleError(f"{str(path)!r}: {error}") from error
-
-
-def _warn_of_what_is_left_out(table: _Table) -> None:
+def _warn_of_what_is_left_out(table: StarTable) -> None:
     told = []
     for label, neutral in _NOT_MODELLED.items():
         words = {word for text in set(table.texts(label)) for word in re.split(r"[][,\s'\"]+", text) if word}
-        if any(not _is_number(word) or float(word) != neutral for word in words):
+        if any(not is_number(word) or float(word) != neutral for word in words):
             told.append(label[1:])
     if told:
         warnings.warn(
