@@ -9,6 +9,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.types import _size
 
+from cryoanm_lib.numerics.rotation import quaternion_conjugate, quaternion_product
+
 
 def log_line_integral(t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """log ∫_-∞^∞ |r|³ exp(-(r - t)²/2) dr = log(2 exp(-t²/2) (t² + 2) + √(2π) (t³ + 3t) erf(t/√2)).
@@ -74,3 +76,22 @@ class AntipodalProjectedNormal(TorchDistribution):
         along = (self.concentration * value).sum(-1)
         across = self.concentration - along[..., None] * value
         return log_line_integral(along) - 0.5 * across.square().sum(-1) - math.log(32 * math.pi**2)
+
+    def slopes(
+        self, value: Float[Tensor, "*#batch 4"]
+    ) -> tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch 3"]]:
+        """Gradient of the log-density by rotation vectors, and its second derivatives along the axes.
+
+        With t the real part of μ h̄ and v its vector part, a rotation vector s changes t by v·s/2 - t s²/8,
+        and the log-density is that of the line integral, g, and t²/2:
+
+            ∇ = (g'/g + t) v / 2,    ∂² = (g''/g - (g'/g)² + 1) v² / 4 - (g'/g + t) t / 4.
+        """
+        product = quaternion_product(self.concentration, quaternion_conjugate(value))
+        t, v = product[..., :1], product[..., 1:]
+        bell, front = (-0.5 * t.square()).exp(), math.sqrt(2 * math.pi) * torch.erf(t / math.sqrt(2.0))
+        g = 2 * bell * (t.square() + 2) + front * t * (t.square() + 3)
+        first = (6 * t * bell + 3 * front * (t.square() + 1)) / g
+        second = (12 * bell + 6 * front * t) / g
+        along = first + t
+        return 0.5 * along * v, 0.25 * ((second - first.square() + 1) * v.square() - along * t)

@@ -92,7 +92,8 @@ def tangent(
     # Images from a file may be in double precision, the model in single.
     observed = crop_coefficients(particles.coefficients, resolution).to(predicted.dtype)
     exact = {name: value.double() for name, value in values.items()}
-    of_prior = [model.prior.slopes(latent, exact, forward.n_modes) for latent in latents]
+    prior = model.prior.about(particles.given)
+    of_prior = [prior.slopes(latent, exact, forward.n_modes) for latent in latents]
     slope, precision = (torch.cat(parts, dim=1) for parts in zip(*of_prior, strict=True))
     residual = noise.whiten(observed - predicted, resolution)
     return Tangent(predicted, residual, noise[:, None].whiten(slopes, resolution), slope, precision)
@@ -119,8 +120,9 @@ def gauss_newton(
     """
     latents = model.unknowns.latents if latents is None else latents
     at = tangent(model, particles, values, resolution, latents)
+    prior = model.prior.about(particles.given)
     log_prior = sum(
-        model.prior.distribution(one.name, model.forward_model.n_modes, at.prior_slope).log_prob(
+        prior.distribution(one.name, model.forward_model.n_modes, at.prior_slope).log_prob(
             values[one.name].double()
         )
         for one in latents

@@ -25,7 +25,7 @@ def log_joint(
     """
     n_images = len(particles)
     chosen = {name: latents[name] for name in model.inferred}
-    draws = model.log_prior(chosen).shape[:-1]
+    draws = model.log_prior(chosen, particles.given).shape[:-1]
     observed = crop_coefficients(particles.coefficients, resolution)
     flat = {name: value.flatten(0, len(draws)) for name, value in chosen.items()}
     every = torch.arange(draws.numel() * n_images, device=observed.device)
@@ -36,6 +36,6 @@ def log_joint(
         here = {name: value[part] for name, value in flat.items()}
         predicted = model.forward_model.coefficients(given | here, resolution)
         fit = log_likelihood(observed[image], predicted, particles.noise[image], resolution)
-        return fit.double() + model.log_prior(here)
+        return fit.double() + model.log_prior(here, given)
 
     return torch.cat(in_parts(scored, len(every), _CHUNK)).view(*draws, n_images)

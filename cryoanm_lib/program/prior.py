@@ -1,11 +1,12 @@
 """What is known of the latents of an image before it is seen."""
 
+import math
 from typing import Annotated, Any, Literal
 
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
@@ -15,6 +16,9 @@ from cryoanm_lib.numerics.constants import constant
 from cryoanm_lib.program.antipodal import AntipodalProjectedNormal
 from cryoanm_lib.program.distributions import ProjectedNormal
 from cryoanm_lib.settings import Finite, NotNegative, Positive, Section
+
+#: Key of the pose that was estimated of each image before, among the values that are given.
+GIVEN_POSE = "pose_about"
 
 
 class Prior(Section):
@@ -89,6 +93,10 @@ class Prior(Section):
         normal = dist.Normal(constant(mean, like), constant(scale, like))
         return normal.to_event(len(normal.batch_shape))
 
+    def about(self, given: Values) -> "Prior":
+        """The prior of images of which something is given; here it is that of all."""
+        return self
+
     def moments(
         self, name: str, n_modes: int, like: Float[Tensor, "..."]
     ) -> tuple[Float[Tensor, "width"], Float[Tensor, "width"]]:
@@ -123,6 +131,9 @@ class Prior(Section):
         own = getattr(own, "base_dist", own)
         if type(own) is dist.Normal:
             return (own.mean - value) / own.scale**2, (own.scale**-2).expand_as(value)
+        if isinstance(own, AntipodalProjectedNormal):
+            slope, bends = own.slopes(value)
+            return slope, (-bends).clamp(min=0.0)
         point = latent.manifold.point(value)
         step = point.new_zeros(len(point), latent.manifold.n_columns(value.shape[-1]))
         concentration = getattr(own, "concentration", None)
@@ -156,16 +167,34 @@ class Prior(Section):
 
 
 class OpticsPrior(Prior):
-    """For a microscope in physical units, `ContrastTransfer`: how far an image is from what is given."""
+    """For images that were looked at before: how far each is from what is given of it.
+
+    The microscope is `ContrastTransfer`, in physical units, with `given_ctf` of each image. Where there is a
+    `pose_width`, and "pose_about" among what is given, the pose is the projected normal about that one.
+    """
 
     defocus_mean: Finite = Field(0.0, description="mean of Δf in Å, on top of what is given")
     defocus_scale: Positive = Field(300.0, description="deviation of Δf in Å")
     astigmatism_scale: NotNegative = Field(0.0, description="deviation of a₁ and a₂ in Å; 0 for none")
     phase_shift_scale: NotNegative = Field(0.0, description="deviation of φ in radians; 0 for none")
     b_factor_scale: NotNegative = Field(0.0, description="deviation of B in Å²; 0 for none")
+    pose_width: NotNegative = Field(
+        0.0, description="deviation in degrees, about each axis, of a pose from that given; 0 for uniform"
+    )
+    _centre: Tensor | None = PrivateAttr(None)
+
+    def about(self, given: Values) -> "OpticsPrior":
+        """With poses about those given, if there is a width."""
+        if not self.pose_width or GIVEN_POSE not in given:
+            return self
+        bound = self.model_copy()
+        bound._centre = given[GIVEN_POSE]
+        return bound
 
     def distribution(self, name: str, n_modes: int, like: Float[Tensor, "..."]) -> TorchDistributionMixin:
         """The prior of one of `latents`: normal about what is given."""
+        if name == "pose" and self._centre is not None:
+            return AntipodalProjectedNormal(2 / math.radians(self.pose_width) * self._centre.to(like))
         if name not in ("astigmatism", "phase_shift", "b_factor"):
             return super().distribution(name, n_modes, like)
         shape = LATENTS[name].shape_for(n_modes)

@@ -83,10 +83,11 @@ class Model(nn.Module):
         self.given = tuple(name for name in prior.names if name not in inferred)
         self._checked: set[int] = set()  # resolutions at which the transfer is known to fit the box
 
-    def log_prior(self, latents: Values) -> Float[Tensor, "*batch"]:
+    def log_prior(self, latents: Values, given: Values | None = None) -> Float[Tensor, "*batch"]:
         """Log-density in float64 of the latents that are inferred, before an image is seen."""
         like, n_modes = self.forward_model.reference.double(), self.forward_model.n_modes
-        distributions = ((name, self.prior.distribution(name, n_modes, like)) for name in self.inferred)
+        prior = self.prior.about(given or {})
+        distributions = ((name, prior.distribution(name, n_modes, like)) for name in self.inferred)
         each = (own.log_prob(latents[name].double()) for name, own in distributions)
         return sum(each, like.new_zeros(()))
 
@@ -151,21 +152,22 @@ class Model(nn.Module):
         known = {name: means[name] for name in self.given if name in microscope}
         known |= {name: value.to(like) for name, value in given.items() if name in self.prior.names}
         with pyro.plate("images", n_images), poutine.condition(data=known):
-            latents = self.draw()
+            latents = self.draw(given)
         noise = self.noise.drawn(n_images, like)
         clean = self.forward_model.coefficients({**given, **latents}, resolution)
         known = {**given, **{name: latents[name] for name in self.given}}
         seen = {name: value for name, value in known.items() if name not in self.inferred}
         return Simulated(noise.sample(clean), seen, noise, latents)
 
-    def draw(self) -> dict[str, Float[Tensor, "images ..."]]:
+    def draw(self, given: Values | None = None) -> dict[str, Float[Tensor, "images ..."]]:
         """Sample every latent from its prior, inside a plate of images."""
         like, n_modes = self.forward_model.reference, self.forward_model.n_modes
         # bend the molecule along its modes: α ~ N(0, σ_α); turn it: θ ~ PN(μ_s), or in space, uniformly;
         # set the microscope: z ~ N(50, 3); and if wished shift it, and let the contrast vary
         first = ("amplitude", "pose", *(one.name for one in self.forward_model.transfer.latents))
         order = dict.fromkeys((*first, *self.prior.names))
-        distributions = {n: self.prior.distribution(n, n_modes, like) for n in order if n in self.prior.names}
+        prior = self.prior.about(given or {})
+        distributions = {n: prior.distribution(n, n_modes, like) for n in order if n in prior.names}
         return {name: pyro.sample(name, own) for name, own in distributions.items()}
 
     def model(self, particles: Particles, resolution: int) -> None:
@@ -173,7 +175,7 @@ class Model(nn.Module):
         observed = crop_coefficients(particles.coefficients, resolution)
         known = {name: particles.given[name] for name in self.given}
         with pyro.plate("images", len(particles)), poutine.condition(data=known):
-            latents = {**particles.given, **self.draw()}
+            latents = {**particles.given, **self.draw(particles.given)}
             # project, apply the contrast transfer, crop
             predicted = self.forward_model.coefficients(latents, resolution)
             # and drown it in noise

@@ -9,7 +9,7 @@ import torch
 from scipy import integrate, stats
 from torch import Tensor
 
-from cryoanm_lib.numerics.rotation import quaternion_product
+from cryoanm_lib.numerics.rotation import quaternion_product, turned_by
 from cryoanm_lib.program.antipodal import AntipodalProjectedNormal, log_line_integral
 from cryoanm_lib.program.distributions import ProjectedNormalMixture, StratifiedMixture
 from tests.library.rotations import uniform_rotations
@@ -141,3 +141,22 @@ def test_samples_of_a_mixture_in_space_come_from_all_its_parts() -> None:
     mixture = ProjectedNormalMixture(torch.tensor([0.2, 0.8]).double().log(), means)
     first = (mixture.sample((4000,)) @ mean_vector(1.0)).abs() > 0.7
     assert abs(first.double().mean().item() - 0.2) < 5 * (0.16 / 4000) ** 0.5
+
+
+@pytest.mark.parametrize("concentration", [0.0, 0.5, 3.0, 40.0])
+def test_slopes_are_differences_by_rotation_vectors(concentration: float) -> None:
+    """At rotations near the mean, far from it and opposite to it in sign."""
+    mean, drawn = mean_vector(concentration), uniform_rotations(8, torch.Generator().manual_seed(0))
+    rotations = torch.nn.functional.normalize(drawn.double(), dim=1)
+    rotations[0], rotations[1] = mean_vector(1.0), -mean_vector(1.0)
+    density, size = AntipodalProjectedNormal(mean), 1e-4
+    slope, bend = density.slopes(rotations)
+    for axis in range(3):
+        step = torch.zeros(3, dtype=torch.float64)
+        step[axis] = size
+        low, here, high = (density.log_prob(turned_by(rotations, k * step)) for k in (-1, 0, 1))
+        scale = 1 + concentration**2
+        torch.testing.assert_close(slope[:, axis], (high - low) / (2 * size), rtol=1e-5, atol=1e-7 * scale)
+        torch.testing.assert_close(
+            bend[:, axis], (high - 2 * here + low) / size**2, rtol=1e-4, atol=1e-5 * scale
+        )
