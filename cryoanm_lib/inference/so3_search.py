@@ -1,4 +1,4 @@
-"""The wide search in space: templates of the molecule at rest on a grid over SO(3), and on one of shifts."""
+"""The wide search in space: templates of the molecule on a grid over SO(3), and on one of shifts."""
 
 import math
 
@@ -37,9 +37,10 @@ _REACH, _BESIDE, _IMAGES = 2.5, 1.5, 32
 class SO3Search:
     """Finds poses in space and shifts to climb from, whatever a guide may say.
 
-    What is not given stays at its prior mean, and bends do in any case: at this resolution they change an
-    image little. Each image has the microscope that is given of it. Of shifts that are not given, the one
-    that suits a rotation best is the one that counts; over a contrast, of either sign, it is integrated.
+    What is not given stays at its prior mean; so do bends, which change an image little at this resolution,
+    unless further ones are named, for a molecule that bends further than that. Each image has the microscope
+    that is given of it. Of shifts that are not given, the one that suits a rotation best is the one that
+    counts; over a contrast, of either sign, it is integrated.
 
     Parameters
     ----------
@@ -51,6 +52,8 @@ class SO3Search:
         Degrees between neighbouring rotations.
     most : int
         Starts an image.
+    bends : Float[Tensor, "bends modes"], optional
+        Amplitudes of which templates are made, each at every rotation; default those at rest.
 
     Raises
     ------
@@ -64,6 +67,7 @@ class SO3Search:
         resolution: int = SEARCH_RESOLUTION,
         spacing: float = SPACING,
         most: int = MOST,
+        bends: Float[Tensor, "bends modes"] | None = None,
     ) -> None:
         if model.prior.pose != "space" or "pose" not in model.inferred:
             raise CryoANMError(
@@ -72,7 +76,10 @@ class SO3Search:
             )
         self.model, self.resolution = model, min(resolution, model.forward_model.box_size)
         self.spacing, self.most = spacing, most
-        self.poses = so3_grid(count_for(spacing))
+        grid = so3_grid(count_for(spacing))
+        bends = torch.zeros(1, model.forward_model.n_modes).double() if bends is None else bends
+        self.poses = grid.repeat(len(bends), 1)
+        self._bends = bends.repeat_interleave(len(grid), dim=0)
         self._templates = self._made()
         self._whitened: tuple[Noise, Tensor, Tensor] | None = None
         # Within reach of the prior, and no further apart than half a pixel of the crop.
@@ -81,11 +88,12 @@ class SO3Search:
 
     @torch.no_grad()
     def _made(self) -> Complex[Tensor, "rotations kept"]:
-        """What the molecule at rest looks like from everywhere, before the microscope."""
+        """What the molecule looks like from everywhere, before the microscope."""
         forward, parts = self.model.forward_model, []
-        for poses in self.poses.to(forward.reference).split(1024):
-            rest = self.model.prior.means(len(poses), forward.n_modes, poses) | {"pose": poses}
-            parts.append(forward.projections(rest, self.resolution))
+        poses, bends = self.poses.to(forward.reference), self._bends.to(forward.reference)
+        for pose, bend in zip(poses.split(1024), bends.split(1024), strict=True):
+            rest = self.model.prior.means(len(pose), forward.n_modes, pose)
+            parts.append(forward.projections({**rest, "pose": pose, "amplitude": bend}, self.resolution))
         return torch.cat(parts)
 
     def _templates_in(
@@ -192,7 +200,7 @@ class SO3Search:
             best = top.argmax(1)
             chosen = cell[rows, best]
             pose, shift = poses[rows, best], self.shifts[which[rows, chosen].long()]
-            made.append(self._start(pose, shift, contrast[rows, chosen]))
+            made.append(self._start(pose, shift, contrast[rows, chosen], self._bends[chosen]))
             beside = quaternion_distance(pose[:, None], poses) < _BESIDE * math.radians(self.spacing)
             top = top.masked_fill(beside, -math.inf)
         values = torch.stack(made, dim=1)
@@ -203,8 +211,9 @@ class SO3Search:
         pose: Float[Tensor, "images 4"],
         shift: Float[Tensor, "images 2"],
         contrast: Float[Tensor, "images"],
+        bend: Float[Tensor, "images modes"],
     ) -> Float[Tensor, "images width"]:
         """A point with everything else at the mean of its prior."""
         rest = self.model.prior.means(len(pose), self.model.forward_model.n_modes, pose)
-        found = {"pose": pose, "shift": shift.double(), "contrast": contrast}
+        found = {"pose": pose, "shift": shift.double(), "contrast": contrast, "amplitude": bend}
         return self.model.unknowns.points(rest | found)
