@@ -114,6 +114,19 @@ def _matched(
     return torch.special.ndtr(along / allowed**0.5)
 
 
+def matched_p_value(
+    model: Model, particles: Particles, latents: Values, resolution: int
+) -> Float[Tensor, "images"]:
+    """How often noise alone leaves as little of the prediction in the image, see `_matched`.
+
+    Over images its normal scores have a mean of 0 if the model is right; a set of images tells by them what
+    none of them tells alone.
+
+    Parameters as of `standard_residual`, at one posterior draw for each image.
+    """
+    return _matched(model, latents, *_compared(model, particles, latents, resolution))
+
+
 def explained_p_value(
     model: Model, particles: Particles, latents: Values, resolution: int
 ) -> Float[Tensor, "images"]:

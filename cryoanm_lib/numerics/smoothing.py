@@ -1,10 +1,12 @@
 """A smooth curve through values that are known to some error each."""
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
@@ -37,6 +39,8 @@ def smoothed(
     middle = np.average(values, weights=errors**-2.0)
     kernel = ConstantKernel(1.0) * RBF(math.sqrt(lengths[0] * lengths[1]), length_scale_bounds=lengths)
     noise: Any = errors**2  # a number or one for each: its annotation knows only the first
-    process = GaussianProcessRegressor(kernel, alpha=noise).fit(at[:, None], values - middle)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # that a length is at an end of what is allowed
+        process = GaussianProcessRegressor(kernel, alpha=noise).fit(at[:, None], values - middle)
     mean, deviation = process.predict(to[:, None], return_std=True)
     return middle + np.asarray(mean), np.asarray(deviation)
