@@ -107,6 +107,7 @@ def write_star(
     particles: ParticleSet,
     path: str | Path,
     columns: Mapping[str, Float[Tensor, "particles"]] | None = None,
+    names: Sequence[str] | None = None,
 ) -> None:
     """Write the rows of some particles as their star file has them, with columns of ours at the end.
 
@@ -119,6 +120,8 @@ def write_star(
         Of `read_star`, or some of them in any order, and where to write.
     columns : mapping of str to Tensor, optional
         Numbers of each particle, by label; where it is none of RELION's, `cryoanm` is put before it.
+    names : sequence of str, optional
+        What to name the images, if not as the file does, such as of a stack of others in their place.
 
     Raises
     ------
@@ -138,15 +141,18 @@ def write_star(
             )
         if label in loop.tags:
             raise ParticleError(f"{str(particles.source)!r} has a column {label!r}: choose another name")
-    names = _named(block.find_loop(IMAGE))
-    row_of = {key: row for row, key in enumerate(zip(names, _repeats(names), strict=True))}
+    known = _named(block.find_loop(IMAGE))
+    row_of = {key: row for row, key in enumerate(zip(known, _repeats(known), strict=True))}
     width, values = loop.width(), loop.values
     added = [column.tolist() for column in columns.values()]
     kept: list[str] = []
+    at = list(loop.tags).index(IMAGE)
     for number, key in enumerate(zip(particles.names, particles.repeat.tolist(), strict=True)):
         if (row := row_of.get(key)) is None:
             raise ParticleError(f"{str(particles.source)!r} has no image {key[0]!r} any more: read it again")
         kept += values[row * width : (row + 1) * width]
+        if names is not None:
+            kept[at - width] = names[number]
         kept += [f"{column[number]:.6g}" for column in added]
     tags = [*loop.tags, *columns]
     fresh = block.init_loop("", tags)  # in place of the one that has these tags
