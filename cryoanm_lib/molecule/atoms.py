@@ -50,6 +50,8 @@ class Atoms:
         Whether an atom belongs to none of the polymers.
     provenance : str
         A sentence that says where the coordinates came from.
+    centroid : tuple of float
+        Where the centroid was in the file, x, y and z in Å.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Atoms:
     b_factors: Float64[Tensor, "atoms"]
     is_ligand: Bool[Tensor, "atoms"]
     provenance: str
+    centroid: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -88,6 +91,8 @@ class Atoms:
         chosen = kept.tolist()
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, value in values.items():
+            if name == "centroid":
+                continue
             if isinstance(value, tuple):
                 values[name] = tuple(value[place] for place in chosen)
             elif isinstance(value, Tensor):
@@ -216,6 +221,7 @@ def _atoms_of(residues: list[_Residue], source: Source) -> Atoms:
         b_factors=torch.tensor([atom.b_iso for _, atom in rows], dtype=torch.float64),
         is_ligand=torch.tensor([each.is_ligand for each, _ in rows]),
         provenance=f"{source.origin}, chains {chains}: {len(rows)} heavy atoms.",
+        centroid=_triple(coordinates.mean(dim=0)),
     )
 
 
@@ -246,4 +252,10 @@ def _embedded(name: str, chains: set[str], ligands: Collection[str]) -> Atoms:
         b_factors=torch.tensor([float(row["b_factor"]) for row in rows], dtype=torch.float64),
         is_ligand=torch.zeros(len(rows), dtype=torch.bool),
         provenance=f"{origin}, chain {EMBEDDED_CHAIN}: {len(rows)} heavy atoms.",
+        centroid=_triple(coordinates.mean(dim=0)),
     )
+
+
+def _triple(place: Float64[Tensor, "3"]) -> tuple[float, float, float]:
+    x, y, z = place.tolist()
+    return x, y, z
