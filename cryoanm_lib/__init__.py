@@ -10,7 +10,7 @@ from pathlib import Path
 #: Packages from the ground up: a module imports from its own package and from those before it alone.
 PACKAGES = (
     *("numerics", "io", "molecule", "imaging", "particles", "program"),
-    *("checks", "inference", "experiments", "book", "commands"),
+    *("checks", "inference", "analysis", "experiments", "book", "commands"),
 )
 
 _STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))

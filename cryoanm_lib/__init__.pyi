@@ -1,5 +1,13 @@
 """The public face: what `from cryoanm_lib import …` offers, and where each name lives."""
 
+from cryoanm_lib.analysis.export import export as export
+from cryoanm_lib.analysis.folder import RunFolder as RunFolder
+from cryoanm_lib.analysis.folder import particles_of as particles_of
+from cryoanm_lib.analysis.infer import infer as infer
+from cryoanm_lib.analysis.molecule import molecule_of as molecule_of
+from cryoanm_lib.analysis.molecule import read_molecule as read_molecule
+from cryoanm_lib.analysis.plan import Plan as Plan
+from cryoanm_lib.analysis.simulate import simulate_stack as simulate_stack
 from cryoanm_lib.book import costs as costs
 from cryoanm_lib.book import figures as figures
 from cryoanm_lib.book import landscapes as landscapes
@@ -8,6 +16,7 @@ from cryoanm_lib.book import transition as transition
 from cryoanm_lib.book import views as views
 from cryoanm_lib.book import widgets as widgets
 from cryoanm_lib.book.listing import listing as listing
+from cryoanm_lib.book.report import write_report as write_report
 from cryoanm_lib.checks import referees as referees
 from cryoanm_lib.checks import residuals as residuals
 from cryoanm_lib.checks.consistency import Consistency as Consistency

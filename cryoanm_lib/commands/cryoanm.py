@@ -1,107 +1,200 @@
-"""The command line for particles of one's own:  cryoanm check particles.star --reference model.cif."""
+"""The command line for particles of one's own: cryoanm check, infer, report, export, simulate."""
 
 import argparse
 import json
 import sys
+import types
+import typing
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+import pydantic
 import torch
 
 from cryoanm_lib import (
-    Atoms,
     Consistency,
     ParticleSet,
-    PseudoAtoms,
+    Plan,
     check_particles,
-    load_atoms,
-    pseudo_atoms,
-    read_cs,
-    read_density,
-    read_star,
+    export,
+    infer,
+    particles_of,
+    read_molecule,
+    simulate_stack,
 )
 from cryoanm_lib.errors import CryoANMError
 
-_EXAMPLES = """examples:
+#: What says which particles and which molecule, of the settings of a plan.
+_DATA = ("chains", "threshold", "origin", "passthrough", "data", "override", "skip_bad", "seed")
+_EXAMPLES = {
+    "check": """examples:
   cryoanm check particles.star --reference model.cif
   cryoanm check run_data.star --data /data/project --reference 4ake --chains A --json
   cryoanm check particles.star --reference map.mrc --threshold 0.02
   cryoanm check old.star --reference model.pdb --override rlnImagePixelSize=1.5 --skip-bad
-"""
+""",
+    "infer": """examples:
+  cryoanm infer particles.star --reference model.cif --modes 3 --out run/
+  cryoanm infer particles.star --reference open.cif --towards closed.cif --out run/
+  cryoanm infer particles.star --reference model.cif --pose search --detail 8 --out run/
+
+The same command goes on with a run that was stopped.
+""",
+    "report": "example:\n  cryoanm report run/\n",
+    "export": "examples:\n  cryoanm export run/\n  cryoanm export run/ --subsets 3 --direction 2\n",
+    "simulate": """examples:
+  cryoanm simulate particles.star --reference model.cif --out twin.mrcs
+  cryoanm simulate poses.star --reference model.cif --out clean.mrcs --noise-free
+""",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand; errors of the library become one line and exit status 1."""
-    parser = argparse.ArgumentParser(prog="cryoanm", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser(
-        "check",
-        help="do poses, optics and molecule explain the images, or does a usual mistake?",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    check.add_argument("particles", type=Path, help="star file, or .cs file of cryoSPARC")
-    check.add_argument("--reference", required=True, help="PDB or mmCIF file, PDB ID, embedded name, or map")
-    check.add_argument("--threshold", type=float, help="contour of a map within which the molecule is")
-    check.add_argument("--chains", nargs="+", help="those of the reference that are there; default all")
-    check.add_argument("--passthrough", type=Path, help="that of a .cs file")
-    check.add_argument("--data", type=Path, help="folder below which the stacks are")
-    check.add_argument(
-        *("--override",),
-        action="append",
-        default=[],
-        metavar="LABEL=NUMBER",
-        help="what a label is of all particles",
-    )
-    check.add_argument(
-        "--images", type=int, default=500, help="compared, chosen at random; default %(default)s"
-    )
-    check.add_argument(
-        "--detail", type=float, default=10.0, help="finest compared, in Å; default %(default)s"
-    )
-    check.add_argument("--skip-bad", action="store_true", help="leave out images that are not usable")
-    check.add_argument("--seed", type=int, default=1, help="chooses the images; default %(default)s")
-    check.add_argument("--json", action="store_true", help="print one object")
-    given = parser.parse_args(arguments)
+    given = _parser().parse_args(arguments)
     try:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always", UserWarning)
-            _check(given)
-        for warning in told:
-            print(f"note: {warning.message}", file=sys.stderr)
+            _COMMANDS[given.command](given)
+        for text in dict.fromkeys(str(warning.message) for warning in told):
+            print(f"note: {text}", file=sys.stderr)
         return 0
     except CryoANMError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cryoanm", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, told: str) -> argparse.ArgumentParser:
+        layout = argparse.RawDescriptionHelpFormatter
+        return commands.add_parser(name, help=told, epilog=_EXAMPLES[name], formatter_class=layout)
+
+    check = command("check", "do poses, optics and molecule explain the images, or does a usual mistake?")
+    _add_settings(check, _DATA)
+    check.add_argument(
+        "--images", type=int, default=500, help="compared, chosen at random; default %(default)s"
+    )
+    check.add_argument(
+        "--detail", type=float, default=10.0, help="finest compared, in Å; default %(default)s"
+    )
+    check.add_argument("--json", action="store_true", help="print one object")
+    run = command("infer", "how is each particle turned and bent, and how sure is that?")
+    _add_settings(run, tuple(name for name in Plan.model_fields if name not in ("particles", "reference")))
+    run.add_argument("--out", type=Path, required=True, help="folder of the run")
+    run.add_argument("--despite-check", action="store_true", help="go on where check finds a mistake")
+    run.add_argument("--quiet", action="store_true", help="show no progress")
+    report = command("report", "one HTML file of what a run found")
+    export_ = command("export", "star files, movies and draws of what a run found")
+    for each in (report, export_):
+        each.add_argument("run", type=Path, help="folder of the run")
+    report.add_argument("--to", type=Path, help="the file; default report.html in the folder")
+    export_.add_argument("--subsets", type=int, default=5, help="by amplitude; default %(default)s")
+    export_.add_argument("--direction", type=int, default=1, help="of which amplitude; default %(default)s")
+    made = command("simulate", "images of a model with a table's own poses, optics and noise")
+    _add_settings(made, (*_DATA, "beads"))
+    made.add_argument("--out", type=Path, required=True, help="stack to write; its star file is beside it")
+    made.add_argument("--noise-free", action="store_true", help="leave the noise out")
+    made.add_argument("--snr", type=float, help="signal-to-noise ratio, in place of the noise of the images")
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """Options for settings of a plan, with their descriptions and defaults."""
+    parser.add_argument("particles", help=Plan.model_fields["particles"].description)
+    parser.add_argument("--reference", required=True, help=Plan.model_fields["reference"].description)
+    for name in names:
+        field, option = Plan.model_fields[name], f"--{name.replace('_', '-')}"
+        kind, told = _bare(field.annotation), f"{field.description}"
+        if kind is bool:
+            parser.add_argument(option, action="store_true", help=told)
+        elif kind is dict:
+            parser.add_argument(option, action="append", default=[], metavar="LABEL=NUMBER", help=told)
+        elif kind is tuple:
+            number = 3 if name == "origin" else "+"
+            inner = float if name == "origin" else str
+            parser.add_argument(option, nargs=number, type=inner, default=field.default, help=told)
+        else:
+            choices = typing.get_args(field.annotation) if kind is str else ()
+            choices = [c for c in choices if isinstance(c, str)] or None
+            told += "" if field.default is None else f"; default {field.default}"
+            parser.add_argument(option, type=kind, default=field.default, choices=choices, help=told)
+
+
+def _bare(annotation: object) -> type:
+    """str, int, float, bool, tuple or dict, of what a setting may be."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return str
+    if origin is types.UnionType or origin is typing.Union:
+        return _bare(next(each for each in inner if each is not type(None)))
+    if origin is typing.Annotated:
+        return _bare(inner[0])
+    return origin or annotation  # pyright: ignore[reportReturnType]
+
+
+def _plan(given: argparse.Namespace) -> Plan:
+    told = {name: value for name, value in vars(given).items() if name in Plan.model_fields}
+    told["override"] = _overrides(given.override)
+    for name in ("particles", "reference", "towards", "passthrough", "data"):
+        # a run is gone on with, and reported, from wherever that is asked
+        if told.get(name) is not None and Path(told[name]).exists():
+            told[name] = str(Path(told[name]).resolve())
+    for name in ("chains", "optics", "origin"):
+        if told.get(name) is not None:
+            told[name] = tuple(told[name])
+    try:
+        return Plan(**told)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        name = "-".join(str(part) for part in first["loc"][:1]).replace("_", "-")
+        raise CryoANMError(f"--{name} {first['input']} is not usable: {first['msg'].lower()}") from error
+
+
 def _check(given: argparse.Namespace) -> None:
-    particles = _read(given)
-    molecule = _molecule(given)
-    generator = torch.Generator().manual_seed(given.seed)
+    plan = _plan(given)
+    particles, molecule = particles_of(plan), read_molecule(plan)
+    generator = torch.Generator().manual_seed(plan.seed)
     found = check_particles(
-        *(particles, molecule, given.images, given.detail), skip_bad=given.skip_bad, generator=generator
+        *(particles, molecule, given.images, given.detail), skip_bad=plan.skip_bad, generator=generator
     )
     print(json.dumps(found.as_dict(), indent=1) if given.json else _told(particles, found))
 
 
-def _read(given: argparse.Namespace) -> ParticleSet:
-    """A star file, or by its name one of cryoSPARC's."""
-    if given.particles.suffix != ".cs":
-        return read_star(given.particles, given.data, _overrides(given.override))
-    if given.override:
-        raise CryoANMError("--override is for star files: a .cs file has all its fields")
-    return read_cs(given.particles, given.passthrough, given.data)
+def _infer(given: argparse.Namespace) -> None:
+    infer(_plan(given), given.out, given.despite_check, progress=not given.quiet)
+    print(f"done: cryoanm report {given.out}")
 
 
-def _molecule(given: argparse.Namespace) -> Atoms | PseudoAtoms:
-    """Atoms of a model, or by its name the pseudo-atoms of a map."""
-    if not given.reference.lower().endswith((".mrc", ".map", ".ccp4")):
-        return load_atoms(given.reference, chains=given.chains)
-    if given.threshold is None:
-        raise CryoANMError("a map needs a --threshold: the contour within which the molecule is")
-    return pseudo_atoms(read_density(given.reference), given.threshold)
+def _report(given: argparse.Namespace) -> None:
+    try:
+        from cryoanm_lib import write_report
+    except ModuleNotFoundError as error:
+        told = f'a report has figures, and {error.name} is not installed: pip install "cryoanm[plots]"'
+        raise CryoANMError(told) from error
+    print(write_report(given.run, given.to))
+
+
+def _export(given: argparse.Namespace) -> None:
+    for path in export(given.run, given.subsets, given.direction):
+        print(path)
+
+
+def _simulate(given: argparse.Namespace) -> None:
+    print(simulate_stack(_plan(given), given.out, given.noise_free, given.snr))
+
+
+_COMMANDS = {
+    "check": _check,
+    "infer": _infer,
+    "report": _report,
+    "export": _export,
+    "simulate": _simulate,
+}
 
 
 def _overrides(texts: list[str]) -> dict[str, float]:

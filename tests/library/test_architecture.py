@@ -47,9 +47,9 @@ def test_imports_point_downwards(path) -> None:
 
 
 def test_arrows_between_packages_are_few() -> None:
-    """Each pair counts once; 11 packages could have 55."""
+    """Each pair counts once; 12 packages could have 66."""
     pairs = {(package_of(path), name.split(".")[1]) for path in MODULES for name in imported(path)}
-    assert len({pair for pair in pairs if pair[0] != pair[1] and pair[1] in cryoanm_lib.PACKAGES}) <= 40
+    assert len({pair for pair in pairs if pair[0] != pair[1] and pair[1] in cryoanm_lib.PACKAGES}) <= 48
 
 
 def test_no_modules_import_each_other() -> None:

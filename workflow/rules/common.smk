@@ -58,6 +58,7 @@ NOTEBOOKS = {
     "13_summary": [METRICS, REFERENCE],
     "14_real_microscope": [],
     "15_real_molecule": [],
+    "16_own_particles": [],
 }
 
 # An edit of the library retrains. What tests a finished fit does not, nor what only draws and tabulates.
@@ -69,7 +70,7 @@ ASSESSING = (
     *("inference/luzzati", "inference/place_error"),
     "experiments/assess",
 )
-SHOWING = ("book/", "checks/referees", "experiments/metrics", "experiments/reference", "numerics/timing")
+SHOWING = ("analysis/", "book/", "checks/referees", "experiments/metrics", "experiments/reference", "numerics/timing")
 
 
 def sources(*parts):

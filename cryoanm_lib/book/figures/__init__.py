@@ -36,6 +36,14 @@ from cryoanm_lib.book.figures.molecule import (
     plot_states,
 )
 from cryoanm_lib.book.figures.optics import plot_noise_spectra, plot_optics
+from cryoanm_lib.book.figures.own_particles import (
+    plot_amplitudes,
+    plot_lacking,
+    plot_learned,
+    plot_pairs,
+    plot_predictions,
+    plot_twin,
+)
 from cryoanm_lib.book.figures.pipeline import plot_pipeline
 from cryoanm_lib.book.figures.posterior import (
     plot_components,

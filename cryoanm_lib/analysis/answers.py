@@ -1,0 +1,109 @@
+"""Posteriors of many particles as they are kept: a file a shard, and all of them side by side."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from cryoanm_lib.checks.predictive import explained_p_value, matched_p_value
+from cryoanm_lib.imaging.latents import LATENTS
+from cryoanm_lib.inference.refinement import RefinedPosterior
+from cryoanm_lib.io.storage import flat, grouped, load_tensors, save_tensors
+
+#: What there is of each image beside its latents.
+_OF_EACH = ("row", "deviation", "noise_scale", "log_evidence", "ess_fraction", "p_value", "matched")
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Posteriors of particles, in the order of their rows.
+
+    Attributes
+    ----------
+    row : Int64[Tensor, "images"]
+        Of the table.
+    mean : dict of str to Float[Tensor, "images ..."]
+        Of each latent: the pose a quaternion, the shift in Å.
+    deviation : Float[Tensor, "images columns"]
+        In the same units, of the pose in radians about each axis.
+    noise_scale : Float64[Tensor, "images"]
+        ν, by which an image is noisier than its microscope's.
+    log_evidence, ess_fraction : Float64[Tensor, "images"]
+        As of `RefinedPosterior`.
+    p_value, matched : Float64[Tensor, "images"]
+        `explained_p_value` and `matched_p_value` at a draw from the posterior, uniform if the model is right.
+    draws : dict of str to Float[Tensor, "images draws ..."]
+        From the posterior, if they were asked for.
+    """
+
+    row: Int64[Tensor, "images"]
+    mean: dict[str, Float[Tensor, "images ..."]]
+    deviation: Float[Tensor, "images columns"]
+    noise_scale: Float64[Tensor, "images"]
+    log_evidence: Float64[Tensor, "images"]
+    ess_fraction: Float64[Tensor, "images"]
+    p_value: Float64[Tensor, "images"]
+    matched: Float64[Tensor, "images"]
+    draws: dict[str, Float[Tensor, "images draws ..."]]
+
+    def __len__(self) -> int:
+        """Number of particles that were answered."""
+        return len(self.row)
+
+    @classmethod
+    def of(
+        cls,
+        posterior: RefinedPosterior,
+        row: Int64[Tensor, "images"],
+        shift: Float64[Tensor, "images 2"],
+        draws: int,
+        generator: torch.Generator,
+    ) -> "Answers":
+        """What is kept of the posterior of images that had been moved back by so many pixels."""
+        model, pixel_size = posterior.model, posterior.model.forward_model.pixel_size
+        drawn, mean = posterior.sample(max(draws, 1), generator), posterior.mean()
+        one = {name: value[0] for name, value in drawn.items()}
+        of_draw = (model, posterior.particles, one, posterior.resolution)
+        deviation = posterior.covariance().diagonal(dim1=1, dim2=2).sqrt()
+        in_pixels = torch.tensor([name == "shift" for name in model.unknowns.columns])
+        deviation = torch.where(in_pixels, pixel_size * deviation, deviation)
+        drawn = {name: value.transpose(0, 1) for name, value in drawn.items()}
+        if "shift" in mean:
+            mean["shift"] = pixel_size * (mean["shift"] + shift)
+            drawn["shift"] = pixel_size * (drawn["shift"] + shift[:, None])
+        return cls(
+            *(row, {name: value.float() for name, value in mean.items()}, deviation.float()),
+            posterior.particles.noise.unit()[1].expand(len(posterior)).clone(),
+            *(posterior.log_evidence.double(), posterior.ess_fraction.double()),
+            *(explained_p_value(*of_draw).double(), matched_p_value(*of_draw).double()),
+            {name: value.float() for name, value in drawn.items()},
+        )
+
+    def save(self, path: Path, **told: str) -> None:
+        """Write a shard."""
+        each = {name: getattr(self, name) for name in _OF_EACH}
+        save_tensors(path, {**each, **flat({"mean": self.mean, "draws": self.draws})}, **told)
+
+    @classmethod
+    def load(cls, paths: Iterable[Path], draws: bool = False) -> "Answers":
+        """Those of some shards together, in the order of their rows.
+
+        Raises
+        ------
+        ArtifactError
+            If one is missing or damaged.
+        """
+        parts = []
+        for path in paths:
+            tensors, _ = load_tensors(path)
+            parts.append({k: v for k, v in tensors.items() if draws or not k.startswith("draws.")})
+        together = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        order = together["row"].argsort()
+        groups = grouped({name: value[order] for name, value in together.items() if "." in name})
+        # a file has its tensors in the order of their names, and columns are in that of the latents
+        mean = {name: groups["mean"][name] for name in LATENTS if name in groups["mean"]}
+        each = {name: together[name][order] for name in _OF_EACH}
+        return cls(**each, mean=mean, draws=groups.get("draws", {}))

@@ -1,0 +1,149 @@
+"""The folder of a run: what was asked, what was learned, and the answers so far."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryoanm_lib.analysis.answers import Answers
+from cryoanm_lib.analysis.learned import Learned
+from cryoanm_lib.analysis.plan import Plan
+from cryoanm_lib.errors import ArtifactError, ParticleError
+from cryoanm_lib.inference.place_error import PlaceError
+from cryoanm_lib.io.provenance import library_hash
+from cryoanm_lib.io.storage import load_json, load_tensors, save_json, save_tensors, unusable
+from cryoanm_lib.particles.cryosparc import read_cs
+from cryoanm_lib.particles.particle_set import OpticsGroup, ParticleSet
+from cryoanm_lib.particles.star import read_star
+from cryoanm_lib.program.prior import OpticsPrior
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps everything, each file whole or not there at all."""
+
+    path: Path
+
+    def begin(self, plan: Plan) -> None:
+        """Write what is asked; or make sure that it is what was asked here before, by the same code.
+
+        Raises
+        ------
+        ArtifactError
+            If the folder belongs to another run.
+        """
+        asked = {"plan": json.loads(plan.model_dump_json()), "particles": _digest(Path(plan.particles))}
+        asked["library"] = library_hash()
+        if not self.asked.exists():
+            save_json(self.asked, asked)
+            return
+        before = load_json(self.asked)
+        changed = [k for k, v in asked["plan"].items() if before.get("plan", {}).get(k) != v]
+        changed += [k for k in ("particles", "library") if before.get(k) != asked[k] and k not in changed]
+        if changed:
+            raise ArtifactError(
+                f"{self.path} holds a run with other {', '.join(changed)}: choose another folder (--out), or "
+                "remove it"
+            )
+
+    def plan(self) -> Plan:
+        """What was asked.
+
+        Raises
+        ------
+        ArtifactError
+            If no run was begun here, or the file is damaged.
+        """
+        if not self.asked.exists():
+            raise ArtifactError(f"{self.path} holds no run: begin one by cryoanm infer --out {self.path}")
+        try:
+            return Plan.model_validate_json(json.dumps(load_json(self.asked)["plan"]))
+        except (KeyError, ValueError) as error:
+            raise unusable(self.asked, error) from error
+
+    @property
+    def asked(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def check(self) -> Path:
+        return self.path / "check.json"
+
+    @property
+    def twin(self) -> Path:
+        return self.path / "twin.json"
+
+    @property
+    def shown(self) -> Path:
+        """Some images beside their predictions, and the difference map."""
+        return self.path / "shown.safetensors"
+
+    def shard(self, number: int) -> Path:
+        return self.path / "shards" / f"{number:05d}.safetensors"
+
+    def shards(self) -> list[Path]:
+        return sorted((self.path / "shards").glob("[0-9]*.safetensors"))
+
+    def answers(self, draws: bool = False) -> Answers:
+        """All that have been found so far.
+
+        Raises
+        ------
+        ArtifactError
+            If there are none.
+        """
+        if not (shards := self.shards()):
+            raise ArtifactError(f"{self.path} holds no answers yet: run cryoanm infer to its end")
+        return Answers.load(shards, draws)
+
+    def bad(self) -> dict[str, str]:
+        """Images that were not usable, and why."""
+        found: dict[str, str] = {}
+        for path in self.shards():
+            found |= json.loads(load_tensors(path)[1].get("bad", "{}"))
+        return found
+
+    def learned(self, number: int) -> Learned | None:
+        """What the images of one microscope said, if that is known already."""
+        path = self.path / "learned" / f"{number}.safetensors"
+        if not path.exists():
+            return None
+        tensors, told = load_tensors(path)
+        values = json.loads(told["values"])
+        return Learned(
+            **tensors,
+            optics=OpticsGroup(**values.pop("optics")),
+            prior=OpticsPrior.model_validate_json(json.dumps(values.pop("prior"))),
+            place=PlaceError(*values.pop("place")),
+            **values,
+        )
+
+    def save_learned(self, number: int, learned: Learned) -> None:
+        """Keep what the images of one microscope said."""
+        values = {field.name: getattr(learned, field.name) for field in dataclasses.fields(learned)}
+        tensors = {name: values.pop(name) for name in ("power", "luzzati", "centre")}
+        values["optics"] = dataclasses.asdict(learned.optics)
+        values["prior"] = json.loads(learned.prior.model_dump_json())
+        path = self.path / "learned" / f"{number}.safetensors"
+        save_tensors(path, tensors, values=json.dumps(values))
+
+
+def particles_of(plan: Plan) -> ParticleSet:
+    """The table that a plan names: a star file, or by its name one of cryoSPARC's.
+
+    Raises
+    ------
+    ParticleError
+        As of `read_star` and `read_cs`; or if labels are overridden in a `.cs` file.
+    """
+    if Path(plan.particles).suffix != ".cs":
+        return read_star(plan.particles, plan.data, plan.override)
+    if plan.override:
+        raise ParticleError("override (--override) is for star files: a .cs file has all its fields")
+    return read_cs(plan.particles, plan.passthrough, plan.data)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,211 @@
+"""Answers put to the test: on images simulated like those of the data, and on images of something else."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import scipy  # loads its parts where they are first used
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+from tqdm import tqdm
+
+from cryoanm_lib.analysis.answering import GOOD_SHARE, answer
+from cryoanm_lib.analysis.answers import Answers
+from cryoanm_lib.analysis.microscope import Microscope
+from cryoanm_lib.analysis.molecule import Molecule
+from cryoanm_lib.analysis.plan import Plan
+from cryoanm_lib.checks.calibration import LEVELS, central_level, coverage, credible_level, ranks
+from cryoanm_lib.imaging.contrast_transfer import GIVEN_CTF
+from cryoanm_lib.inference.fisher import fisher_information
+from cryoanm_lib.inference.refinement import SUSPICIOUS, RefinedPosterior
+from cryoanm_lib.particles.particle_set import ParticleSet
+from cryoanm_lib.particles.particles import Particles, Simulated
+from cryoanm_lib.program.prior import GIVEN_POSE
+from cryoanm_lib.program.program import Model
+
+#: Posterior draws for each image of the twin: so many are good for all `LEVELS`.
+_DRAWS = 199
+#: Images at a time.
+_IMAGES = 250
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """What it takes to simulate images as one microscope would have taken them, and to infer them blind.
+
+    Attributes
+    ----------
+    plan, microscope : Plan, Microscope
+        How images are inferred.
+    particles : ParticleSet
+        The table, of which the twin has rows.
+    which : Int64[Tensor, "images"]
+        Of all answers, those that belong to this microscope.
+    generator : torch.Generator
+        Of all random numbers.
+    """
+
+    plan: Plan
+    microscope: Microscope
+    particles: ParticleSet
+    which: Int64[Tensor, "images"]
+    generator: torch.Generator
+
+    def chosen(self, count: int) -> Int64[Tensor, "images"]:
+        """Some of the answers, none twice."""
+        order = torch.randperm(len(self.which), generator=self.generator)
+        return self.which[order[:count]]
+
+    def simulated(self, answers: Answers, which: Int64[Tensor, "images"], model: Model) -> Simulated:
+        """Images like some of the data: optics, table and noise are theirs, the truth a posterior draw."""
+        table = self.particles[answers.row[which]].latents()
+        truth = {name: value[which, 0] for name, value in answers.draws.items()}
+        if "shift" in truth:
+            truth["shift"] = (
+                truth["shift"] / self.microscope.learned.optics.pixel_size - table["shift"]
+            ).float()
+        given = {GIVEN_CTF: table[GIVEN_CTF].float(), GIVEN_POSE: table["pose"].float()}
+        noise = self.microscope.learned.noise(answers.noise_scale[which])
+        clean = model.forward_model.coefficients({**given, **truth}, self.microscope.learned.resolution)
+        return Simulated(noise.sample(clean, self.generator), given, noise, truth)
+
+    def answered(self, images: Particles, good_share: float = GOOD_SHARE) -> RefinedPosterior:
+        """As the data are; or by Gaussians alone, with a share of 0, which tell what is explained."""
+        used = self.microscope
+        sizes = (used.learned.resolution, used.search, self.generator)
+        return answer(used.model, images, *sizes, good_share)
+
+
+def judged(trials: Sequence[Trial], answers: Answers, molecule: Molecule, bar: tqdm) -> dict:
+    """How honest the answers are on a twin of the data, and what alarms do on what the data are not.
+
+    Returns
+    -------
+    dict
+        "latents", by name: root mean square of errors, in deviations that were claimed ("standardised"), of
+        what Fisher information allows ("limit", "ratio"), and coverage of central intervals; "region", the
+        coverage of regions of all latents; "rank_correlation" of the first amplitude with the truth, and
+        "rank_limit" of the truth with a Gaussian of the limit's width about it; "alarms" of the data, the
+        twin, images of noise, and of the mirrored molecule.
+    """
+    plan, found, mirrored, noisy = trials[0].plan, [], [], []
+    for trial in trials:
+        share = len(trial.which) / len(answers)
+        for some in trial.chosen(round(plan.twin * share)).split(_IMAGES):
+            images = trial.simulated(answers, some, trial.microscope.model)
+            found.append(_compared(trial, images))
+            bar.update(len(some))
+        other = trial.microscope.learned.model(molecule.mirrored())
+        for some in trial.chosen(round(plan.nulls * share)).split(_IMAGES):
+            images = trial.simulated(answers, some, other)
+            mirrored.append(_alarms(trial, images))
+            nothing = torch.zeros_like(images.coefficients)
+            empty = Particles(images.noise.sample(nothing, trial.generator), images.given, images.noise)
+            noisy.append(_alarms(trial, empty))
+            bar.update(2 * len(some))
+    alarms = {"data": torch.stack([answers.p_value, answers.matched], dim=1)}
+    alarms["twin"] = torch.cat([part.alarms for part in found])
+    if mirrored:
+        alarms |= {"mirrored": torch.cat(mirrored), "noise": torch.cat(noisy)}
+    return {
+        "images": sum(len(part.alarms) for part in found),
+        **_summary(found),
+        "alarms": {name: _rung(values) for name, values in alarms.items()},
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class _Compared:
+    """Images of the twin: names of the columns, errors, deviations claimed and allowed, and levels."""
+
+    columns: tuple[str, ...]
+    error: Float64[Tensor, "images columns"]
+    claimed: Float64[Tensor, "images columns"]
+    allowed: Float64[Tensor, "images columns"]
+    central: Float64[Tensor, "images columns"]
+    level: Float64[Tensor, "images"]
+    first: Float64[Tensor, "images three"]
+    alarms: Float64[Tensor, "images two"]
+
+
+def _compared(trial: Trial, images: Simulated) -> _Compared:
+    posterior = trial.answered(Particles(images.coefficients, images.given, images.noise))
+    columns, truth = posterior.mixture.unknowns.columns, images.truth
+    claimed = posterior.covariance().diagonal(dim1=1, dim2=2).sqrt()
+    error = claimed * posterior.standardised(truth)
+    information = fisher_information(
+        trial.microscope.model, images, truth, trial.microscope.learned.resolution
+    )
+    allowed = torch.linalg.inv(information).diagonal(dim1=1, dim2=2).sqrt()
+    draws = posterior.sample(_DRAWS, trial.generator)
+    rank = torch.cat(list(ranks(draws, truth).values()), dim=1)
+    true = truth["amplitude"][:, 0].double()
+    place = columns.index("amplitude")
+    blurred = true + allowed[:, place] * torch.randn(true.shape, generator=trial.generator).double()
+    first = torch.stack([true, posterior.mean()["amplitude"][:, 0].double(), blurred], dim=1)
+    return _Compared(
+        *(columns, error, claimed, allowed, central_level(rank)),
+        *(credible_level(posterior, draws, truth), first, _rings(posterior, trial)),
+    )
+
+
+def _alarms(trial: Trial, images: Particles) -> Float64[Tensor, "images two"]:
+    return _rings(trial.answered(images, 0.0), trial)
+
+
+def _rings(posterior: RefinedPosterior, trial: Trial) -> Float64[Tensor, "images two"]:
+    """The p-values of `Answers`."""
+    nowhere = torch.zeros(len(posterior), 2, dtype=torch.float64)
+    found = Answers.of(posterior, torch.arange(len(posterior)), nowhere, 1, trial.generator)
+    return torch.stack([found.p_value, found.matched], dim=1)
+
+
+def _rung(values: Float64[Tensor, "images two"]) -> dict[str, float]:
+    """Share of images that are not explained; and how far the matched tests of all are from chance."""
+    p_value, matched = values.unbind(1)
+    score = torch.special.ndtri(matched.clamp(1e-300, 1 - 1e-16))
+    return {
+        "images": len(values),
+        "unexplained": (p_value < SUSPICIOUS).double().mean().item(),
+        "matched": (score.mean() * len(score) ** 0.5).item(),
+    }
+
+
+def _summary(found: Sequence[_Compared]) -> dict:
+    """Numbers of all images together."""
+    columns = found[0].columns
+    error, claimed, allowed, central = (
+        torch.cat([getattr(part, name) for part in found])
+        for name in ("error", "claimed", "allowed", "central")
+    )
+    latents = {}
+    for name in dict.fromkeys(columns):
+        for place, number in enumerate(_places(columns, name)):
+            unit = math.degrees(1.0) if name == "pose" else 1.0
+            e, c, a = (part[:, number] for part in (error, claimed, allowed))
+            inside = {f"{n:g}": coverage(central[:, number], n, _DRAWS) for n in LEVELS}
+            latents[f"{name} {place + 1}" if columns.count(name) > 1 else name] = {
+                "error": unit * _rms(e),
+                "limit": unit * _rms(a),
+                "ratio": _rms(e) / _rms(a),
+                "typical_ratio": _rms(e / a),
+                "standardised": _rms(e / c),
+                "inside": inside,
+            }
+    level, first = (torch.cat([getattr(part, name) for part in found]) for name in ("level", "first"))
+    true, answered, blurred = (part.numpy() for part in first.unbind(1))
+    return {
+        "latents": latents,
+        "region": {f"{nominal:g}": coverage(level, nominal, _DRAWS) for nominal in LEVELS},
+        "rank_correlation": float(scipy.stats.spearmanr(true, answered).statistic),
+        "rank_limit": float(scipy.stats.spearmanr(true, blurred).statistic),
+    }
+
+
+def _places(columns: tuple[str, ...], name: str) -> list[int]:
+    return [place for place, own in enumerate(columns) if own == name]
+
+
+def _rms(values: Float[Tensor, "images"]) -> float:
+    return values.square().mean().sqrt().item()

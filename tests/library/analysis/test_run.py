@@ -1,0 +1,335 @@
+"""A run on the particles that come with the library: gone on with, reported, exported, never a mixture."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import gemmi
+import mrcfile
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+import cryoanm_lib
+from cryoanm_lib import Plan, RunFolder, export, infer, read_star, simulate_stack, write_report, write_star
+from cryoanm_lib.analysis.answers import Answers
+from cryoanm_lib.commands.cryoanm import main
+from cryoanm_lib.errors import ArtifactError, CryoANMError, ParticleError
+from cryoanm_lib.io.storage import load_json
+from cryoanm_lib.numerics.fourier import image_to_coefficients
+from cryoanm_lib.particles.stacks import opened
+from cryoanm_lib.particles.star import quaternions_of_euler
+from tests.relion import needs_relion
+
+torch.set_num_threads(1)
+DATA = Path(cryoanm_lib.__file__).parent / "data"
+FEW = 90
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first rows, beside a stack of their own."""
+    folder = tmp_path_factory.mktemp("particles")
+    path = folder / "few.star"
+    write_star(read_star(DATA / "adk_particles.star")[torch.arange(FEW)], path)
+    shutil.copy(DATA / "adk_particles.mrcs", folder)
+    return path
+
+
+def plan_of(table: Path, **settings: object) -> Plan:
+    small = {"learn_from": 40, "shard": 40, "twin": 30, "nulls": 10, "detail": 12.0, "beads": True}
+    told = {"particles": str(table), "reference": "adk_open", "towards": "adk_closed", **small}
+    return Plan.model_validate(told | settings)
+
+
+@pytest.fixture(scope="module")
+def run(table: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return infer(plan_of(table), tmp_path_factory.mktemp("runs") / "run", progress=False)
+
+
+def held(run: RunFolder) -> dict[str, str]:
+    """The checksum of every shard, of all tensors and texts."""
+    found = {}
+    for path in run.shards():
+        with safe_open(path, framework="pt") as file:
+            found[path.name] = file.metadata()["checksum"]
+    return found
+
+
+@pytest.fixture
+def copied(run: RunFolder, tmp_path: Path) -> RunFolder:
+    shutil.copytree(run.path, tmp_path / "run")
+    return RunFolder(tmp_path / "run")
+
+
+def test_every_particle_has_an_answer(run: RunFolder) -> None:
+    answers = run.answers(draws=True)
+    assert answers.row.tolist() == list(range(FEW))
+    assert answers.mean["pose"].shape == (FEW, 4)
+    assert answers.draws["amplitude"].shape == (FEW, 16, 3)
+    torch.testing.assert_close(answers.mean["pose"].norm(dim=1), torch.ones(FEW))
+    assert (answers.deviation > 0).all() and ((answers.p_value >= 0) & (answers.p_value <= 1)).all()
+    # draws scatter about the mean by what is claimed, to within a factor of two
+    spread = answers.draws["amplitude"].std(1).median(0).values
+    claimed = answers.deviation[:, 5:8].median(0).values
+    assert ((spread / claimed).log().abs() < 0.7).all()
+
+
+def test_answers_are_nearer_to_the_truth_than_the_table(run: RunFolder, table: Path) -> None:
+    truth = [line.split(",") for line in (DATA / "adk_particles_truth.csv").read_text().splitlines()]
+    column = {
+        name: torch.tensor([float(row[place]) for row in truth[1 : FEW + 1]], dtype=torch.float64)
+        for place, name in enumerate(truth[0])
+    }
+    answers, stated = run.answers(), read_star(table)
+    origin = torch.stack([column["OriginXAngst"], column["OriginYAngst"]], dim=1)
+    before = (stated.shift + origin).square().mean().sqrt()
+    assert (answers.mean["shift"].double() + origin).square().mean().sqrt() < 0.5 * before
+    pose = torch.stack([column[f"Angle{name}"] for name in ("Rot", "Tilt", "Psi")], dim=1)
+    true = quaternions_of_euler(pose.numpy())
+    errors = [
+        2 * (pose.double() * true).sum(1).abs().clamp(max=1).acos()
+        for pose in (answers.mean["pose"], stated.pose)
+    ]
+    # at this detail an image says less of its pose than the table does
+    assert errors[0].square().mean() < errors[1].square().mean()
+    together = torch.corrcoef(torch.stack([answers.mean["amplitude"][:, 0].double(), column["state"]]))[0, 1]
+    assert together > 0.85
+
+
+def test_the_twin_is_judged(run: RunFolder) -> None:
+    twin = load_json(run.twin)
+    assert twin["images"] == 30
+    assert list(twin["latents"])[:5] == ["pose 1", "pose 2", "pose 3", "shift 1", "shift 2"]
+    # a root mean square of 30 is off by more than 0.65 once in 10⁴ times, of ten columns once in 10³
+    for one in twin["latents"].values():
+        assert 0.5 < one["standardised"] < 1.65
+    alarms = twin["alarms"]
+    assert alarms["twin"]["unexplained"] == 0.0
+    assert alarms["noise"]["matched"] < -5 < alarms["twin"]["matched"]
+
+
+def test_a_run_that_was_stopped_goes_on_and_ends_the_same(copied: RunFolder, run: RunFolder) -> None:
+    before = held(copied)
+    copied.shard(1).unlink()
+    (copied.path / "shards" / ".00001.safetensors.123").write_bytes(b"half")
+    copied.twin.unlink()
+    infer(run.plan(), copied.path, progress=False)
+    assert held(copied) == before
+    assert copied.twin.read_bytes() == run.twin.read_bytes()
+
+
+def test_another_run_in_the_same_folder_is_refused(copied: RunFolder) -> None:
+    with pytest.raises(ArtifactError, match=r"other modes: choose another folder"):
+        infer(copied.plan().model_copy(update={"modes": 2}), copied.path, progress=False)
+    asked = load_json(copied.asked) | {"library": "older"}
+    copied.asked.write_text(json.dumps(asked))
+    with pytest.raises(ArtifactError, match=r"other library: choose another folder"):
+        infer(copied.plan(), copied.path, progress=False)
+
+
+def test_a_folder_without_a_run_says_so(tmp_path: Path) -> None:
+    for work in (write_report, export):
+        with pytest.raises(ArtifactError, match=r"holds no run: begin one"):
+            work(tmp_path)
+
+
+def test_a_damaged_shard_is_named(copied: RunFolder) -> None:
+    path = copied.shard(0)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ArtifactError, match=r"00000.safetensors is damaged"):
+        copied.answers()
+
+
+def test_a_table_that_is_mistaken_is_refused(table: Path, tmp_path: Path) -> None:
+    stack = opened(table.with_name("adk_particles.mrcs"))
+    wrong = tmp_path / "wrong.star"
+    shutil.copy(table, wrong)
+    with mrcfile.new(tmp_path / "adk_particles.mrcs", -stack.images) as file:
+        file.voxel_size = 4.0
+    with pytest.raises(ParticleError, match=r"not consistent: inverted contrast; .* --despite-check"):
+        infer(plan_of(wrong), tmp_path / "run", progress=False)
+
+
+def test_images_that_are_bad_are_named_and_left_out(table: Path, tmp_path: Path) -> None:
+    images = opened(table.with_name("adk_particles.mrcs")).images.astype("f4")
+    images[50] = 7.0
+    shutil.copy(table, tmp_path / "bad.star")
+    with mrcfile.new(tmp_path / "adk_particles.mrcs", images) as file:
+        file.voxel_size = 4.0
+    np.memmap(tmp_path / "adk_particles.mrcs", "f4", "r+", offset=1024, shape=images.shape)[3] = np.nan
+    plan = plan_of(tmp_path / "bad.star", twin=0, nulls=0)
+    with pytest.raises(ParticleError, match=r"000004@adk_particles.mrcs: it holds NaN"):
+        infer(plan, tmp_path / "run", progress=False)
+    run = infer(plan.model_copy(update={"skip_bad": True}), tmp_path / "other", progress=False)
+    assert set(run.bad()) == {"000004@adk_particles.mrcs", "000051@adk_particles.mrcs"}
+    assert len(run.answers()) == FEW - 2
+    text = write_report(run.path).read_text()
+    assert "2 images were not usable" in text and "There was no twin" in text
+    assert (
+        len(gemmi.cif.read_file(str(export(run.path)[0])).find_block("particles").find_loop("_rlnImageName"))
+        == 88
+    )
+
+
+def test_the_report_stands_alone(run: RunFolder, tmp_path: Path) -> None:
+    text = write_report(run.path, tmp_path / "report.html").read_text()
+    assert "http:" not in text.replace("http://www.w3.org", "") and "<script" not in text
+    for heading in ("In short", "The data as checked", "Amplitudes", "The twin", "Alarms", "How to go on"):
+        assert f">{heading}</h2>" in text
+    assert "Verdict: <strong>consistent</strong>" in text
+    assert text.count("<img ") == 6
+    assert f"{FEW} of {FEW} particles" in text
+
+
+def test_what_is_exported_is_what_was_found(run: RunFolder, table: Path) -> None:
+    written = {path.name: path for path in export(run.path, subsets=3, direction=2)}
+    answers, before = run.answers(), read_star(table)
+    assert [name for name in written if name.startswith("subset")] == [
+        f"subset_2_{n}of3.star" for n in (1, 2, 3)
+    ]
+    after = read_star(written["posterior.star"])
+    assert after.names == before.names
+    torch.testing.assert_close(after.pose, before.pose)  # RELION's own columns stay as they are
+    loop = gemmi.cif.read_file(str(written["posterior.star"])).find_block("particles")
+    column = {tag: torch.tensor([float(x) for x in loop.find_loop(tag)]) for tag in (
+        "_cryoanmAmplitude1", "_cryoanmOriginXAngst", "_cryoanmPredictiveP", "_cryoanmAmplitude2Error"
+    )}  # fmt: skip
+    torch.testing.assert_close(
+        column["_cryoanmAmplitude1"], answers.mean["amplitude"][:, 0], rtol=1e-4, atol=1e-3
+    )
+    torch.testing.assert_close(
+        column["_cryoanmOriginXAngst"], -answers.mean["shift"][:, 0], rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(
+        column["_cryoanmAmplitude2Error"], answers.deviation[:, 6], rtol=1e-4, atol=1e-3
+    )
+    angles = torch.stack(
+        [
+            torch.tensor([float(x) for x in loop.find_loop(f"_cryoanmAngle{n}")])
+            for n in ("Rot", "Tilt", "Psi")
+        ],
+        1,
+    )
+    same = (quaternions_of_euler(angles.double().numpy()) * answers.mean["pose"].double()).sum(1).abs()
+    assert (same > 1 - 1e-6).all() and (angles[:, 1] >= 0).all()
+    parts = [read_star(written[f"subset_2_{n}of3.star"]).names for n in (1, 2, 3)]
+    assert sorted(name for part in parts for name in part) == sorted(before.names)
+    along = {name: float(a) for name, a in zip(before.names, answers.mean["amplitude"][:, 1], strict=True)}
+    assert max(along[n] for n in parts[0]) <= min(along[n] for n in parts[1])
+    assert max(along[n] for n in parts[1]) <= min(along[n] for n in parts[2])
+    assert len(gemmi.read_structure(str(written["direction_1.pdb"]))) == 21
+    for wrong in ({"direction": 4}, {"subsets": -1}, {"subsets": 1000}):
+        with pytest.raises(CryoANMError, match="are not usable"):
+            export(run.path, **wrong)
+
+
+@needs_relion
+def test_relion_reconstructs_what_is_exported(run: RunFolder) -> None:
+    written = {path.name: path for path in export(run.path, subsets=2)}
+    command = f"relion_reconstruct --i {written['subset_1_1of2.star']} --o {run.path}/half.mrc --ctf"
+    shutil.copy(DATA / "adk_particles.mrcs", run.path)
+    done = subprocess.run(command.split(), cwd=run.path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (run.path / "half.mrc").stat().st_size == 1024 + 4 * 48**3
+
+
+def test_answers_do_not_depend_on_shards(table: Path, run: RunFolder, tmp_path: Path) -> None:
+    """Where the Gaussians will do, nothing random enters the means."""
+    plan = plan_of(table, shard=25, twin=0, nulls=0)
+    other = infer(plan, tmp_path / "run", progress=False).answers()
+    one = run.answers()
+    unweighed = (one.ess_fraction > 0.9) & (other.ess_fraction > 0.9)
+    assert unweighed.sum() > 10
+    difference = (one.mean["amplitude"] - other.mean["amplitude"])[unweighed].abs()
+    assert (difference < 0.02 * one.deviation[unweighed, 5:8]).all()
+
+
+@needs_relion
+def test_images_without_noise_are_relions(table: Path, tmp_path: Path) -> None:
+    """Of the table's own poses, shifts, defoci and astigmatism."""
+    from cryoanm_lib import Scattering, load_atoms
+    from tests.relion import atoms_map, project
+
+    atoms = load_atoms("adk_open")
+    star = simulate_stack(plan_of(table, beads=False), tmp_path / "own.mrcs", noise_free=True, progress=False)
+    names = ["AngleRot", "AngleTilt", "AnglePsi", "OriginXAngst", "OriginYAngst", "DefocusU", "DefocusV"]
+    loop = gemmi.cif.read_file(str(table)).find_block("particles")
+    columns = {
+        n: torch.tensor([float(x) for x in loop.find_loop(f"_rln{n}")]).double().numpy()
+        for n in (*names, "DefocusAngle")
+    }
+    optics = {"voltage": 300.0, "spherical_aberration": 2.7, "amplitude_contrast": 0.1}
+    volume = atoms_map(atoms.coordinates, Scattering.of_elements(atoms.elements, 0.0), 48, 4.0)
+    theirs, _ = project(tmp_path, volume, 4.0, columns, optics)
+    # Down to 12 Å: RELION ends at a circle in Fourier space, and our images at the corners of a square.
+    ours, theirs = (
+        image_to_coefficients(each.double(), 32) for each in (read_star(star).images().pixels, theirs)
+    )
+    factor = (ours.conj() * theirs).real.sum() / theirs.abs().square().sum()
+    error = (ours - factor * theirs).norm(dim=1) / ours.norm(dim=1)
+    assert error.max() < 0.02
+    assert factor.item() == pytest.approx(4.0, rel=0.01)  # a voxel is 4 Å along the beam
+
+
+def test_simulated_images_have_the_signal_that_is_asked_for(table: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / "clean.mrcs", tmp_path / "noisy.mrcs", tmp_path / "alike.mrcs"]
+    how: list[dict[str, float | bool]] = [{"noise_free": True}, {"snr": 0.5}, {}]
+    clean, noisy, alike = (
+        read_star(simulate_stack(plan_of(table), path, progress=False, **options)).images().pixels
+        for path, options in zip(paths, how, strict=True)
+    )
+    ratio = clean.flatten(1).var(1).mean() / (noisy - clean).flatten(1).var(1).mean()
+    assert ratio.item() == pytest.approx(0.5, rel=0.02)
+    # the noise and the scale of the data: their power is that of its images
+    assert alike.var().item() == pytest.approx(read_star(table).images().pixels.var().item(), rel=0.1)
+    with pytest.raises(ParticleError, match="snr = -1 is not usable"):
+        simulate_stack(plan_of(table), tmp_path / "x.mrcs", snr=-1.0)
+    assert not (tmp_path / "x.mrcs").exists()
+
+
+def test_the_command_line_does_the_same(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture, run: RunFolder
+) -> None:
+    out = tmp_path / "run"
+    asked = ["infer", str(table), "--reference", "adk_open", "--towards", "adk_closed", "--out", str(out)]
+    asked += [
+        "--learn-from",
+        "40",
+        "--shard",
+        "40",
+        "--twin",
+        "30",
+        "--nulls",
+        "10",
+        "--detail",
+        "12",
+        "--beads",
+    ]
+    assert main([*asked, "--quiet"]) == 0
+    assert held(RunFolder(out)) == held(run)
+    assert main([*asked, "--modes", "2"]) == 1
+    assert "error:" in capsys.readouterr().err
+    assert main(["report", str(out)]) == 0
+    assert capsys.readouterr().out.strip().endswith("report.html")
+    assert main(["export", str(out), "--subsets", "2"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 10
+    assert main(["infer", str(table), "--reference", "adk_open", "--out", str(out), "--detail", "-3"]) == 1
+    assert "--detail -3.0 is not usable" in capsys.readouterr().err
+    clean = tmp_path / "clean.mrcs"
+    assert main(["simulate", str(table), "--reference", "adk_open", "--out", str(clean), "--noise-free"]) == 0
+    assert len(opened(clean).images) == FEW
+
+
+@pytest.mark.parametrize("rows", [[2, 0], [1]])
+def test_answers_are_put_together_in_the_order_of_rows(
+    run: RunFolder, tmp_path: Path, rows: list[int]
+) -> None:
+    shards: Callable[[], list[Path]] = run.shards
+    found = Answers.load([shards()[number] for number in rows])
+    assert (found.row.diff() > 0).all()
+    whole = run.answers()
+    torch.testing.assert_close(found.deviation, whole.deviation[found.row])
