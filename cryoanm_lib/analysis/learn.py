@@ -14,7 +14,7 @@ from cryoanm_lib.analysis.molecule import Molecule
 from cryoanm_lib.analysis.plan import Plan
 from cryoanm_lib.analysis.widths import OF_OPTICS, with_widths
 from cryoanm_lib.checks.residual_spectrum import residual_spectrum
-from cryoanm_lib.errors import CryoANMError, ForwardModelError
+from cryoanm_lib.errors import CryoANMError, ForwardModelError, ParticleError
 from cryoanm_lib.imaging.latents import pose_to_rotation
 from cryoanm_lib.imaging.noise_spectrum import Spectrum, background_spectrum
 from cryoanm_lib.imaging.radial_noise import shell_hats
@@ -27,6 +27,8 @@ from cryoanm_lib.program.prior import GIVEN_POSE, OpticsPrior
 
 #: Steps of expectation and maximisation, after each of which posteriors are computed again.
 ROUNDS = 3
+#: Particles of one microscope, at least.
+_FEWEST = 20
 #: Deviations from which on what images have in common is taken for atoms off their places.
 _OFF_PLACE = 4.0
 #: Images by which a model is asked for atoms off their places.
@@ -58,9 +60,17 @@ def learn(particles: ParticleSet, molecule: Molecule, plan: Plan, generator: tor
 
     Raises
     ------
+    ParticleError
+        If there are too few particles, or images are not usable.
     CryoANMError
-        If images are not usable, or say nothing of the molecule.
+        If they say nothing of the molecule.
     """
+    if len(particles) < _FEWEST:
+        name = particles.optics[int(particles.group[0])].name
+        raise ParticleError(
+            f"optics group {name!r} has {len(particles)} particles, and it takes {_FEWEST} to learn their "
+            "noise from: leave them out, or give them the optics of others"
+        )
     rows = torch.randperm(len(particles), generator=generator)[: plan.learn_from].sort().values
     read = particles.images(rows, plan.skip_bad)
     these, pixels = particles[read.rows], read.pixels
@@ -162,7 +172,7 @@ def _next(
 ) -> Learned:
     """A step of maximisation: noise, D, centre and widths that make the images likely."""
     explained = torch.nonzero(posterior.explained)[:, 0]
-    if len(explained) < 10:
+    if len(explained) < _FEWEST / 2:
         raise CryoANMError(
             f"{len(explained)} of {len(posterior)} images are explained by the molecule: `check` may say why"
         )

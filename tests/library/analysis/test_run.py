@@ -154,6 +154,14 @@ def test_a_table_that_is_mistaken_is_refused(table: Path, tmp_path: Path) -> Non
         infer(plan_of(wrong), tmp_path / "run", progress=False)
 
 
+def test_too_few_particles_of_a_microscope_are_named(table: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few.star"
+    write_star(read_star(table)[torch.arange(12)], few)
+    plan = plan_of(few, data=str(table.parent))
+    with pytest.raises(ParticleError, match=r"optics group 'group1' has 12 particles, and it takes 20"):
+        infer(plan, tmp_path / "run", progress=False)
+
+
 def test_images_that_are_bad_are_named_and_left_out(table: Path, tmp_path: Path) -> None:
     images = opened(table.with_name("adk_particles.mrcs")).images.astype("f4")
     images[50] = 7.0
