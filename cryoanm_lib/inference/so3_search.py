@@ -10,7 +10,7 @@ from cryoanm_lib.checks.predictive import explained_p_value
 from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.imaging.noise import Noise, same_noise
 from cryoanm_lib.inference.peak_finding import Peaks, Starts
-from cryoanm_lib.inference.so3_grid import count_for, so3_grid
+from cryoanm_lib.inference.so3_grid import count_for, in_asymmetric_unit, so3_grid
 from cryoanm_lib.numerics.fourier import crop_coefficients, half_plane_frequencies, resolution_of
 from cryoanm_lib.numerics.rotation import quaternion_distance
 from cryoanm_lib.particles.particles import Particles, require_images
@@ -54,11 +54,13 @@ class SO3Search:
         Starts an image.
     bends : Float[Tensor, "bends modes"], optional
         Amplitudes of which templates are made, each at every rotation; default those at rest.
+    symmetry : str
+        Of the molecule at rest, as of `in_asymmetric_unit`: of equivalent rotations one is looked at.
 
     Raises
     ------
     CryoANMError
-        If the model infers no pose in space.
+        If the model infers no pose in space, or there is no such symmetry.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class SO3Search:
         spacing: float = SPACING,
         most: int = MOST,
         bends: Float[Tensor, "bends modes"] | None = None,
+        symmetry: str = "C1",
     ) -> None:
         if model.prior.pose != "space" or "pose" not in model.inferred:
             raise CryoANMError(
@@ -77,6 +80,7 @@ class SO3Search:
         self.model, self.resolution = model, min(resolution, model.forward_model.box_size)
         self.spacing, self.most = spacing, most
         grid = so3_grid(count_for(spacing))
+        grid = grid[in_asymmetric_unit(grid, symmetry)]
         bends = torch.zeros(1, model.forward_model.n_modes).double() if bends is None else bends
         self.poses = grid.repeat(len(bends), 1)
         self._bends = bends.repeat_interleave(len(grid), dim=0)
