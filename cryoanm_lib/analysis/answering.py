@@ -36,7 +36,7 @@ def answer(
 
 def search_of(plan: Plan, model: Model) -> SO3Search | None:
     """What looks for poses, if the plan says so."""
-    return SO3Search(model, bends=_bends(model)) if plan.pose == "search" else None
+    return SO3Search(model, bends=_bends(model), symmetry=plan.symmetry) if plan.pose == "search" else None
 
 
 def _starts(model: Model, pose: Float64[Tensor, "images 4"]) -> Float64[Tensor, "images starts width"]:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from cryoanm_lib.checks.predictive import explained_p_value, matched_p_value
+from cryoanm_lib.errors import ArtifactError
 from cryoanm_lib.imaging.latents import LATENTS
 from cryoanm_lib.inference.refinement import RefinedPosterior
 from cryoanm_lib.io.storage import flat, grouped, load_tensors, save_tensors
@@ -35,6 +36,8 @@ class Answers:
         As of `RefinedPosterior`.
     p_value, matched : Float64[Tensor, "images"]
         `explained_p_value` and `matched_p_value` at a draw from the posterior, uniform if the model is right.
+    own : dict of str to Float[Tensor, "images ..."]
+        One draw from the posterior of the model as it is, whose atoms are where they are.
     draws : dict of str to Float[Tensor, "images draws ..."]
         From the posterior, if they were asked for.
     """
@@ -47,6 +50,7 @@ class Answers:
     ess_fraction: Float64[Tensor, "images"]
     p_value: Float64[Tensor, "images"]
     matched: Float64[Tensor, "images"]
+    own: dict[str, Float[Tensor, "images ..."]]
     draws: dict[str, Float[Tensor, "images draws ..."]]
 
     def __len__(self) -> int:
@@ -57,35 +61,45 @@ class Answers:
     def of(
         cls,
         posterior: RefinedPosterior,
+        wider: RefinedPosterior,
         row: Int64[Tensor, "images"],
         shift: Float64[Tensor, "images 2"],
         draws: int,
         generator: torch.Generator,
     ) -> "Answers":
-        """What is kept of the posterior of images that had been moved back by so many pixels."""
+        """What is kept of the posterior of images that had been moved back by so many pixels.
+
+        Deviations and draws are those of the wider one, in which atoms may be off their places; alarms are
+        about the model as it is, and so is the draw that a twin is made of.
+        """
         model, pixel_size = posterior.model, posterior.model.forward_model.pixel_size
-        drawn, mean = posterior.sample(max(draws, 1), generator), posterior.mean()
-        one = {name: value[0] for name, value in drawn.items()}
-        of_draw = (model, posterior.particles, one, posterior.resolution)
-        deviation = posterior.covariance().diagonal(dim1=1, dim2=2).sqrt()
+        own = {name: value[0] for name, value in posterior.sample(1, generator).items()}
+        drawn, mean = wider.sample(max(draws, 1), generator), posterior.mean()
+        of_draw = (model, posterior.particles, own, posterior.resolution)
+        p_values = (explained_p_value(*of_draw).double(), matched_p_value(*of_draw).double())
+        deviation = wider.covariance().diagonal(dim1=1, dim2=2).sqrt()
         in_pixels = torch.tensor([name == "shift" for name in model.unknowns.columns])
         deviation = torch.where(in_pixels, pixel_size * deviation, deviation)
         drawn = {name: value.transpose(0, 1) for name, value in drawn.items()}
         if "shift" in mean:
             mean["shift"] = pixel_size * (mean["shift"] + shift)
             drawn["shift"] = pixel_size * (drawn["shift"] + shift[:, None])
+            own["shift"] = pixel_size * (own["shift"] + shift)
         return cls(
             *(row, {name: value.float() for name, value in mean.items()}, deviation.float()),
             posterior.particles.noise.unit()[1].expand(len(posterior)).clone(),
             *(posterior.log_evidence.double(), posterior.ess_fraction.double()),
-            *(explained_p_value(*of_draw).double(), matched_p_value(*of_draw).double()),
-            {name: value.float() for name, value in drawn.items()},
+            *p_values,
+            own={name: value.float() for name, value in own.items()},
+            draws={name: value.float() for name, value in drawn.items()},
         )
 
     def save(self, path: Path, **told: str) -> None:
         """Write a shard."""
         each = {name: getattr(self, name) for name in _OF_EACH}
-        save_tensors(path, {**each, **flat({"mean": self.mean, "draws": self.draws})}, **told)
+        save_tensors(
+            path, {**each, **flat({"mean": self.mean, "own": self.own, "draws": self.draws})}, **told
+        )
 
     @classmethod
     def load(cls, paths: Iterable[Path], draws: bool = False) -> "Answers":
@@ -94,16 +108,19 @@ class Answers:
         Raises
         ------
         ArtifactError
-            If one is missing or damaged.
+            If one is missing or damaged, or there is no answer in them.
         """
         parts = []
         for path in paths:
             tensors, _ = load_tensors(path)
-            parts.append({k: v for k, v in tensors.items() if draws or not k.startswith("draws.")})
+            if len(tensors["row"]):  # of a shard without a usable image there is nothing else
+                parts.append({k: v for k, v in tensors.items() if draws or not k.startswith("draws.")})
+        if not parts:
+            raise ArtifactError("no image of the run was usable: see the reasons in its shards")
         together = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         order = together["row"].argsort()
         groups = grouped({name: value[order] for name, value in together.items() if "." in name})
         # a file has its tensors in the order of their names, and columns are in that of the latents
         mean = {name: groups["mean"][name] for name in LATENTS if name in groups["mean"]}
         each = {name: together[name][order] for name in _OF_EACH}
-        return cls(**each, mean=mean, draws=groups.get("draws", {}))
+        return cls(**each, mean=mean, own=groups["own"], draws=groups.get("draws", {}))

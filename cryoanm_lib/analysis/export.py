@@ -29,7 +29,8 @@ def export(folder: str | Path, subsets: int = 5, direction: int = 1) -> list[Pat
     answered; `subset_….star` the rows of as many particles each, by their mean amplitude along a direction,
     for ordinary reconstructions: where these show what the model says, it is not the model alone that says
     it. `direction_….cif` and `.pdb` are the molecule between the 5th and the 95th percentile, and
-    `draws.safetensors` the posterior draws. A `.cs` file has no star file: then there are tables with commas.
+    `draws.safetensors` the posterior draws. Of a `.cs` file there are tables with commas, in RELION's
+    convention too.
 
     Parameters
     ----------
@@ -61,7 +62,7 @@ def export(folder: str | Path, subsets: int = 5, direction: int = 1) -> list[Pat
             f"directions and {len(answers)} particles"
         )
     suffix = ".csv" if particles.source.suffix == ".cs" else ".star"
-    columns = columns_of(answers)
+    columns = columns_of(answers, _odd(particles)[answers.row])
     written = [out / f"posterior{suffix}"]
     _write(particles, answers, columns, torch.arange(len(answers)), written[0])
     order = answers.mean["amplitude"][:, direction - 1].argsort()
@@ -78,7 +79,9 @@ def export(folder: str | Path, subsets: int = 5, direction: int = 1) -> list[Pat
                 .quantile(torch.tensor([_BEYOND, 1 - _BEYOND], dtype=torch.float64))
             )
             steps = ends[0] + (ends[1] - ends[0]) * torch.linspace(0, 1, _FRAMES, dtype=torch.float64)
-            frames = molecule.source.coordinates + steps[:, None, None] * along
+            # where the model's file has it, so that it lies on whatever that lay on
+            place = torch.tensor(plan.origin or molecule.source.centroid, dtype=torch.float64)
+            frames = place + molecule.source.coordinates + steps[:, None, None] * along
             kinds = (".cif", ".pdb") if fits_pdb(molecule.source) else (".cif",)
             for kind in kinds:
                 written.append(out / f"direction_{number + 1}{kind}")
@@ -86,7 +89,13 @@ def export(folder: str | Path, subsets: int = 5, direction: int = 1) -> list[Pat
     return written
 
 
-def columns_of(answers: Answers) -> dict[str, Float64[Tensor, "images"]]:
+def _odd(particles: ParticleSet) -> Float64[Tensor, "particles"]:
+    """Å by which RELION's centre of each image lies beyond ours, along x and y: a pixel in odd boxes."""
+    each = [(group.box_size or 0) % 2 * group.pixel_size for group in particles.optics]
+    return torch.tensor(each, dtype=torch.float64)[particles.group]
+
+
+def columns_of(answers: Answers, odd: Float64[Tensor, "images"]) -> dict[str, Float64[Tensor, "images"]]:
     """Numbers of each particle by label: RELION's angles and origins, amplitudes, deviations and alarms."""
     angles = euler_of_quaternions(answers.mean["pose"].double())
     found: dict[str, Float64[Tensor, "images"]] = {}
@@ -99,7 +108,7 @@ def columns_of(answers: Answers) -> dict[str, Float64[Tensor, "images"]]:
             continue
         for number, column in enumerate(value.double().reshape(len(answers), -1).T):
             label = _label(name, number)
-            found[label] = -column if name == "shift" else column
+            found[label] = odd - column if name == "shift" else column
             found[f"{label}Error"] = deviation[:, place]
             place += 1
     return {

@@ -33,14 +33,17 @@ class RunFolder:
         ArtifactError
             If the folder belongs to another run.
         """
-        asked = {"plan": json.loads(plan.model_dump_json()), "particles": _digest(Path(plan.particles))}
+        asked = {"plan": json.loads(plan.model_dump_json()), "inputs": _digests(plan)}
         asked["library"] = library_hash()
-        if not self.asked.exists():
+        if not (self.path / "learned").exists():  # nothing was computed yet that belongs to another plan
+            self.check.unlink(missing_ok=True)
             save_json(self.asked, asked)
             return
         before = load_json(self.asked)
         changed = [k for k, v in asked["plan"].items() if before.get("plan", {}).get(k) != v]
-        changed += [k for k in ("particles", "library") if before.get(k) != asked[k] and k not in changed]
+        known = before.get("inputs", {})
+        changed += [f"contents of {path}" for path, v in asked["inputs"].items() if known.get(path) != v]
+        changed += ["library"] if before.get("library") != asked["library"] else []
         if changed:
             raise ArtifactError(
                 f"{self.path} holds a run with other {', '.join(changed)}: choose another folder (--out), or "
@@ -53,14 +56,21 @@ class RunFolder:
         Raises
         ------
         ArtifactError
-            If no run was begun here, or the file is damaged.
+            If no run was begun here, the file is damaged, or table or molecule have changed since.
         """
         if not self.asked.exists():
             raise ArtifactError(f"{self.path} holds no run: begin one by cryoanm infer --out {self.path}")
+        asked = load_json(self.asked)
         try:
-            return Plan.model_validate_json(json.dumps(load_json(self.asked)["plan"]))
+            plan = Plan.model_validate_json(json.dumps(asked["plan"]))
         except (KeyError, ValueError) as error:
             raise unusable(self.asked, error) from error
+        if changed := [path for path, v in _digests(plan).items() if asked.get("inputs", {}).get(path) != v]:
+            raise ArtifactError(
+                f"{', '.join(changed)} has changed since {self.path} was begun, and answers are kept by the "
+                "rows of its table: put back what it was, or begin another run"
+            )
+        return plan
 
     @property
     def asked(self) -> Path:
@@ -144,6 +154,15 @@ def particles_of(plan: Plan) -> ParticleSet:
     return read_cs(plan.particles, plan.passthrough, plan.data)
 
 
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digests(plan: Plan) -> dict[str, str]:
+    """SHA-256 of the table and of the files that the molecule is read from."""
+    named = (plan.particles, plan.passthrough, plan.reference, plan.towards)
+    found = {}
+    for path in (Path(name) for name in named if name is not None):
+        try:
+            if path.is_file():
+                with open(path, "rb") as file:
+                    found[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ParticleError(f"{str(path)!r} cannot be read ({error.strerror or error})") from error
+    return found

@@ -54,9 +54,9 @@ def infer(plan: Plan, folder: str | Path, despite_check: bool = False, progress:
     """
     run = RunFolder(Path(folder))
     with alone(run.path, Path("run")):
+        particles, molecule = particles_of(plan), molecule_of(plan)
         run.begin(plan)
         sweep(run.path)
-        particles, molecule = particles_of(plan), molecule_of(plan)
         _check(run, plan, particles, molecule, despite_check)
         microscopes = list(_microscopes(run, plan, particles, molecule))
         extra = int(plan.twin + 2 * plan.nulls)
@@ -121,13 +121,21 @@ def _infer_shard(
 ) -> None:
     """Read some images, infer them and write the answers."""
     generator = torch.Generator().manual_seed(1_000_003 * plan.seed + number)
-    read = particles.images(rows, plan.skip_bad)
+    try:
+        read = particles.images(rows, plan.skip_bad)
+    except ParticleError as error:
+        if not plan.skip_bad:
+            raise
+        # none of these is usable, which is no reason to leave out the rest
+        bad = dict.fromkeys(particles[rows].names, str(error))
+        save_tensors(run.shard(number), {"row": rows[:0]}, bad=json.dumps(bad))
+        return
     names = dict(zip(read.bad, particles[torch.tensor(list(read.bad), dtype=torch.long)].names, strict=True))
     learned = microscope.learned
     images, shift = learned.prepared(particles[read.rows], read.pixels)
     posterior = answer(microscope.model, images, learned.resolution, microscope.search, generator)
-    posterior = with_place_error(posterior, learned.place.deviation)
-    answers = Answers.of(posterior, read.rows, shift, plan.draws, generator)
+    wider = with_place_error(posterior, learned.place.deviation)
+    answers = Answers.of(posterior, wider, read.rows, shift, plan.draws, generator)
     bad = {names[row]: why for row, why in read.bad.items()}
     answers.save(run.shard(number), bad=json.dumps(bad), microscope=str(microscope.number))
 

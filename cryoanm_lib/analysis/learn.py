@@ -61,18 +61,23 @@ def learn(particles: ParticleSet, molecule: Molecule, plan: Plan, generator: tor
     Raises
     ------
     ParticleError
-        If there are too few particles, or images are not usable.
+        If there are too few particles, or images are not usable or were multiplied by their CTF.
     CryoANMError
         If they say nothing of the molecule.
     """
-    if len(particles) < _FEWEST:
-        name = particles.optics[int(particles.group[0])].name
+    optics = particles.optics[int(particles.group[0])]
+    if optics.ctf_premultiplied:
         raise ParticleError(
-            f"optics group {name!r} has {len(particles)} particles, and it takes {_FEWEST} to learn their "
-            "noise from: leave them out, or give them the optics of others"
+            f"optics group {optics.name!r} was multiplied by its CTF, and so was its noise, image by image, "
+            "which ours is not: extract the particles anew without"
         )
     rows = torch.randperm(len(particles), generator=generator)[: plan.learn_from].sort().values
     read = particles.images(rows, plan.skip_bad)
+    if len(read.rows) < _FEWEST:
+        raise ParticleError(
+            f"optics group {optics.name!r} has {len(read.rows)} usable particles, and it takes {_FEWEST} to "
+            "learn their noise from: leave them out, or give them the optics of others"
+        )
     these, pixels = particles[read.rows], read.pixels
     learned = first_guess(these, pixels, molecule, plan)
     for _ in range(ROUNDS):

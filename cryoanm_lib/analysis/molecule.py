@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import scipy  # loads its parts where they are first used
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -21,6 +22,8 @@ from cryoanm_lib.molecule.structure import superpose
 
 #: Suffixes of maps; any other reference is a model.
 MAPS = (".mrc", ".map", ".ccp4")
+#: Å, root mean square, by which places may miss others when a symmetric molecule is turned.
+_ALIKE = 3.0
 #: Share of the atoms that another state must have too.
 _SHARED = 0.9
 
@@ -100,6 +103,7 @@ def molecule_of(plan: Plan) -> Molecule:
         As of `rigid_block_modes`.
     """
     source = read_molecule(plan)
+    _require_symmetric(source.coordinates, plan.symmetry)
     n = len(source)
     paths = torch.empty(0, n, 3, dtype=torch.float64)
     if plan.towards is not None:
@@ -131,13 +135,30 @@ def molecule_of(plan: Plan) -> Molecule:
     return Molecule(source, beads.coordinates, scattering, of_beads, directions, tuple(scales))
 
 
+def _require_symmetric(places: Float64[Tensor, "places 3"], symmetry: str) -> None:
+    """Refuse a molecule that does not look the same turned by the rotations of its symmetry."""
+    if symmetry == "C1":
+        return
+    tree = scipy.spatial.cKDTree(places.numpy())
+    for turn in scipy.spatial.transform.Rotation.create_group(symmetry):
+        off = (tree.query(turn.apply(places.numpy()))[0] ** 2).mean() ** 0.5
+        if off > _ALIKE:
+            degrees = math.degrees(turn.magnitude())
+            raise CryoANMError(
+                f"the molecule has no symmetry {symmetry} about z: turned by {degrees:.0f}° it is {off:.1f} "
+                "Å off; turn it so that its main axis is along z, and see --origin"
+            )
+
+
 def _path(source: Atoms | PseudoAtoms, plan: Plan) -> Float64[Tensor, "atoms 3"]:
-    """From each atom to where another state has it; atoms that it lacks move as their residue does."""
+    """From each atom to where another state has it; atoms that it lacks move as the nearest one does."""
     if not isinstance(source, Atoms):
         raise CryoANMError("--towards leads from a model to a model: a map has no atoms to follow")
     other = load_atoms(str(plan.towards), chains=plan.chains)
-    place = {key: row for row, key in enumerate(_keys(other))}
-    rows = [place.get(key, -1) for key in _keys(source)]
+    # chains are matched by name; or where names differ by their order, as files name them anew
+    by_name = set(other.chains) == set(source.chains)
+    place = {key: row for row, key in enumerate(_keys(other, by_name))}
+    rows = [place.get(key, -1) for key in _keys(source, by_name)]
     here = torch.tensor([row >= 0 for row in rows])
     if here.double().mean() < _SHARED:
         raise CryoANMError(
@@ -147,17 +168,17 @@ def _path(source: Atoms | PseudoAtoms, plan: Plan) -> Float64[Tensor, "atoms 3"]
     there = other.coordinates[torch.tensor(rows)[here]]
     moved = torch.zeros_like(source.coordinates)
     moved[here] = superpose(there, source.coordinates[here]) - source.coordinates[here]
-    count = int(source.residues.max()) + 1
-    total = torch.zeros(count, 3, dtype=torch.float64).index_add(0, source.residues[here], moved[here])
-    known = torch.bincount(source.residues[here], minlength=count).clamp(min=1)[:, None]
-    moved[~here] = (total / known)[source.residues[~here]]
+    nearest = scipy.spatial.cKDTree(source.coordinates[here].numpy()).query(
+        source.coordinates[~here].numpy()
+    )[1]
+    moved[~here] = moved[here][torch.from_numpy(nearest)]
     return moved
 
 
-def _keys(atoms: Atoms) -> list[tuple[str, str, str]]:
-    """What an atom is called in every state: chains go by their order, as files name them anew."""
+def _keys(atoms: Atoms, by_name: bool) -> list[tuple[str, str, str]]:
+    """What an atom is called in every state."""
     number = {chain: str(place) for place, chain in enumerate(dict.fromkeys(atoms.chains))}
-    chains = [number[chain] for chain in atoms.chains]
+    chains = atoms.chains if by_name else [number[chain] for chain in atoms.chains]
     return list(zip(chains, atoms.residue_numbers, atoms.names, strict=True))
 
 

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from cryoanm_lib.settings import Count, Finite, NotNegative, Positive, Section
 
-Number = Annotated[int, Field(ge=0, lt=2**63)]
+Number = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Plan(Section):
@@ -25,6 +25,11 @@ class Plan(Section):
         None, description="another state of the same molecule; the first direction leads there, straight"
     )
     modes: Count = Field(3, description="directions along which the molecule bends")
+    symmetry: str = Field(
+        "C1",
+        pattern="^(C[1-9][0-9]*|D[2-9][0-9]*|T|O|I)$",
+        description="of the molecule, its main axis along z: a search looks at equivalent poses once",
+    )
     beads: bool = Field(False, description="a bead for each residue in place of its atoms")
     spread: Positive = Field(2.0, description="Å, root mean square over atoms, that the softest mode moves")
     passthrough: str | None = Field(None, description="that of a .cs file")

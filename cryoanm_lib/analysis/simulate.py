@@ -55,14 +55,17 @@ def simulate_stack(
     Raises
     ------
     ParticleError
-        If poses, shifts or defoci are missing, images are not there and no ratio is given, boxes differ or
-        are not said, or the table is no star file.
+        If a file is there already, poses, shifts or defoci are missing, images are not there and no ratio is
+        given, boxes differ or are not said, or the table is no star file.
     """
     path, particles, molecule = Path(path), particles_of(plan), molecule_of(plan)
     if particles.source.suffix == ".cs":
         raise ParticleError(f"{plan.particles!r} is no star file to name the images in: give one")
     if snr is not None and not snr > 0:
         raise ParticleError(f"snr = {snr:g} is not usable: it must be greater than 0")
+    for there in (path, path.with_suffix(".star")):
+        if there.exists():
+            raise ParticleError(f"{str(there)!r} is there already: remove it, or choose another name")
     generator = torch.Generator().manual_seed(plan.seed)
     makers, boxes = [], set()
     for rows in same_microscope(particles):

@@ -57,10 +57,14 @@ class Trial:
         order = torch.randperm(len(self.which), generator=self.generator)
         return self.which[order[:count]]
 
+    def parts(self, count: int) -> tuple[Int64[Tensor, "images"], ...]:
+        """The same, some images at a time; none where none is asked for."""
+        return self.chosen(count).split(_IMAGES) if count else ()
+
     def simulated(self, answers: Answers, which: Int64[Tensor, "images"], model: Model) -> Simulated:
         """Images like some of the data: optics, table and noise are theirs, the truth a posterior draw."""
         table = self.particles[answers.row[which]].latents()
-        truth = {name: value[which, 0] for name, value in answers.draws.items()}
+        truth = {name: value[which] for name, value in answers.own.items()}
         if "shift" in truth:
             truth["shift"] = (
                 truth["shift"] / self.microscope.learned.optics.pixel_size - table["shift"]
@@ -86,24 +90,25 @@ def judged(trials: Sequence[Trial], answers: Answers, molecule: Molecule, bar: t
         "latents", by name: root mean square of errors, in deviations that were claimed ("standardised"), of
         what Fisher information allows ("limit", "ratio"), and coverage of central intervals; "region", the
         coverage of regions of all latents; "rank_correlation" of the first amplitude with the truth, and
-        "rank_limit" of the truth with a Gaussian of the limit's width about it; "alarms" of the data, the
+        "rank_limit" of means of posteriors at the limit; "alarms" of the data, the
         twin, images of noise, and of the mirrored molecule.
     """
     plan, found, mirrored, noisy = trials[0].plan, [], [], []
     for trial in trials:
         share = len(trial.which) / len(answers)
-        for some in trial.chosen(round(plan.twin * share)).split(_IMAGES):
+        for some in trial.parts(math.ceil(plan.twin * share)):
             images = trial.simulated(answers, some, trial.microscope.model)
             found.append(_compared(trial, images))
             bar.update(len(some))
         other = trial.microscope.learned.model(molecule.mirrored())
-        for some in trial.chosen(round(plan.nulls * share)).split(_IMAGES):
+        for some in trial.parts(math.ceil(plan.nulls * share)):
             images = trial.simulated(answers, some, other)
             mirrored.append(_alarms(trial, images))
             nothing = torch.zeros_like(images.coefficients)
             empty = Particles(images.noise.sample(nothing, trial.generator), images.given, images.noise)
             noisy.append(_alarms(trial, empty))
             bar.update(2 * len(some))
+    learned = sum(trial.microscope.learned.images for trial in trials)
     alarms = {"data": torch.stack([answers.p_value, answers.matched], dim=1)}
     alarms["twin"] = torch.cat([part.alarms for part in found])
     if mirrored:
@@ -111,7 +116,7 @@ def judged(trials: Sequence[Trial], answers: Answers, molecule: Molecule, bar: t
     return {
         "images": sum(len(part.alarms) for part in found),
         **_summary(found),
-        "alarms": {name: _rung(values) for name, values in alarms.items()},
+        "alarms": {name: _rung(values, learned if name == "data" else 0) for name, values in alarms.items()},
     }
 
 
@@ -140,10 +145,14 @@ def _compared(trial: Trial, images: Simulated) -> _Compared:
     allowed = torch.linalg.inv(information).diagonal(dim1=1, dim2=2).sqrt()
     draws = posterior.sample(_DRAWS, trial.generator)
     rank = torch.cat(list(ranks(draws, truth).values()), dim=1)
-    true = truth["amplitude"][:, 0].double()
-    place = columns.index("amplitude")
-    blurred = true + allowed[:, place] * torch.randn(true.shape, generator=trial.generator).double()
-    first = torch.stack([true, posterior.mean()["amplitude"][:, 0].double(), blurred], dim=1)
+    true, place = truth["amplitude"][:, 0].double(), columns.index("amplitude")
+    modes = trial.microscope.model.forward_model.n_modes
+    width = trial.microscope.model.prior.amplitude_scales(modes)[0]
+    # the mean of the best posterior: of the truth with the noise of the images alone, drawn to the prior
+    said = (allowed[:, place] ** -2 - width**-2).clamp(min=0.0)
+    noise = torch.randn(true.shape, generator=trial.generator).double()
+    best = allowed[:, place] ** 2 * (said * true + said.sqrt() * noise)
+    first = torch.stack([true, posterior.mean()["amplitude"][:, 0].double(), best], dim=1)
     return _Compared(
         *(columns, error, claimed, allowed, central_level(rank)),
         *(credible_level(posterior, draws, truth), first, _rings(posterior, trial)),
@@ -157,18 +166,22 @@ def _alarms(trial: Trial, images: Particles) -> Float64[Tensor, "images two"]:
 def _rings(posterior: RefinedPosterior, trial: Trial) -> Float64[Tensor, "images two"]:
     """The p-values of `Answers`."""
     nowhere = torch.zeros(len(posterior), 2, dtype=torch.float64)
-    found = Answers.of(posterior, torch.arange(len(posterior)), nowhere, 1, trial.generator)
+    found = Answers.of(posterior, posterior, torch.arange(len(posterior)), nowhere, 1, trial.generator)
     return torch.stack([found.p_value, found.matched], dim=1)
 
 
-def _rung(values: Float64[Tensor, "images two"]) -> dict[str, float]:
-    """Share of images that are not explained; and how far the matched tests of all are from chance."""
+def _rung(values: Float64[Tensor, "images two"], learned: int) -> dict[str, float]:
+    """Share of images that are not explained; and how far the matched tests of all are from chance.
+
+    Scale and D of the data are known no better than the images tell from which they were learned: what these
+    are off by, all images have in common.
+    """
     p_value, matched = values.unbind(1)
     score = torch.special.ndtri(matched.clamp(1e-300, 1 - 1e-16))
     return {
         "images": len(values),
         "unexplained": (p_value < SUSPICIOUS).double().mean().item(),
-        "matched": (score.mean() * len(score) ** 0.5).item(),
+        "matched": (score.mean() / (1 / len(score) + (1 / learned if learned else 0.0)) ** 0.5).item(),
     }
 
 
@@ -194,12 +207,12 @@ def _summary(found: Sequence[_Compared]) -> dict:
                 "inside": inside,
             }
     level, first = (torch.cat([getattr(part, name) for part in found]) for name in ("level", "first"))
-    true, answered, blurred = (part.numpy() for part in first.unbind(1))
+    true, answered, best = (part.numpy() for part in first.unbind(1))
     return {
         "latents": latents,
         "region": {f"{nominal:g}": coverage(level, nominal, _DRAWS) for nominal in LEVELS},
         "rank_correlation": float(scipy.stats.spearmanr(true, answered).statistic),
-        "rank_limit": float(scipy.stats.spearmanr(true, blurred).statistic),
+        "rank_limit": float(scipy.stats.spearmanr(true, best).statistic),
     }
 
 

@@ -58,13 +58,15 @@ def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
 def _parts(run: RunFolder, plan: Plan, answers: Answers) -> Iterable[tuple[str, str]]:
     """Headings and what stands below them."""
     twin = load_json(run.twin) if run.twin.exists() else None
-    learned = run.learned(0)
+    microscopes = _learned(run)
     shown = load_tensors(run.shown)[0] if run.shown.exists() else None
     yield "In short", _in_short(run, plan, answers, twin)
     yield "What was asked", _asked(plan)
     yield "The data as checked", _checked(run)
-    if learned is not None:
-        yield "What the images say of themselves", _of_learned(learned)
+    if microscopes:
+        told = [f"<h3>{escape(_named(each))}</h3>" if len(microscopes) > 1 else "" for each in microscopes]
+        parts = [head + _of_learned(each) for head, each in zip(told, microscopes, strict=True)]
+        yield "What the images say of themselves", "".join(parts)
     yield "Amplitudes", _amplitudes(answers)
     if shown is not None:
         told = (
@@ -114,15 +116,29 @@ def _in_short(run: RunFolder, plan: Plan, answers: Answers, twin: dict | None) -
                 f"should, by {abs(found):.0f} standard deviations of all images together: the model does not "
                 "explain them, and its error bars must not be trusted.</strong>"
             )
-    learned = run.learned(0)
-    if learned is not None and learned.place.deviation:
+    for learned in _learned(run):
+        if not learned.place.deviation:
+            continue
+        deviation, z = learned.place
         lines.append(
-            f"<strong>What the model leaves of the images has something in common, by {learned.place.z:.0f} "
-            "standard deviations: it is not noise. The molecule has another shape, or moves in other ways."
-            "</strong> "
-            f"Error bars are widened as if atoms were off their places by {learned.place.deviation:.1f} Å."
+            f"{escape(_named(learned))}: <strong>What the model leaves of the images is alike from image to "
+            f"image, by {z:.0f} standard deviations: it is no noise. The molecule has another shape, or "
+            "moves in other ways.</strong> Error bars are widened as if atoms were off their places by "
+            f"{deviation:.1f} Å."
         )
     return "".join(f"<p>{line}</p>" for line in lines)
+
+
+def _learned(run: RunFolder) -> list[Learned]:
+    """Of every microscope."""
+    found = []
+    while (learned := run.learned(len(found))) is not None:
+        found.append(learned)
+    return found
+
+
+def _named(learned: Learned) -> str:
+    return f"{learned.optics.name}, {learned.box_size} pixels of {learned.optics.pixel_size:g} Å"
 
 
 def _asked(plan: Plan) -> str:
@@ -157,7 +173,7 @@ def _of_learned(learned: Learned) -> str:
     rows.append(("shifts of the table off by", f"{prior.shift_scale:.2f} pixels"))
     rows.append(("defoci off by", f"{prior.defocus_scale:.0f} Å about {prior.defocus_mean:.0f} Å"))
     rows.append(("contrast varies by", f"{100 * prior.contrast_scale:.0f} %"))
-    told = "<p>These are the priors of all particles.</p>"
+    told = "<p>These are the priors of all of its particles.</p>"
     figure = own_particles.plot_learned(learned)
     return told + _table(("what", "value"), rows) + _figure(figure, "noise spectrum and D")
 
@@ -209,9 +225,10 @@ def _alarms(twin: dict) -> str:
     ]
     return (
         "<p>An image is not explained if noise leaves as much of it, or as little of the prediction in it, "
-        f"less than once in {1 / SUSPICIOUS:,.0f} times. All images together say more: how far they are from "
-        "holding what is predicted, in standard deviations. Beside the data stand the twin, images of noise "
-        "alone, and of the mirrored molecule at the same poses.</p>"
+        f"less than once in {1 / SUSPICIOUS:,.0f} times. All images together say more: how far they are off "
+        "what they should hold of predictions, in standard deviations; scale and D are known as well as "
+        "the images tell from which they were learned. Beside the data stand the twin, images of noise, "
+        "and of the mirrored molecule at the same poses.</p>"
         + _table(("images", "number", "not explained", "all together"), rows)
     )
 

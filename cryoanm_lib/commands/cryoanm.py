@@ -143,7 +143,7 @@ def _plan(given: argparse.Namespace) -> Plan:
     for name in ("particles", "reference", "towards", "passthrough", "data"):
         # a run is gone on with, and reported, from wherever that is asked
         if told.get(name) is not None and Path(told[name]).exists():
-            told[name] = str(Path(told[name]).resolve())
+            told[name] = str(Path(told[name]).absolute())
     for name in ("chains", "optics", "origin"):
         if told.get(name) is not None:
             told[name] = tuple(told[name])

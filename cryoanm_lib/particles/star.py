@@ -119,7 +119,8 @@ def write_star(
     particles, path : ParticleSet, str or Path
         Of `read_star`, or some of them in any order, and where to write.
     columns : mapping of str to Tensor, optional
-        Numbers of each particle, by label; where it is none of RELION's, `cryoanm` is put before it.
+        Numbers of each particle, by label; where it is none of RELION's, `cryoanm` is put before it. Columns
+        of ours that are there already are written anew.
     names : sequence of str, optional
         What to name the images, if not as the file does, such as of a stack of others in their place.
 
@@ -139,22 +140,23 @@ def write_star(
                 f"column {label!r} has {len(column)} numbers for {len(particles)} particles: give one of "
                 "each, under a name of letters, digits and underscores"
             )
-        if label in loop.tags:
+        if label in loop.tags and not label.startswith("_cryoanm"):
             raise ParticleError(f"{str(particles.source)!r} has a column {label!r}: choose another name")
     known = _named(block.find_loop(IMAGE))
     row_of = {key: row for row, key in enumerate(zip(known, _repeats(known), strict=True))}
     width, values = loop.width(), loop.values
     added = [column.tolist() for column in columns.values()]
     kept: list[str] = []
-    at = list(loop.tags).index(IMAGE)
+    old = [place for place, tag in enumerate(loop.tags) if tag not in columns]
+    tags = [*(loop.tags[place] for place in old), *columns]
+    at = tags.index(IMAGE)
     for number, key in enumerate(zip(particles.names, particles.repeat.tolist(), strict=True)):
         if (row := row_of.get(key)) is None:
             raise ParticleError(f"{str(particles.source)!r} has no image {key[0]!r} any more: read it again")
-        kept += values[row * width : (row + 1) * width]
+        kept += [values[row * width + place] for place in old]
         if names is not None:
-            kept[at - width] = names[number]
+            kept[at - len(old)] = names[number]
         kept += [f"{column[number]:.6g}" for column in added]
-    tags = [*loop.tags, *columns]
     fresh = block.init_loop("", tags)  # in place of the one that has these tags
     fresh.set_all_values([kept[start :: len(tags)] for start in range(len(tags))])
     text = unquoted(document.as_string())

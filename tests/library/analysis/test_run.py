@@ -16,6 +16,7 @@ from safetensors import safe_open
 import cryoanm_lib
 from cryoanm_lib import Plan, RunFolder, export, infer, read_star, simulate_stack, write_report, write_star
 from cryoanm_lib.analysis.answers import Answers
+from cryoanm_lib.analysis.export import columns_of
 from cryoanm_lib.commands.cryoanm import main
 from cryoanm_lib.errors import ArtifactError, CryoANMError, ParticleError
 from cryoanm_lib.io.storage import load_json
@@ -154,11 +155,83 @@ def test_a_table_that_is_mistaken_is_refused(table: Path, tmp_path: Path) -> Non
         infer(plan_of(wrong), tmp_path / "run", progress=False)
 
 
+def test_a_table_that_has_changed_is_refused_by_what_reads_its_rows(
+    table: Path, run: RunFolder, tmp_path: Path
+) -> None:
+    """Answers are kept by row: another order would give them to other particles."""
+    shutil.copy(table, tmp_path / "few.star")
+    plan = plan_of(tmp_path / "few.star", data=str(table.parent), twin=0, nulls=0)
+    other = infer(plan, tmp_path / "run", progress=False)
+    write_star(read_star(table)[torch.arange(FEW).flip(0)], tmp_path / "few.star")
+    for work in (write_report, export):
+        with pytest.raises(ArtifactError, match=r"few.star has changed since .* was begun"):
+            work(other.path)
+    with pytest.raises(ArtifactError, match=r"other contents of .*few.star: choose another folder"):
+        infer(plan, other.path, progress=False)
+
+
+def test_a_plan_may_change_until_something_was_computed(table: Path, tmp_path: Path) -> None:
+    """And a table that is not there is an error of the library."""
+    with pytest.raises(CryoANMError, match=r"none\.star"):
+        infer(plan_of(table.with_name("none.star")), tmp_path / "run", progress=False)
+    folder = RunFolder(tmp_path / "run")
+    folder.begin(plan_of(table, modes=2))
+    folder.begin(plan_of(table, modes=3))
+    assert folder.plan().modes == 3
+
+
+def test_a_twin_without_nulls_and_answers_as_a_table(table: Path, tmp_path: Path) -> None:
+    """What is exported is a table that can be read, inferred and exported again, with our columns anew."""
+    plan = plan_of(table, twin=20, nulls=0, shard=90)
+    first = infer(plan, tmp_path / "first", progress=False)
+    assert set(load_json(first.twin)["alarms"]) == {"data", "twin"}
+    again = plan_of(export(first.path, subsets=0)[0], data=str(table.parent), twin=0, nulls=0)
+    second = infer(again, tmp_path / "second", progress=False)
+    written = export(second.path, subsets=0)[0]
+    loop = gemmi.cif.read_file(str(written)).find_block("particles")
+    tags = list(loop.find_loop("_cryoanmAmplitude1").get_loop().tags)
+    assert len(set(tags)) == len(tags)
+    found = [float(x) for x in loop.find_loop("_cryoanmAmplitude1")]
+    expected = second.answers().mean["amplitude"][:, 0]
+    torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_shard_without_a_usable_image_stops_nothing(table: Path, tmp_path: Path) -> None:
+    images = opened(table.with_name("adk_particles.mrcs")).images.astype("f4")
+    images[80:] = 0.0
+    shutil.copy(table, tmp_path / "few.star")
+    with mrcfile.new(tmp_path / "adk_particles.mrcs", images) as file:
+        file.voxel_size = 4.0
+    plan = plan_of(tmp_path / "few.star", skip_bad=True, twin=0, nulls=0)
+    run = infer(plan, tmp_path / "run", progress=False)
+    assert len(run.answers()) == 80
+    assert set(run.bad()) == {f"{row + 1:06d}@adk_particles.mrcs" for row in range(80, FEW)}
+
+
+def test_particles_multiplied_by_their_transfer_are_refused(table: Path, tmp_path: Path) -> None:
+    text = table.read_text()
+    text = text.replace("_rlnImageDimensionality", "_rlnImageDimensionality\n_rlnCtfDataAreCtfPremultiplied")
+    text = text.replace("4.0 48 2", "4.0 48 2 1")
+    (tmp_path / "few.star").write_text(text)
+    plan = plan_of(tmp_path / "few.star", data=str(table.parent))
+    with pytest.raises(ParticleError, match="was multiplied by its CTF, and so was its noise"):
+        infer(plan, tmp_path / "run", despite_check=True, progress=False)
+
+
+def test_origins_of_odd_boxes_are_relions(run: RunFolder) -> None:
+    answers = run.answers()
+    even, odd = (columns_of(answers, torch.full((FEW,), x).double()) for x in (0.0, 4.0))
+    torch.testing.assert_close(odd["OriginXAngst"] - even["OriginXAngst"], torch.full((FEW,), 4.0).double())
+    torch.testing.assert_close(odd["OriginXAngstError"], even["OriginXAngstError"])
+
+
 def test_too_few_particles_of_a_microscope_are_named(table: Path, tmp_path: Path) -> None:
     few = tmp_path / "few.star"
     write_star(read_star(table)[torch.arange(12)], few)
     plan = plan_of(few, data=str(table.parent))
-    with pytest.raises(ParticleError, match=r"optics group 'group1' has 12 particles, and it takes 20"):
+    with pytest.raises(
+        ParticleError, match=r"optics group 'group1' has 12 usable particles, and it takes 20"
+    ):
         infer(plan, tmp_path / "run", progress=False)
 
 
@@ -296,6 +369,10 @@ def test_simulated_images_have_the_signal_that_is_asked_for(table: Path, tmp_pat
     assert alike.var().item() == pytest.approx(read_star(table).images().pixels.var().item(), rel=0.1)
     with pytest.raises(ParticleError, match="snr = -1 is not usable"):
         simulate_stack(plan_of(table), tmp_path / "x.mrcs", snr=-1.0)
+    with pytest.raises(ParticleError, match=r"clean.mrcs' is there already"):
+        simulate_stack(plan_of(table), paths[0])
+    with pytest.raises(ParticleError, match=r"few.star' is there already"):
+        simulate_stack(plan_of(table), table.with_suffix(".mrcs"))
     assert not (tmp_path / "x.mrcs").exists()
 
 
