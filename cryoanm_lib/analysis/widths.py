@@ -66,8 +66,8 @@ def _width(
 ) -> tuple[float, float]:
     """Mean and deviation of a normal prior, given what images say of so many numbers; the mean 0 unless free.
 
-    The deviation is the geometric mean of its posterior, with a half-Cauchy prior as wide as is expected: the
-    most likely one may be 0 where images say little, and where they say nothing this is what was expected.
+    The deviation is the root mean square of its posterior, with a half-normal prior as wide as is expected:
+    the most likely one may be 0 where images say little, and this is what was expected where they say none.
     """
     grid = expected * torch.logspace(-2, 1, _GRID, dtype=torch.float64)
     weight = 1 / (grid[:, None].square() + 1 / precision)
@@ -75,8 +75,8 @@ def _width(
     middle = (weight * seen).sum(1) / total if free else torch.zeros_like(grid)
     squared = weight * (seen - middle[:, None]).square()
     log_density = 0.5 * (weight.log() - squared).sum(1) - (0.5 * total.log() if free else 0.0)
-    share = (log_density + grid.log() - (grid / expected).square().log1p()).softmax(0)
-    return (share @ middle).item(), (share @ grid.log()).exp().item()
+    share = (log_density + grid.log() - 0.5 * (grid / expected).square()).softmax(0)
+    return (share @ middle).item(), (share @ grid.square()).sqrt().item()
 
 
 def _of_each(seen: Mapping[str, tuple[Tensor, Tensor]], molecule: Molecule, plan: Plan) -> dict[str, object]:
