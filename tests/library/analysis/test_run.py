@@ -113,6 +113,7 @@ def test_the_twin_is_judged(run: RunFolder) -> None:
     assert alarms["noise"]["matched"] < -5 < alarms["twin"]["matched"]
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_stopped_goes_on_and_ends_the_same(copied: RunFolder, run: RunFolder) -> None:
     before = held(copied)
     copied.shard(1).unlink()
@@ -155,6 +156,7 @@ def test_a_table_that_is_mistaken_is_refused(table: Path, tmp_path: Path) -> Non
         infer(plan_of(wrong), tmp_path / "run", progress=False)
 
 
+@pytest.mark.thorough
 def test_a_table_that_has_changed_is_refused_by_what_reads_its_rows(
     table: Path, run: RunFolder, tmp_path: Path
 ) -> None:
@@ -180,6 +182,7 @@ def test_a_plan_may_change_until_something_was_computed(table: Path, tmp_path: P
     assert folder.plan().modes == 3
 
 
+@pytest.mark.thorough
 def test_a_twin_without_nulls_and_answers_as_a_table(table: Path, tmp_path: Path) -> None:
     """What is exported is a table that can be read, inferred and exported again, with our columns anew."""
     plan = plan_of(table, twin=20, nulls=0, shard=90)
@@ -196,6 +199,7 @@ def test_a_twin_without_nulls_and_answers_as_a_table(table: Path, tmp_path: Path
     torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.thorough
 def test_a_shard_without_a_usable_image_stops_nothing(table: Path, tmp_path: Path) -> None:
     images = opened(table.with_name("adk_particles.mrcs")).images.astype("f4")
     images[80:] = 0.0
@@ -235,6 +239,7 @@ def test_too_few_particles_of_a_microscope_are_named(table: Path, tmp_path: Path
         infer(plan, tmp_path / "run", progress=False)
 
 
+@pytest.mark.thorough
 def test_images_that_are_bad_are_named_and_left_out(table: Path, tmp_path: Path) -> None:
     images = opened(table.with_name("adk_particles.mrcs")).images.astype("f4")
     images[50] = 7.0
@@ -308,6 +313,7 @@ def test_what_is_exported_is_what_was_found(run: RunFolder, table: Path) -> None
             export(run.path, **wrong)
 
 
+@pytest.mark.thorough
 @needs_relion
 def test_relion_reconstructs_what_is_exported(run: RunFolder) -> None:
     written = {path.name: path for path in export(run.path, subsets=2)}
@@ -318,6 +324,7 @@ def test_relion_reconstructs_what_is_exported(run: RunFolder) -> None:
     assert (run.path / "half.mrc").stat().st_size == 1024 + 4 * 48**3
 
 
+@pytest.mark.thorough
 def test_answers_do_not_depend_on_shards(table: Path, run: RunFolder, tmp_path: Path) -> None:
     """Where the Gaussians will do, nothing random enters the means."""
     plan = plan_of(table, shard=25, twin=0, nulls=0)
@@ -329,6 +336,7 @@ def test_answers_do_not_depend_on_shards(table: Path, run: RunFolder, tmp_path: 
     assert (difference < 0.02 * one.deviation[unweighed, 5:8]).all()
 
 
+@pytest.mark.thorough
 @needs_relion
 def test_images_without_noise_are_relions(table: Path, tmp_path: Path) -> None:
     """Of the table's own poses, shifts, defoci and astigmatism."""
@@ -356,6 +364,7 @@ def test_images_without_noise_are_relions(table: Path, tmp_path: Path) -> None:
     assert factor.item() == pytest.approx(4.0, rel=0.01)  # a voxel is 4 Å along the beam
 
 
+@pytest.mark.thorough
 def test_simulated_images_have_the_signal_that_is_asked_for(table: Path, tmp_path: Path) -> None:
     paths = [tmp_path / "clean.mrcs", tmp_path / "noisy.mrcs", tmp_path / "alike.mrcs"]
     how: list[dict[str, float | bool]] = [{"noise_free": True}, {"snr": 0.5}, {}]
@@ -376,6 +385,7 @@ def test_simulated_images_have_the_signal_that_is_asked_for(table: Path, tmp_pat
     assert not (tmp_path / "x.mrcs").exists()
 
 
+@pytest.mark.thorough
 def test_the_command_line_does_the_same(
     table: Path, tmp_path: Path, capsys: pytest.CaptureFixture, run: RunFolder
 ) -> None:
@@ -418,3 +428,27 @@ def test_answers_are_put_together_in_the_order_of_rows(
     assert (found.row.diff() > 0).all()
     whole = run.answers()
     torch.testing.assert_close(found.deviation, whole.deviation[found.row])
+
+
+@pytest.mark.thorough
+def test_a_search_asks_the_table_for_no_pose(table: Path, tmp_path: Path) -> None:
+    """Poses of the table are those of other rows; most are found, by all atoms at the finest detail."""
+    particles = read_star(table)
+    turned = tmp_path / "turned.star"
+    document = gemmi.cif.read_file(str(table))
+    loop = document.find_block("particles").find_loop("_rlnAngleRot").get_loop()
+    labels = [list(loop.tags).index(f"_rlnAngle{name}") for name in ("Rot", "Tilt", "Psi")]
+    rows = [loop.values[at : at + loop.width()] for at in range(0, len(loop.values), loop.width())]
+    for row, other in zip(rows, [*rows[1:], rows[0]], strict=True):
+        for at in labels:
+            row[at] = other[at]
+    loop.set_all_values([list(column) for column in zip(*rows, strict=True)])
+    document.write_file(str(turned))
+    plan = plan_of(turned, data=str(table.parent), pose="search", detail=10.0, twin=0, nulls=0)
+    found = infer(plan, tmp_path / "run", progress=False).answers().mean["pose"].double()
+    angle = 2 * (found * particles.pose).sum(1).abs().clamp(max=1).acos().rad2deg()
+    # the table that nobody asked is off by 2° itself
+    assert (angle < 12).double().mean() > 0.5
+    assert (
+        2 * (found * read_star(turned).pose).sum(1).abs().clamp(max=1).acos().rad2deg() < 12
+    ).double().mean() < 0.2
