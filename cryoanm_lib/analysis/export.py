@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
-import scipy  # loads its rotations where they are first used
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
 from cryoanm_lib.analysis.answers import Answers
@@ -16,7 +14,7 @@ from cryoanm_lib.io.storage import save_tensors, write_atomically
 from cryoanm_lib.molecule.atoms import Atoms
 from cryoanm_lib.molecule.movie import fits_pdb, write_models
 from cryoanm_lib.particles.particle_set import ParticleSet
-from cryoanm_lib.particles.star import write_star
+from cryoanm_lib.particles.star import euler_of_quaternions, write_star
 
 #: Models of a movie; and the share of particles that its ends leave beyond either.
 _FRAMES, _BEYOND = 21, 0.05
@@ -125,23 +123,6 @@ def _label(name: str, number: int) -> str:
     if name in ("amplitude", "astigmatism"):
         return f"{name.title()}{number + 1}"
     return "".join(part.title() for part in name.split("_"))
-
-
-def euler_of_quaternions(quaternions: Float[Tensor, "particles 4"]) -> Float64[Tensor, "particles 3"]:
-    """RELION's angles rot, tilt and psi in degrees, of active rotations: `quaternions_of_euler` undone.
-
-    Examples
-    --------
-    >>> euler_of_quaternions(torch.tensor([[0.7071, 0.0, 0.0, -0.7071]])).round(decimals=2).abs()
-    tensor([[90.0000,  0.0000,  0.0000]], dtype=torch.float64)
-    """
-    turns = scipy.spatial.transform.Rotation.from_quat(quaternions.double().numpy(), scalar_first=True)
-    rot, tilt, psi = -turns.as_euler("zyz", degrees=True, suppress_warnings=True).T
-    # RELION's tilt is from 0 to 180 degrees
-    turned = tilt < 0
-    rot, psi = (np.where(turned, angle + 180, angle) for angle in (rot, psi))
-    rot, psi = ((angle + 180) % 360 - 180 for angle in (rot, psi))
-    return torch.from_numpy(np.stack([rot, np.abs(tilt), psi], axis=1))
 
 
 def _write(

@@ -12,7 +12,7 @@ from cryoanm_lib.analysis.plan import Plan
 from cryoanm_lib.errors import ArtifactError, ParticleError
 from cryoanm_lib.inference.place_error import PlaceError
 from cryoanm_lib.io.provenance import library_hash
-from cryoanm_lib.io.storage import load_json, load_tensors, save_json, save_tensors, unusable
+from cryoanm_lib.io.storage import load_json, load_tensors, read_header, save_json, save_tensors, unusable
 from cryoanm_lib.particles.cryosparc import read_cs
 from cryoanm_lib.particles.particle_set import OpticsGroup, ParticleSet
 from cryoanm_lib.particles.star import read_star
@@ -111,7 +111,7 @@ class RunFolder:
         """Images that were not usable, and why."""
         found: dict[str, str] = {}
         for path in self.shards():
-            found |= json.loads(load_tensors(path)[1].get("bad", "{}"))
+            found |= json.loads(read_header(path).get("bad", "{}"))
         return found
 
     def learned(self, number: int) -> Learned | None:

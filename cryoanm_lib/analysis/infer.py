@@ -22,7 +22,7 @@ from cryoanm_lib.checks.consistency import check_particles
 from cryoanm_lib.errors import ParticleError
 from cryoanm_lib.inference.place_error import with_place_error
 from cryoanm_lib.io.locks import alone
-from cryoanm_lib.io.storage import save_json, save_tensors, sweep
+from cryoanm_lib.io.storage import load_json, save_json, save_tensors, sweep
 from cryoanm_lib.particles.particle_set import ParticleSet
 
 #: Images compared before a run.
@@ -59,9 +59,8 @@ def infer(plan: Plan, folder: str | Path, despite_check: bool = False, progress:
         sweep(run.path)
         _check(run, plan, particles, molecule, despite_check)
         microscopes = list(_microscopes(run, plan, particles, molecule))
-        extra = int(plan.twin + 2 * plan.nulls)
-        bar = tqdm(total=len(particles) + extra, unit="image", disable=not progress, desc="infer")
-        with bar:
+        total = len(particles) + plan.twin + 2 * plan.nulls
+        with tqdm(total=total, unit="image", disable=not progress, desc="infer") as bar:
             _infer_all(run, plan, particles, microscopes, bar)
             if not run.shown.exists():
                 save_tensors(run.shown, shown(plan, particles, microscopes[0], run.answers()))
@@ -78,7 +77,7 @@ def _check(
         generator = torch.Generator().manual_seed(plan.seed)
         found = check_particles(particles, molecule.source, _CHECKED, 10.0, plan.skip_bad, generator)
         save_json(run.check, found.as_dict())
-    verdict = json.loads(run.check.read_text(encoding="utf-8"))["verdict"]
+    verdict = load_json(run.check)["verdict"]
     if verdict != "consistent" and plan.pose != "search" and not despite_check:
         raise ParticleError(
             f"{plan.particles!r} and {plan.reference!r} are not consistent: {verdict.replace('_', ' ')}; see "

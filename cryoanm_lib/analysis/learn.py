@@ -80,12 +80,14 @@ def learn(particles: ParticleSet, molecule: Molecule, plan: Plan, generator: tor
         )
     these, pixels = particles[read.rows], read.pixels
     learned = first_guess(these, pixels, molecule, plan)
-    for _ in range(ROUNDS):
+
+    def answered(learned: Learned) -> RefinedPosterior:
         model, (images, _) = learned.model(molecule), learned.prepared(these, pixels)
-        posterior = answer(model, images, learned.resolution, search_of(plan, model), generator, 0.0)
-        learned = _next(learned, posterior, molecule, plan, generator)
-    model, (images, _) = learned.model(molecule), learned.prepared(these, pixels)
-    posterior = answer(model, images, learned.resolution, search_of(plan, model), generator, 0.0)
+        return answer(model, images, learned.resolution, search_of(plan, model), generator, 0.0)
+
+    for _ in range(ROUNDS):
+        learned = _next(learned, answered(learned), molecule, plan, generator)
+    posterior = answered(learned)
     found = place_error(posterior[torch.arange(min(_JUDGES, len(posterior)))], generator)
     deviation = found.deviation if found.z > _OFF_PLACE else 0.0
     return replace(learned, place=PlaceError(deviation, found.z))
@@ -163,7 +165,8 @@ def _scale(
     if not found > 0:
         raise CryoANMError(
             "the images have nothing in common with the molecule at the poses of their table: `check` may "
-            "say why; an inverted contrast is told by the sign of their optics group"
+            "say why; where the molecule is dark, and a star file cannot say so, invert the images, as by "
+            "relion_image_handler --multiply_constant -1"
         )
     return found.item()
 

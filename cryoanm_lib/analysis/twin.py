@@ -52,14 +52,10 @@ class Trial:
     which: Int64[Tensor, "images"]
     generator: torch.Generator
 
-    def chosen(self, count: int) -> Int64[Tensor, "images"]:
-        """Some of the answers, none twice."""
-        order = torch.randperm(len(self.which), generator=self.generator)
-        return self.which[order[:count]]
-
     def parts(self, count: int) -> tuple[Int64[Tensor, "images"], ...]:
-        """The same, some images at a time; none where none is asked for."""
-        return self.chosen(count).split(_IMAGES) if count else ()
+        """Some of the answers, none twice, some at a time; none where none is asked for."""
+        order = torch.randperm(len(self.which), generator=self.generator)
+        return self.which[order[:count]].split(_IMAGES) if count else ()
 
     def simulated(self, answers: Answers, which: Int64[Tensor, "images"], model: Model) -> Simulated:
         """Images like some of the data: optics, table and noise are theirs, the truth a posterior draw."""

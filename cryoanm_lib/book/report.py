@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from cryoanm_lib.analysis.answers import Answers
 from cryoanm_lib.analysis.folder import RunFolder, particles_of
 from cryoanm_lib.analysis.learned import Learned
-from cryoanm_lib.analysis.molecule import molecule_of
+from cryoanm_lib.analysis.molecule import read_molecule
 from cryoanm_lib.analysis.plan import Plan
 from cryoanm_lib.book.figures import own_particles
 from cryoanm_lib.book.figures.style import set_style
@@ -80,7 +80,8 @@ def _parts(run: RunFolder, plan: Plan, answers: Answers) -> Iterable[tuple[str, 
         yield "The twin", _of_twin(plan, twin)
         yield "Alarms", _alarms(twin)
     if shown is not None:
-        places = molecule_of(plan).coordinates
+        # where the map has its molecule: particles may turn about another point than its centroid
+        places = read_molecule(plan).coordinates + microscopes[0].centre
         told = (
             "<p>What predictions leave of the images, brought back to the molecule: density that the images "
             "hold and the model lacks, in deviations of the map. Where there is nothing but noise it is "

@@ -103,6 +103,23 @@ def quaternions_of_euler(
     return torch.from_numpy(turns.as_quat(canonical=True, scalar_first=True))
 
 
+def euler_of_quaternions(quaternions: Float[Tensor, "particles 4"]) -> Float64[Tensor, "particles 3"]:
+    """RELION's angles rot, tilt and psi in degrees, of active rotations: `quaternions_of_euler` undone.
+
+    Examples
+    --------
+    >>> euler_of_quaternions(torch.tensor([[0.7071, 0.0, 0.0, -0.7071]])).round(decimals=2).abs()
+    tensor([[90.0000,  0.0000,  0.0000]], dtype=torch.float64)
+    """
+    turns = scipy.spatial.transform.Rotation.from_quat(quaternions.double().numpy(), scalar_first=True)
+    rot, tilt, psi = -turns.as_euler("zyz", degrees=True, suppress_warnings=True).T
+    # RELION's tilt is from 0 to 180 degrees
+    turned = tilt < 0
+    rot, psi = (np.where(turned, angle + 180, angle) for angle in (rot, psi))
+    rot, psi = ((angle + 180) % 360 - 180 for angle in (rot, psi))
+    return torch.from_numpy(np.stack([rot, np.abs(tilt), psi], axis=1))
+
+
 def write_star(
     particles: ParticleSet,
     path: str | Path,
