@@ -14,7 +14,8 @@ from cryoanm_lib.inference.place_error import PlaceError
 from cryoanm_lib.io.provenance import library_hash
 from cryoanm_lib.io.storage import load_json, load_tensors, read_header, save_json, save_tensors, unusable
 from cryoanm_lib.particles.cryosparc import read_cs
-from cryoanm_lib.particles.particle_set import OpticsGroup, ParticleSet
+from cryoanm_lib.particles.optics_group import OpticsGroup
+from cryoanm_lib.particles.particle_set import ParticleSet
 from cryoanm_lib.particles.star import read_star
 from cryoanm_lib.program.prior import OpticsPrior
 

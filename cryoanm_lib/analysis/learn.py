@@ -61,16 +61,11 @@ def learn(particles: ParticleSet, molecule: Molecule, plan: Plan, generator: tor
     Raises
     ------
     ParticleError
-        If there are too few particles, or images are not usable or were multiplied by their CTF.
+        If there are too few particles, or images are not usable.
     CryoANMError
         If they say nothing of the molecule.
     """
     optics = particles.optics[int(particles.group[0])]
-    if optics.ctf_premultiplied:
-        raise ParticleError(
-            f"optics group {optics.name!r} was multiplied by its CTF, and so was its noise, image by image, "
-            "which ours is not: extract the particles anew without"
-        )
     rows = torch.randperm(len(particles), generator=generator)[: plan.learn_from].sort().values
     read = particles.images(rows, plan.skip_bad)
     if len(read.rows) < _FEWEST:

@@ -18,7 +18,8 @@ from cryoanm_lib.numerics.fourier import (
     image_to_coefficients,
     resolution_of,
 )
-from cryoanm_lib.particles.particle_set import OpticsGroup, ParticleSet
+from cryoanm_lib.particles.optics_group import OpticsGroup
+from cryoanm_lib.particles.particle_set import ParticleSet
 from cryoanm_lib.particles.particles import Particles
 from cryoanm_lib.program.prior import GIVEN_POSE, OpticsPrior
 from cryoanm_lib.program.program import Model

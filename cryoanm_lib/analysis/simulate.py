@@ -17,10 +17,12 @@ from cryoanm_lib.analysis.microscope import same_microscope
 from cryoanm_lib.analysis.molecule import Molecule, molecule_of
 from cryoanm_lib.analysis.plan import Plan
 from cryoanm_lib.errors import ParticleError
+from cryoanm_lib.imaging.contrast_transfer import GIVEN_CTF
 from cryoanm_lib.imaging.forward_model import ForwardModel
 from cryoanm_lib.io.storage import write_atomically
 from cryoanm_lib.numerics.fourier import coefficients_to_image
-from cryoanm_lib.particles.particle_set import OpticsGroup, ParticleSet
+from cryoanm_lib.particles.optics_group import OpticsGroup
+from cryoanm_lib.particles.particle_set import ParticleSet
 from cryoanm_lib.particles.star import write_star
 
 #: Images at a time.
@@ -123,7 +125,9 @@ def _maker(
         images = coefficients_to_image(forward.coefficients(_latents(forward, these), box_size), box_size)
         if power is not None:
             images = images + _drawn(power, len(these), box_size, generator)
-        return images if learned is None else learned.scale * images
+        images = images if learned is None else learned.scale * images
+        # as the table says that they were corrected
+        return optics.corrected(images, these.latents()[GIVEN_CTF]) if optics.was_corrected else images
 
     return box_size, made
 

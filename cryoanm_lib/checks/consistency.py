@@ -19,7 +19,8 @@ from cryoanm_lib.molecule.atoms import Atoms
 from cryoanm_lib.molecule.pseudo_atoms import PseudoAtoms
 from cryoanm_lib.numerics.fourier import image_to_coefficients
 from cryoanm_lib.numerics.rotation import quaternion_conjugate
-from cryoanm_lib.particles.particle_set import OpticsGroup, ParticleSet
+from cryoanm_lib.particles.optics_group import OpticsGroup
+from cryoanm_lib.particles.particle_set import ParticleSet
 
 #: The usual mistakes, each a way to predict the images in which the table is not taken at its word.
 MISTAKES = ("inverted_contrast", "shift_sign", "no_shifts", "transposed_rotation", "mirrored", "no_ctf")
@@ -94,8 +95,7 @@ def check_particles(
     """Compare some images with what a molecule looks like at their poses, through their optics.
 
     Nothing is inferred. Both are divided by the root mean square of the images in each shell, which is mostly
-    noise, and correlated; and so are predictions with one of the usual mistakes in reading the table. Images
-    that were multiplied by their transfer, or by its sign, are predicted so, where their group says it.
+    noise, and correlated; and so are predictions with one of the usual mistakes in reading the table.
 
     Parameters
     ----------

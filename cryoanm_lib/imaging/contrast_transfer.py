@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import scipy  # loads its constants where they are first used
 import torch
@@ -56,10 +55,6 @@ class ContrastTransfer(Transfer):
         dark, as on the detector and in the paper.
     varies : sequence of str
         Which of "defocus", "astigmatism", "phase_shift" and "b_factor" are latents.
-    corrected : str
-        "no" for images as they were taken; "flipped" where a program has multiplied them by the sign of
-        sin χ, so that they hold ± |H|, and "multiplied" where by exp(-B k²/4) sin χ, so that they hold ± H².
-        The noise is then no longer what it was: estimate its spectrum from these images.
 
     Raises
     ------
@@ -84,7 +79,6 @@ class ContrastTransfer(Transfer):
         amplitude_contrast: float = 0.1,
         sign: int = 1,
         varies: Sequence[str] = ("defocus",),
-        corrected: Literal["no", "flipped", "multiplied"] = "no",
     ) -> None:
         _require_units(
             voltage=voltage, spherical_aberration=spherical_aberration, amplitude_contrast=amplitude_contrast
@@ -97,20 +91,15 @@ class ContrastTransfer(Transfer):
         if unknown := [name for name in varies if name not in known]:
             raise ForwardModelError(f"varies names {unknown}: choose from {', '.join(known)}")
         self.latents: tuple[Latent, ...] = tuple(known[name] for name in known if name in varies)
-        if corrected not in ("no", "flipped", "multiplied"):
-            raise ForwardModelError(
-                f"corrected = {corrected!r} is not usable: choose 'no', 'flipped' or 'multiplied'"
-            )
-        self.pixel_size, self.sign, self.corrected = pixel_size, sign, corrected
+        self.pixel_size, self.sign = pixel_size, sign
         self.voltage, self.spherical_aberration = voltage, spherical_aberration
         self.amplitude_contrast = amplitude_contrast
         self.wavelength = electron_wavelength(voltage)
 
     def values(self, latents: Values, frequencies: Float[Tensor, "kept 2"]) -> Float[Tensor, "*batch kept"]:
-        """H(k), or what is left of it where images were corrected."""
+        """H(k)."""
         phase, envelope = self._phase_and_envelope(latents, frequencies)
-        taken = envelope * phase.sin()
-        return taken if self.corrected == "no" else self._corrector(phase, envelope) * taken
+        return envelope * phase.sin()
 
     def slopes(
         self, latents: Values, frequencies: Float[Tensor, "kept 2"]
@@ -126,20 +115,7 @@ class ContrastTransfer(Transfer):
             "phase_shift": by_phase,
             "b_factor": (-0.25 * squared * envelope * phase.sin())[..., None, :],
         }
-        slopes = {latent.name: of_each[latent.name] for latent in self.latents}
-        if self.corrected == "no":
-            return slopes
-        # A square has twice the slope; the sign has none.
-        twice = 2 if self.corrected == "multiplied" else 1
-        chain = twice * self._corrector(phase, envelope)[..., None, :]
-        return {name: chain * slope for name, slope in slopes.items()}
-
-    def _corrector(
-        self, phase: Float[Tensor, "*batch kept"], envelope: Float[Tensor, "*batch kept"] | float
-    ) -> Float[Tensor, "*batch kept"]:
-        """By what a program has multiplied the images: the transfer of a bright molecule, or its sign."""
-        own = phase.sin()
-        return own.sign() if self.corrected == "flipped" else self.sign * envelope * own
+        return {latent.name: of_each[latent.name] for latent in self.latents}
 
     def check(self, latents: Values, box_size: int, resolution: int) -> None:
         """Refuse a defocus so high that the transfer turns by more than π from one frequency to the next.

@@ -11,7 +11,8 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from cryoanm_lib.errors import ParticleError
-from cryoanm_lib.particles.particle_set import OpticsGroup, ParticleSet, ctf_of, looked_in, require_usable
+from cryoanm_lib.particles.optics_group import OpticsGroup, ctf_of, require_usable
+from cryoanm_lib.particles.particle_set import ParticleSet, looked_in
 
 _MICROSCOPE = ("ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast")
 _DEFOCUS = ("ctf/df1_A", "ctf/df2_A", "ctf/df_angle_rad")

@@ -4,92 +4,22 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from cryoanm_lib.errors import ForwardModelError, ParticleError
-from cryoanm_lib.imaging.contrast_transfer import GIVEN_CTF, ContrastTransfer, given_ctf
+from cryoanm_lib.errors import ParticleError
+from cryoanm_lib.imaging.contrast_transfer import GIVEN_CTF
 from cryoanm_lib.numerics.batching import machine_memory
+from cryoanm_lib.particles.optics_group import OpticsGroup
 from cryoanm_lib.particles.stacks import found, opened
 
 #: Relative difference of pixel sizes of one image from which on they are not the same.
 _SAME_PIXEL = 0.01
-#: Å, beyond which a pixel size is none.
-PIXEL_RANGE = (0.05, 200.0)
-#: Bad images that a message names.
-_NAMED = 5
-
-
-@dataclass(frozen=True)
-class OpticsGroup:
-    """What images taken under the same conditions share.
-
-    Attributes
-    ----------
-    name : str
-        As its file has it.
-    voltage, spherical_aberration, amplitude_contrast : float
-        In kV, mm, and as a share.
-    pixel_size : float
-        Å of the images as they are, not as they were taken.
-    box_size : int or None
-        Pixels along an edge, where the file says so.
-    ctf_premultiplied, phase_flipped : bool
-        Whether the images have been multiplied by their transfer, or by its sign.
-    sign : int
-        1 where the molecule is said to be bright, -1 where it is said to be dark.
-    """
-
-    name: str
-    voltage: float
-    spherical_aberration: float
-    amplitude_contrast: float
-    pixel_size: float
-    box_size: int | None = None
-    ctf_premultiplied: bool = False
-    phase_flipped: bool = False
-    sign: int = 1
-
-    def transfer(self, **options: Any) -> ContrastTransfer:
-        """The microscope, with the other options of `ContrastTransfer`, and what was done to the images."""
-        optics = (self.voltage, self.spherical_aberration, self.amplitude_contrast)
-        done = "multiplied" if self.ctf_premultiplied else "flipped" if self.phase_flipped else "no"
-        return ContrastTransfer(self.pixel_size, *optics, sign=self.sign, corrected=done, **options)
-
-
-def require_usable(group: OpticsGroup, source: Path) -> None:
-    """Refuse a group whose numbers are none in their units.
-
-    Raises
-    ------
-    ParticleError
-        Naming the file and the group.
-    """
-    where = f"{str(source)!r}, optics group {group.name!r}"
-    if not PIXEL_RANGE[0] <= group.pixel_size <= PIXEL_RANGE[1]:
-        raise ParticleError(f"{where}, has a pixel size of {group.pixel_size:g}: it must be in Å")
-    try:
-        group.transfer()
-    except ForwardModelError as error:
-        raise ParticleError(f"{where}: {error}") from error
-
-
-def ctf_of(source: Path, *columns: Float64[np.ndarray, "particles"]) -> Float64[Tensor, "particles 5"]:
-    """`given_ctf` of columns of a file.
-
-    Raises
-    ------
-    ParticleError
-        Naming the file, for a number that is none in its unit.
-    """
-    try:
-        return given_ctf(*(torch.from_numpy(np.ascontiguousarray(column)) for column in columns))
-    except ForwardModelError as error:
-        raise ParticleError(f"{str(source)!r}: {error}") from error
+#: Bad images that a message names; and pixels of which a correction is undone at a time.
+_NAMED, _AT_ONCE = 5, 2**21
 
 
 def looked_in(source: Path, data: str | Path | None) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
@@ -197,7 +127,9 @@ class ParticleSet:
         return value
 
     def images(self, rows: Int64[Tensor, "rows"] | None = None, skip_bad: bool = False) -> Images:
-        """Read the images of some particles, of one box; default of all.
+        """Read the images of some particles, of one box, as their microscopes took them; default of all.
+
+        What a program did to correct for the transfer is undone, where the table says that it was done.
 
         Parameters
         ----------
@@ -210,7 +142,8 @@ class ParticleSet:
         ------
         ParticleError
             If an image is not there, not finite, or the same in all pixels; or of another pixel or box size
-            than the table says; or if boxes differ, or none is left.
+            than the table says; or if boxes differ, or none is left; or if images were corrected by a
+            transfer that is not known.
         """
         rows = torch.arange(len(self)) if rows is None else rows
         if not len(rows):
@@ -237,8 +170,19 @@ class ParticleSet:
                     usable[at] = True
         if bad and (not skip_bad or not usable.any()):
             raise ParticleError(self._complaint(bad))
-        whole = usable.all()
-        return Images(rows[usable], pixels if whole else pixels[usable], bad)
+        rows, pixels = rows[usable], pixels if usable.all() else pixels[usable]
+        return Images(rows, self._as_taken(rows, pixels), bad)
+
+    def _as_taken(
+        self, rows: Int64[Tensor, "rows"], pixels: Float[Tensor, "rows y x"]
+    ) -> Float[Tensor, "rows y x"]:
+        """Undo, in place, what was done to the images of some optics groups."""
+        for number, optics in enumerate(self.optics):
+            here = torch.nonzero(self.group[rows] == number)[:, 0]
+            if len(here) and optics.was_corrected:
+                for some in here.split(max(1, _AT_ONCE // pixels[0].numel())):
+                    pixels[some] = optics.as_taken(pixels[some], self._known("ctf")[rows[some]])
+        return pixels
 
     @staticmethod
     def _room(count: int, box_size: int) -> Float[Tensor, "images y x"]:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from cryoanm_lib.errors import ParticleError
 from cryoanm_lib.io.storage import write_atomically
-from cryoanm_lib.particles.particle_set import OpticsGroup, ParticleSet, ctf_of, looked_in, require_usable
+from cryoanm_lib.particles.optics_group import OpticsGroup, ctf_of, require_usable
+from cryoanm_lib.particles.particle_set import ParticleSet, looked_in
 from cryoanm_lib.particles.star_table import IMAGE, StarTable, blocks_of, is_number, loop_of, parsed, unquoted
 
 if TYPE_CHECKING:  # its import takes longer than to read a small file

@@ -431,11 +431,6 @@ def test_particles_that_name_no_group_are_of_the_only_one(tmp_path: Path) -> Non
     assert group.name == "first"
 
 
-def test_corrected_images_have_a_corrected_transfer(tmp_path: Path) -> None:
-    groups = read_star(data_set(tmp_path, NEW)).optics
-    assert [group.transfer(varies=()).corrected for group in groups] == ["multiplied", "no"]
-
-
 @pytest.mark.parametrize(
     ("old", "new", "asked"),
     [
