@@ -22,6 +22,8 @@ from cryoanm_lib.inference.luzzati import luzzati_factor
 from cryoanm_lib.inference.place_error import PlaceError, place_error
 from cryoanm_lib.inference.refinement import RefinedPosterior
 from cryoanm_lib.numerics.fourier import image_to_coefficients
+from cryoanm_lib.numerics.point_groups import point_group
+from cryoanm_lib.numerics.rotation import rotation_from_quaternion
 from cryoanm_lib.particles.particle_set import ParticleSet
 from cryoanm_lib.program.prior import GIVEN_POSE, OpticsPrior
 
@@ -192,6 +194,8 @@ def _next(
     centre = learned.centre
     if "shift" in mean:
         off = _off_centre(mean["pose"], mean["shift"], learned.optics.pixel_size)
+        # where the molecule has its symmetry it lies on the axis, or in the point, that all turns leave
+        off = rotation_from_quaternion(point_group(plan.symmetry)).mean(0) @ off
         centre = centre + off
         along = pose_to_rotation(mean["pose"])[:, :2] @ off / learned.optics.pixel_size
         mean = {**mean, "shift": mean["shift"] - along}

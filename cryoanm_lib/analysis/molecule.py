@@ -10,20 +10,19 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from cryoanm_lib.analysis.plan import Plan
+from cryoanm_lib.analysis.symmetry import Symmetry
 from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.imaging.scattering import Scattering
-from cryoanm_lib.molecule.anm import normal_modes
 from cryoanm_lib.molecule.atoms import Atoms, load_atoms
 from cryoanm_lib.molecule.beads import beads_of
 from cryoanm_lib.molecule.density import read_density
 from cryoanm_lib.molecule.pseudo_atoms import PseudoAtoms, pseudo_atoms
-from cryoanm_lib.molecule.rigid_blocks import rigid_block_modes
 from cryoanm_lib.molecule.structure import superpose
 
 #: Suffixes of maps; any other reference is a model.
 MAPS = (".mrc", ".map", ".ccp4")
-#: Å, root mean square, by which places may miss others when a symmetric molecule is turned.
-_ALIKE = 3.0
+#: Share of a path's square that keeps the symmetry, at least, where both states are said to have it.
+_ALIKE = 0.9
 #: Share of the atoms that another state must have too.
 _SHARED = 0.9
 
@@ -93,29 +92,26 @@ def molecule_of(plan: Plan) -> Molecule:
 
     The softest modes of blocks, a residue each, are its directions; where there is another state, the
     straight path there is the first, and the modes are taken orthogonal to it. Deviations fall as λ^-1/2, as
-    in equipartition, from that of the softest mode; along the path it is the whole way.
+    in equipartition, from that of the softest mode; along the path it is the whole way. Of a molecule with a
+    symmetry the modes are those that keep it.
 
     Raises
     ------
     CryoANMError
-        As of `read_molecule`; or if the other state is of another molecule, or the reference is a map.
+        As of `read_molecule` and `Symmetry`; or if the other state is of another molecule or symmetry, or the
+        reference is a map.
     NetworkModelError
         As of `rigid_block_modes`.
     """
     source = read_molecule(plan)
-    _require_symmetric(source.coordinates, plan.symmetry)
-    n = len(source)
+    symmetry, n = Symmetry.of(source, plan.symmetry), len(source)
     paths = torch.empty(0, n, 3, dtype=torch.float64)
     if plan.towards is not None:
-        paths = _path(source, plan)[None]
+        paths = _kept(_path(source, plan), symmetry, plan)[None]
     n_modes = plan.modes - len(paths)
     directions, scales = paths, [path.norm().item() for path in paths]
     if n_modes:
-        found = (
-            rigid_block_modes(source.coordinates, source.residues.tolist(), n_modes)
-            if isinstance(source, Atoms)
-            else normal_modes(source.coordinates, n_modes)
-        )
+        found = symmetry.modes(source, n_modes)
         directions = torch.cat([paths, found.vectors])
         stiffness = (found.eigenvalues[0] / found.eigenvalues).sqrt()
         scales += (plan.spread * math.sqrt(n) * stiffness).tolist()
@@ -133,21 +129,6 @@ def molecule_of(plan: Plan) -> Molecule:
     of_beads = summed.index_add(1, beads.of_atom, directions) / counts
     scattering = Scattering.of_beads(source, beads)
     return Molecule(source, beads.coordinates, scattering, of_beads, directions, tuple(scales))
-
-
-def _require_symmetric(places: Float64[Tensor, "places 3"], symmetry: str) -> None:
-    """Refuse a molecule that does not look the same turned by the rotations of its symmetry."""
-    if symmetry == "C1":
-        return
-    tree = scipy.spatial.cKDTree(places.numpy())
-    for turn in scipy.spatial.transform.Rotation.create_group(symmetry):
-        off = (tree.query(turn.apply(places.numpy()))[0] ** 2).mean() ** 0.5
-        if off > _ALIKE:
-            degrees = math.degrees(turn.magnitude())
-            raise CryoANMError(
-                f"the molecule has no symmetry {symmetry} about z: turned by {degrees:.0f}° it is {off:.1f} "
-                "Å off; turn it so that its main axis is along z, and see --origin"
-            )
 
 
 def _path(source: Atoms | PseudoAtoms, plan: Plan) -> Float64[Tensor, "atoms 3"]:
@@ -173,6 +154,17 @@ def _path(source: Atoms | PseudoAtoms, plan: Plan) -> Float64[Tensor, "atoms 3"]
     )[1]
     moved[~here] = moved[here][torch.from_numpy(nearest)]
     return moved
+
+
+def _kept(path: Float64[Tensor, "atoms 3"], symmetry: Symmetry, plan: Plan) -> Float64[Tensor, "atoms 3"]:
+    """What of a path keeps the symmetry, if that is all but the errors of the models."""
+    kept = symmetry.average(path)
+    if (share := (kept.square().sum() / path.square().sum()).item()) < _ALIKE:
+        raise CryoANMError(
+            f"{100 * (1 - share):.0f} % of the way to {plan.towards!r} break the symmetry {symmetry.name}: "
+            "give a state that has it, or leave out --symmetry"
+        )
+    return kept
 
 
 def _keys(atoms: Atoms, by_name: bool) -> list[tuple[str, str, str]]:

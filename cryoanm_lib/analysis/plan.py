@@ -27,8 +27,9 @@ class Plan(Section):
     modes: Count = Field(3, description="directions along which the molecule bends")
     symmetry: str = Field(
         "C1",
-        pattern="^(C[1-9][0-9]*|D[2-9][0-9]*|T|O|I)$",
-        description="of the molecule, its main axis along z: a search looks at equivalent poses once",
+        pattern="^(C[1-9][0-9]*|D[1-9][0-9]*|T|O|I[1-4]?)$",
+        description="of the molecule, its axes as RELION has them, which it keeps however it bends: what "
+        "breaks it is no direction, and of equivalent poses one is meant",
     )
     beads: bool = Field(False, description="a bead for each residue in place of its atoms")
     spread: Positive = Field(2.0, description="Å, root mean square over atoms, that the softest mode moves")

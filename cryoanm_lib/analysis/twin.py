@@ -19,6 +19,7 @@ from cryoanm_lib.checks.calibration import LEVELS, central_level, coverage, cred
 from cryoanm_lib.imaging.contrast_transfer import GIVEN_CTF
 from cryoanm_lib.inference.fisher import fisher_information
 from cryoanm_lib.inference.refinement import SUSPICIOUS, RefinedPosterior
+from cryoanm_lib.numerics.point_groups import nearest_equivalent, point_group
 from cryoanm_lib.particles.particle_set import ParticleSet
 from cryoanm_lib.particles.particles import Particles, Simulated
 from cryoanm_lib.program.prior import GIVEN_POSE
@@ -132,7 +133,10 @@ class _Compared:
 
 def _compared(trial: Trial, images: Simulated) -> _Compared:
     posterior = trial.answered(Particles(images.coefficients, images.given, images.noise))
-    columns, truth = posterior.mixture.unknowns.columns, images.truth
+    columns, truth = posterior.mixture.unknowns.columns, dict(images.truth)
+    # of poses that a symmetric molecule looks the same from, the one that is meant
+    group, meant = point_group(trial.plan.symmetry), posterior.mean()
+    truth["pose"] = nearest_equivalent(truth["pose"], meant["pose"], group)
     claimed = posterior.covariance().diagonal(dim1=1, dim2=2).sqrt()
     error = claimed * posterior.standardised(truth)
     information = fisher_information(
@@ -148,7 +152,7 @@ def _compared(trial: Trial, images: Simulated) -> _Compared:
     said = (allowed[:, place] ** -2 - width**-2).clamp(min=0.0)
     noise = torch.randn(true.shape, generator=trial.generator).double()
     best = allowed[:, place] ** 2 * (said * true + said.sqrt() * noise)
-    first = torch.stack([true, posterior.mean()["amplitude"][:, 0].double(), best], dim=1)
+    first = torch.stack([true, meant["amplitude"][:, 0].double(), best], dim=1)
     return _Compared(
         *(columns, error, claimed, allowed, central_level(rank)),
         *(credible_level(posterior, draws, truth), first, _rings(posterior, trial)),

@@ -1,15 +1,12 @@
 """Directions along which a molecule bends: modes, a straight way to another state, both also of beads."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import gemmi
 import pytest
 import torch
-from scipy.spatial.transform import Rotation
 
-from cryoanm_lib import Plan, load_atoms, molecule_of, read_molecule, rigid_block_modes, superpose
-from cryoanm_lib.analysis.molecule import _require_symmetric
+from cryoanm_lib import Plan, load_atoms, molecule_of, rigid_block_modes, superpose
 from cryoanm_lib.errors import CryoANMError, StructureError
 from cryoanm_lib.molecule.movie import write_models
 
@@ -72,36 +69,6 @@ def test_a_model_is_about_the_point_that_is_named(tmp_path: Path) -> None:
     assert molecule_of(plan(reference=str(tmp_path / "fitted.cif"))).coordinates.mean(0).abs().max() < 1e-9
     with pytest.raises(CryoANMError, match="--origin is for models"):
         molecule_of(plan(reference="map.mrc", threshold=0.1, origin=(0.0, 0.0, 0.0)))
-
-
-def test_a_symmetry_that_the_model_has_not_is_refused(tmp_path: Path) -> None:
-    """Four copies about z, moved out from the axis; and one of them alone."""
-    atoms = load_atoms("adk_open").only(range(0, 400, 4))
-    turns = Rotation.create_group("C4").as_matrix()
-    copies = [
-        replace(
-            atoms, coordinates=(atoms.coordinates + torch.tensor([30.0, 0.0, 0.0])) @ torch.from_numpy(r).T
-        )
-        for r in turns
-    ]
-    ring = replace(
-        atoms,
-        coordinates=torch.cat([each.coordinates for each in copies]),
-        **{
-            name: getattr(atoms, name) * 4
-            for name in ("names", "elements", "residue_names", "residue_numbers")
-        },
-        chains=tuple(chain for chain in "ABCD" for _ in range(len(atoms))),
-        b_factors=atoms.b_factors.repeat(4),
-        is_ligand=atoms.is_ligand.repeat(4),
-    )
-    write_models(ring, ring.coordinates[None], tmp_path / "ring.cif")
-    whole = plan(reference=str(tmp_path / "ring.cif"), symmetry="C4")
-    _require_symmetric(read_molecule(whole).coordinates, "C4")
-    with pytest.raises(CryoANMError, match=r"no symmetry D4 about z: turned by 180° it is [0-9.]+ Å off"):
-        _require_symmetric(read_molecule(whole).coordinates, "D4")
-    with pytest.raises(CryoANMError, match=r"no symmetry C4 about z: turned by 90°"):
-        molecule_of(plan(symmetry="C4"))
 
 
 def test_another_molecule_is_no_other_state(tmp_path: Path) -> None:

@@ -4,11 +4,9 @@ import math
 
 import pytest
 import torch
-from scipy.spatial.transform import Rotation
 
-from cryoanm_lib.errors import CryoANMError
-from cryoanm_lib.inference.so3_grid import count_for, in_asymmetric_unit, so3_grid
-from cryoanm_lib.numerics.rotation import quaternion_distance, quaternion_product
+from cryoanm_lib.inference.so3_grid import count_for, so3_grid
+from cryoanm_lib.numerics.rotation import quaternion_distance
 from tests.library.rotations import uniform_rotations
 
 
@@ -38,21 +36,3 @@ def test_the_mean_over_the_grid_is_that_over_all_rotations() -> None:
 
 def test_a_spacing_gives_a_count() -> None:
     assert count_for(10.0) == pytest.approx(8 * count_for(20.0), rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("symmetry", "order"), [("C1", 1), ("C5", 5), ("D2", 4), ("T", 12), ("O", 24), ("I", 60)]
-)
-def test_of_rotations_that_look_the_same_one_is_in_the_asymmetric_unit(symmetry: str, order: int) -> None:
-    """A molecule that S leaves as it is looks the same from R and from R S."""
-    group = torch.from_numpy(Rotation.create_group(symmetry).as_quat(scalar_first=True))
-    assert len(group) == order
-    anywhere = uniform_rotations(300, torch.Generator().manual_seed(0)).double()
-    alike = quaternion_product(anywhere[:, None], group)
-    inside = in_asymmetric_unit(alike.flatten(0, 1), symmetry).view(300, order)
-    assert (inside.sum(1) == 1).all()
-
-
-def test_a_symmetry_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(CryoANMError, match="symmetry 'X3' does not exist: choose C1"):
-        in_asymmetric_unit(so3_grid(10), "X3")
