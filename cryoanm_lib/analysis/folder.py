@@ -3,8 +3,10 @@
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from cryoanm_lib.analysis.answers import Answers
 from cryoanm_lib.analysis.learned import Learned
@@ -143,16 +145,31 @@ class RunFolder:
 def particles_of(plan: Plan) -> ParticleSet:
     """The table that a plan names: a star file, or by its name one of cryoSPARC's.
 
+    Where poses are searched for it may lack them, and shifts, which are then looked for about the middle.
+
     Raises
     ------
     ParticleError
         As of `read_star` and `read_cs`; or if labels are overridden in a `.cs` file.
     """
     if Path(plan.particles).suffix != ".cs":
-        return read_star(plan.particles, plan.data, plan.override)
-    if plan.override:
+        particles = read_star(plan.particles, plan.data, plan.override)
+    elif plan.override:
         raise ParticleError("override (--override) is for star files: a .cs file has all its fields")
-    return read_cs(plan.particles, plan.passthrough, plan.data)
+    else:
+        particles = read_cs(plan.particles, plan.passthrough, plan.data)
+    return _to_be_searched(particles) if plan.pose == "search" else particles
+
+
+def _to_be_searched(particles: ParticleSet) -> ParticleSet:
+    """With poses and shifts of nothing where a table has none: what looks for them asks for no more."""
+    n = len(particles)
+    nothing = {
+        "pose": torch.eye(4, dtype=torch.float64)[:1].repeat(n, 1),
+        "shift": torch.zeros(n, 2, dtype=torch.float64),
+    }
+    lacking = {name: value for name, value in nothing.items() if getattr(particles, name) is None}
+    return replace(particles, **lacking)
 
 
 def _digests(plan: Plan) -> dict[str, str]:

@@ -73,6 +73,12 @@ def _check(
     run: RunFolder, plan: Plan, particles: ParticleSet, molecule: Molecule, despite_check: bool
 ) -> None:
     """Ask whether the table explains the images, unless it is not taken at its word anyway."""
+    if particles.pose is None:
+        raise ParticleError(
+            f"{plan.particles!r} {particles.absent['pose']}; or look for poses by --pose search"
+        )
+    if "pose" in particles.absent:
+        return  # there is nothing to compare with
     if not run.check.exists():
         generator = torch.Generator().manual_seed(plan.seed)
         found = check_particles(particles, molecule.source, _CHECKED, 10.0, plan.skip_bad, generator)

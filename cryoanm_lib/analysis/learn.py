@@ -21,6 +21,7 @@ from cryoanm_lib.imaging.radial_noise import shell_hats
 from cryoanm_lib.inference.luzzati import luzzati_factor
 from cryoanm_lib.inference.place_error import PlaceError, place_error
 from cryoanm_lib.inference.refinement import RefinedPosterior
+from cryoanm_lib.inference.so3_grid import so3_grid
 from cryoanm_lib.numerics.fourier import image_to_coefficients
 from cryoanm_lib.numerics.point_groups import point_group
 from cryoanm_lib.numerics.rotation import rotation_from_quaternion
@@ -149,13 +150,15 @@ def _scale(
     model, (images, _) = learned.model(molecule), learned.prepared(particles, pixels)
     forward = model.forward_model
     rest = model.prior.means(len(images), forward.n_modes, forward.reference)
-    latents = {**rest, **images.given, "pose": images.given[GIVEN_POSE]}
+    searched = plan.pose == "search"
+    pose = so3_grid(len(images)).float() if searched else images.given[GIVEN_POSE]
+    latents = {**rest, **images.given, "pose": pose}
     predicted = forward.coefficients(latents, learned.resolution)
     ours, theirs = (
         images.noise.whiten(part, learned.resolution).double() for part in (predicted, images.coefficients)
     )
     own = ours.square().sum()
-    if plan.pose == "search":
+    if searched:
         found = ((theirs.square() - 1).sum() / own).clamp(min=0.0).sqrt()
     else:
         found = (ours * theirs).sum() / own

@@ -41,7 +41,11 @@ class Plan(Section):
         "star", description="about the table's; anywhere, starting from it; or anywhere, searched for"
     )
     pose_width: Positive = Field(3.0, description="degrees about each axis that the table's poses are off")
-    shift_width: NotNegative = Field(2.0, description="pixels along x and y that its shifts are off")
+    shift_width: NotNegative = Field(
+        2.0,
+        description="pixels along x and y that its shifts are off; or, where a search finds none in "
+        "the table, how far particles are from the middle of their images",
+    )
     defocus_width: NotNegative = Field(300.0, description="Å that its defoci are off; 0 leaves them")
     contrast_width: NotNegative = Field(0.3, description="by what share of itself contrast varies")
     optics: tuple[Literal["astigmatism", "phase_shift", "b_factor"], ...] = Field(

@@ -149,6 +149,8 @@ def _asked(plan: Plan) -> str:
 
 
 def _checked(run: RunFolder) -> str:
+    if not run.check.exists():
+        return "<p>The table has no poses at which images and predictions could be compared.</p>"
     found = load_json(run.check)
     rows = [("as the table says", f"{found['correlation_mean']:.3f}")]
     rows += [(name.replace("_", " "), f"{found[f'correlation_{name}']:.3f}") for name in MISTAKES]
