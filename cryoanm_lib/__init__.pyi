@@ -82,6 +82,7 @@ from cryoanm_lib.molecule.structure import superpose as superpose
 from cryoanm_lib.numerics import fourier as fourier
 from cryoanm_lib.numerics import rotation as rotation
 from cryoanm_lib.particles.cryosparc import read_cs as read_cs
+from cryoanm_lib.particles.cryosparc import write_cs as write_cs
 from cryoanm_lib.particles.optics_group import OpticsGroup as OpticsGroup
 from cryoanm_lib.particles.particle_set import ParticleSet as ParticleSet
 from cryoanm_lib.particles.particles import Particles as Particles

@@ -1,23 +1,27 @@
-"""Answers in the files of others: star files, models to play, and draws."""
+"""Answers in the files of others: star files and those of cryoSPARC, models to play, and draws."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from cryoanm_lib.analysis.answers import Answers
 from cryoanm_lib.analysis.folder import RunFolder, particles_of
 from cryoanm_lib.analysis.molecule import molecule_of
 from cryoanm_lib.errors import CryoANMError
-from cryoanm_lib.io.storage import save_tensors, write_atomically
+from cryoanm_lib.io.storage import save_tensors
 from cryoanm_lib.molecule.atoms import Atoms
 from cryoanm_lib.molecule.movie import fits_pdb, write_models
+from cryoanm_lib.particles.cryosparc import CryosparcParticles, vectors_of_quaternions, write_cs
 from cryoanm_lib.particles.particle_set import ParticleSet
 from cryoanm_lib.particles.star import euler_of_quaternions, write_star
 
 #: Models of a movie; and the share of particles that its ends leave beyond either.
 _FRAMES, _BEYOND = 21, 0.05
+#: Latents of several numbers, which are counted from 1.
+_NUMBERED = ("amplitude", "astigmatism")
 
 
 def export(folder: str | Path, subsets: int = 5, direction: int = 1) -> list[Path]:
@@ -27,8 +31,8 @@ def export(folder: str | Path, subsets: int = 5, direction: int = 1) -> list[Pat
     answered; `subset_….star` the rows of as many particles each, by their mean amplitude along a direction,
     for ordinary reconstructions: where these show what the model says, it is not the model alone that says
     it. `direction_….cif` and `.pdb` are the molecule between the 5th and the 95th percentile, and
-    `draws.safetensors` the posterior draws. Of a `.cs` file there are tables with commas, in RELION's
-    convention too.
+    `draws.safetensors` the posterior draws. Of a `.cs` file there are `.cs` files, whose fields of ours,
+    `cryoanm/…`, are in cryoSPARC's conventions.
 
     Parameters
     ----------
@@ -59,8 +63,11 @@ def export(folder: str | Path, subsets: int = 5, direction: int = 1) -> list[Pat
             f"direction = {direction} and subsets = {subsets} are not usable: there are {plan.modes} "
             f"directions and {len(answers)} particles"
         )
-    suffix = ".csv" if particles.source.suffix == ".cs" else ".star"
-    columns = columns_of(answers, _odd(particles)[answers.row])
+    columns: Mapping[str, Float64[Tensor, "images ..."]]
+    if isinstance(particles, CryosparcParticles):
+        suffix, columns = ".cs", fields_of(answers, particles.shift_pixel[answers.row])
+    else:
+        suffix, columns = ".star", columns_of(answers, _odd(particles)[answers.row])
     written = [out / f"posterior{suffix}"]
     _write(particles, answers, columns, torch.arange(len(answers)), written[0])
     order = answers.mean["amplitude"][:, direction - 1].argsort()
@@ -98,17 +105,11 @@ def columns_of(answers: Answers, odd: Float64[Tensor, "images"]) -> dict[str, Fl
     angles = euler_of_quaternions(answers.mean["pose"].double())
     found: dict[str, Float64[Tensor, "images"]] = {}
     found |= zip(("AngleRot", "AngleTilt", "AnglePsi"), angles.T, strict=True)
-    deviation = answers.deviation.double()
-    found["AngleError"] = torch.rad2deg(deviation[:, :3].square().mean(1).sqrt())
-    place = 3
-    for name, value in answers.mean.items():
-        if name == "pose":
-            continue
-        for number, column in enumerate(value.double().reshape(len(answers), -1).T):
-            label = _label(name, number)
-            found[label] = odd - column if name == "shift" else column
-            found[f"{label}Error"] = deviation[:, place]
-            place += 1
+    found["AngleError"] = torch.rad2deg(_pose_deviation(answers))
+    for name, number, mean, deviation in _numbers(answers):
+        label = _label(name, number)
+        found[label] = odd - mean if name == "shift" else mean
+        found[f"{label}Error"] = deviation
     return {
         **found,
         "LogEvidence": answers.log_evidence,
@@ -117,10 +118,51 @@ def columns_of(answers: Answers, odd: Float64[Tensor, "images"]) -> dict[str, Fl
     }
 
 
+def fields_of(
+    answers: Answers, shift_pixel: Float64[Tensor, "images"]
+) -> dict[str, Float64[Tensor, "images ..."]]:
+    """The same as cryoSPARC would have it: rotation vectors in radians, and shifts in pixels of so many Å."""
+    found: dict[str, Float64[Tensor, "images ..."]] = {}
+    found["pose"] = vectors_of_quaternions(answers.mean["pose"])
+    found["pose_error"] = _pose_deviation(answers)
+    shifts = []
+    for name, number, mean, deviation in _numbers(answers):
+        if name == "shift":
+            shifts.append((-mean / shift_pixel, deviation / shift_pixel))
+            continue
+        field = f"{name}{number + 1}" if name in _NUMBERED else name
+        found |= {field: mean, f"{field}_error": deviation}
+    if shifts:
+        mean, deviation = (torch.stack(both, dim=1) for both in zip(*shifts, strict=True))
+        found |= {"shift": mean, "shift_error": deviation, "psize_A": shift_pixel}
+    return {
+        **found,
+        "log_evidence": answers.log_evidence,
+        "ess_fraction": answers.ess_fraction,
+        "predictive_p": answers.p_value,
+    }
+
+
+def _pose_deviation(answers: Answers) -> Float64[Tensor, "images"]:
+    """In radians, root mean square over axes."""
+    return answers.deviation[:, :3].double().square().mean(1).sqrt()
+
+
+def _numbers(
+    answers: Answers,
+) -> Iterator[tuple[str, int, Float64[Tensor, "images"], Float64[Tensor, "images"]]]:
+    """Name, place, mean and deviation of each number of each latent but the pose, the first of all."""
+    deviation = iter(answers.deviation[:, 3:].double().T)
+    for name, value in answers.mean.items():
+        if name != "pose":
+            for number, mean in enumerate(value.double().reshape(len(answers), -1).T):
+                yield name, number, mean, next(deviation)
+
+
 def _label(name: str, number: int) -> str:
     if name == "shift":
         return ("OriginXAngst", "OriginYAngst")[number]
-    if name in ("amplitude", "astigmatism"):
+    if name in _NUMBERED:
         return f"{name.title()}{number + 1}"
     return "".join(part.title() for part in name.split("_"))
 
@@ -128,19 +170,13 @@ def _label(name: str, number: int) -> str:
 def _write(
     particles: ParticleSet,
     answers: Answers,
-    columns: dict[str, Float64[Tensor, "images"]],
-    which: Tensor,
+    columns: Mapping[str, Float64[Tensor, "images ..."]],
+    which: Int64[Tensor, "some"],
     path: Path,
 ) -> None:
-    """Some of the answers, beside all that their star file says of them; or beside their names alone."""
-    chosen = {label: column[which] for label, column in columns.items()}
-    these = particles[answers.row[which]]
-    if path.suffix == ".star":
-        # under RELION's own names they would take the place of what a program has found
-        write_star(these, path, {f"cryoanm{label}": column for label, column in chosen.items()})
-        return
-    lines = [",".join(("image", *chosen))]
-    for name, *numbers in zip(these.names, *(c.tolist() for c in chosen.values()), strict=True):
-        lines.append(",".join((name, *(f"{number:.6g}" for number in numbers))))
-    text = "\n".join(lines) + "\n"
-    write_atomically(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+    """Some of the answers, beside all that their table says of them."""
+    these, chosen = particles[answers.row[which]], {name: column[which] for name, column in columns.items()}
+    if isinstance(these, CryosparcParticles):
+        write_cs(these, path, chosen)
+    else:
+        write_star(these, path, chosen)

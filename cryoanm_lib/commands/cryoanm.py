@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--despite-check", action="store_true", help="go on where check finds a mistake")
     run.add_argument("--quiet", action="store_true", help="show no progress")
     report = command("report", "one HTML file of what a run found")
-    export_ = command("export", "star files, movies and draws of what a run found")
+    export_ = command("export", "tables for RELION or cryoSPARC, movies and draws of what a run found")
     for each in (report, export_):
         each.add_argument("run", type=Path, help="folder of the run")
     report.add_argument("--to", type=Path, help="the file; default report.html in the folder")

@@ -1,16 +1,19 @@
-"""Tables of particles as cryoSPARC writes them: `.cs` files, with what their passthrough file adds."""
+"""Tables of particles as cryoSPARC writes them: `.cs` files and what their passthrough files add."""
 
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy  # loads its rotations where they are first used
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from cryoanm_lib.errors import ParticleError
+from cryoanm_lib.io.storage import write_atomically
 from cryoanm_lib.particles.optics_group import OpticsGroup, ctf_of, require_usable
 from cryoanm_lib.particles.particle_set import ParticleSet, looked_in
 
@@ -19,9 +22,25 @@ _DEFOCUS = ("ctf/df1_A", "ctf/df2_A", "ctf/df_angle_rad")
 _POSE, _SHIFT, _SHIFT_PIXEL = "alignments3D/pose", "alignments3D/shift", "alignments3D/psize_A"
 
 
+@dataclass(frozen=True, eq=False)
+class CryosparcParticles(ParticleSet):
+    """Particles of a `.cs` file.
+
+    Attributes
+    ----------
+    uid : Int64[Tensor, "particles"]
+        The bits of cryoSPARC's number of each particle, which has no sign.
+    shift_pixel : Float64[Tensor, "particles"]
+        Å of the pixels in which the file has shifts; those of the images, where it has none.
+    """
+
+    uid: Int64[Tensor, "particles"] = field(kw_only=True)
+    shift_pixel: Float64[Tensor, "particles"] = field(kw_only=True)
+
+
 def read_cs(
     path: str | Path, passthrough: str | Path | None = None, data: str | Path | None = None
-) -> ParticleSet:
+) -> CryosparcParticles:
     """Read particles of cryoSPARC.
 
     A pose is a rotation vector, of the inverse of our rotation; a shift is minus ours, in pixels of its own,
@@ -38,9 +57,9 @@ def read_cs(
     Raises
     ------
     ParticleError
-        If a file cannot be read, holds Python objects, which are never loaded, or lacks what nothing can do
-        without; or a number is none in the unit of its field. Poses, shifts and defoci may be missing until
-        they are asked for.
+        If a file cannot be read, holds Python objects, which are never loaded, names two particles alike, or
+        lacks what nothing can do without; or a number is none in the unit of its field. Poses, shifts and
+        defoci may be missing until they are asked for.
     """
     path = Path(path)
     table = _Fields(path, None if passthrough is None else Path(passthrough))
@@ -54,16 +73,79 @@ def read_cs(
     place = torch.from_numpy(table.numbers("blob/idx")).long()
     if (place < 0).any():
         raise ParticleError(f"{str(path)!r} has blob/idx below 0")
-    return ParticleSet(
+    shift_pixel = _shift_pixel(table) if has_shift else torch.from_numpy(table.numbers("blob/psize_A"))
+    return CryosparcParticles(
         path,
         *looked_in(path, data),
         *(optics, group, tuple(number), torch.tensor([number[name] for name in names])),
         *(place, torch.zeros_like(place)),
         pose=_quaternions(table) if has_pose else None,
-        shift=_shift(table) if has_shift else None,
+        shift=-shift_pixel[:, None] * torch.from_numpy(table.numbers(_SHIFT, 2)) if has_shift else None,
         ctf=_ctf(table) if has_ctf else None,
         absent=absent,
+        uid=torch.from_numpy(table["uid"].astype(np.uint64).view(np.int64)),
+        shift_pixel=shift_pixel,
     )
+
+
+def vectors_of_quaternions(quaternions: Float[Tensor, "particles 4"]) -> Float64[Tensor, "particles 3"]:
+    """Rotation vectors in radians as cryoSPARC has them, of active rotations.
+
+    Examples
+    --------
+    >>> vectors_of_quaternions(torch.tensor([[0.7071, 0.0, 0.0, -0.7071]])).round(decimals=3)
+    tensor([[-0.0000, -0.0000, 1.5710]], dtype=torch.float64)
+    """
+    turns = scipy.spatial.transform.Rotation.from_quat(quaternions.double().numpy(), scalar_first=True)
+    return torch.from_numpy(-turns.as_rotvec())
+
+
+def write_cs(
+    particles: CryosparcParticles,
+    path: str | Path,
+    columns: Mapping[str, Float[Tensor, "particles ..."]] | None = None,
+) -> None:
+    """Write the rows of some particles as their `.cs` file has them, with fields of ours at the end.
+
+    All fields of the file are kept, those of its passthrough file are left there, and rows are found by their
+    `uid`: who reads the file again gives the same passthrough file.
+
+    Parameters
+    ----------
+    particles, path : CryosparcParticles, str or Path
+        Of `read_cs`, or some of them in any order, and where to write.
+    columns : mapping of str to Tensor, optional
+        Numbers of each particle, or some numbers of each, by what they are called after `cryoanm/`. Fields of
+        ours that are there already are written anew.
+
+    Raises
+    ------
+    ParticleError
+        If the source file cannot be read any more, or has changed so that a particle is not there; or a
+        column has another length.
+    """
+    columns = {f"cryoanm/{name}": column for name, column in (columns or {}).items()}
+    for name, column in columns.items():
+        if len(column) != len(particles):
+            raise ParticleError(
+                f"{name!r} has {len(column)} numbers for {len(particles)} particles: give those of each"
+            )
+    source = _loaded(particles.source)
+    uids = particles.uid.numpy().view(np.uint64).tolist()
+    rows = _rows(source, particles.source, uids, "that were read from it: read it again")
+    kept = [name for name in source.dtype.names if name not in columns]
+    ours = [(name, "<f4", tuple(column.shape[1:])) for name, column in columns.items()]
+    written = np.empty(len(rows), [*((name, source.dtype[name]) for name in kept), *ours])
+    for name in kept:
+        written[name] = source[name][rows]
+    for name, column in columns.items():
+        written[name] = column.numpy()
+
+    def write(beside: Path) -> None:
+        with open(beside, "wb") as file:  # given a name, NumPy would end it in .npy
+            np.save(file, written, allow_pickle=False)
+
+    write_atomically(Path(path), write)
 
 
 class _Fields:
@@ -72,15 +154,9 @@ class _Fields:
     def __init__(self, path: Path, passthrough: Path | None) -> None:
         self.path, self._tables = path, [_loaded(path)]
         if passthrough is not None:
-            other = _loaded(passthrough)
-            row_of = {uid: row for row, uid in enumerate(other["uid"].tolist())}
-            missing = [uid for uid in self._tables[0]["uid"].tolist() if uid not in row_of]
-            if missing:
-                raise ParticleError(
-                    f"{str(passthrough)!r} lacks {len(missing)} particles of {str(path)!r}, such as uid "
-                    f"{missing[0]}: give the passthrough file of the same job"
-                )
-            self._tables.append(other[[row_of[uid] for uid in self._tables[0]["uid"].tolist()]])
+            other, uids = _loaded(passthrough), self._tables[0]["uid"].tolist()
+            remedy = f"of {str(path)!r}: give the passthrough file of the same job"
+            self._tables.append(other[_rows(other, passthrough, uids, remedy)])
 
     def __contains__(self, field: str) -> bool:
         return any(field in (table.dtype.names or ()) for table in self._tables)
@@ -131,7 +207,28 @@ def _loaded(path: Path) -> Any:
     names = getattr(getattr(table, "dtype", None), "names", None)
     if names is None or "uid" not in names or table.ndim != 1 or not len(table):
         raise ParticleError(f"{str(path)!r} holds no table of particles with their uid")
+    uid = table["uid"]
+    if uid.dtype.kind != "u" or uid.ndim != 1:
+        raise ParticleError(
+            f"{str(path)!r} has uid of type {uid.dtype}{uid.shape[1:]}: whole numbers are asked for"
+        )
+    found, count = np.unique(uid, return_counts=True)
+    if len(found) < len(uid):
+        raise ParticleError(
+            f"{str(path)!r} has uid {found[count.argmax()]} {count.max()} times, by which particles are told "
+            "apart: remove what is there twice, or import the particles anew"
+        )
     return table
+
+
+def _rows(table: Any, path: Path, uids: Sequence[int], whose: str) -> list[int]:
+    """Where in a table some particles are; or it is told whose particles it lacks, and what to do."""
+    row_of = {uid: row for row, uid in enumerate(table["uid"].tolist())}
+    if missing := [uid for uid in uids if uid not in row_of]:
+        raise ParticleError(
+            f"{str(path)!r} lacks {len(missing)} particles, such as uid {missing[0]}, {whose}"
+        )
+    return [row_of[uid] for uid in uids]
 
 
 def _optics(table: _Fields) -> tuple[tuple[OpticsGroup, ...], Int64[Tensor, "particles"]]:
@@ -163,8 +260,11 @@ def _quaternions(table: _Fields) -> Float64[Tensor, "particles 4"]:
     return torch.from_numpy(turns.as_quat(canonical=True, scalar_first=True))
 
 
-def _shift(table: _Fields) -> Float64[Tensor, "particles 2"]:
-    return -torch.from_numpy(table.numbers(_SHIFT, 2) * table.numbers(_SHIFT_PIXEL)[:, None])
+def _shift_pixel(table: _Fields) -> Float64[Tensor, "particles"]:
+    column = table.numbers(_SHIFT_PIXEL)
+    if not (column > 0).all():
+        raise ParticleError(f"{str(table.path)!r} has {_SHIFT_PIXEL} of {column.min():g}: it must be above 0")
+    return torch.from_numpy(column)
 
 
 def _ctf(table: _Fields) -> Float64[Tensor, "particles 5"]:

@@ -1,5 +1,6 @@
 """A run on the particles that come with the library: gone on with, reported, exported, never a mixture."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -14,7 +15,17 @@ import torch
 from safetensors import safe_open
 
 import cryoanm_lib
-from cryoanm_lib import Plan, RunFolder, export, infer, read_star, simulate_stack, write_report, write_star
+from cryoanm_lib import (
+    Plan,
+    RunFolder,
+    export,
+    infer,
+    read_cs,
+    read_star,
+    simulate_stack,
+    write_report,
+    write_star,
+)
 from cryoanm_lib.analysis.answers import Answers
 from cryoanm_lib.analysis.export import columns_of
 from cryoanm_lib.commands.cryoanm import main
@@ -23,6 +34,7 @@ from cryoanm_lib.io.storage import load_json
 from cryoanm_lib.numerics.fourier import image_to_coefficients
 from cryoanm_lib.particles.stacks import opened
 from cryoanm_lib.particles.star import quaternions_of_euler
+from tests.library.particles.test_cryosparc import save, table_of
 from tests.relion import needs_relion
 
 torch.set_num_threads(1)
@@ -322,6 +334,52 @@ def test_what_is_exported_is_what_was_found(run: RunFolder, table: Path) -> None
     for wrong in ({"direction": 4}, {"subsets": -1}, {"subsets": 1000}):
         with pytest.raises(CryoANMError, match="are not usable"):
             export(run.path, **wrong)
+
+
+def of_cs(run: RunFolder, path: Path, stacks: Path, to: Path) -> RunFolder:
+    """The answers of a run, to a .cs file of the same rows."""
+    plan = plan_of(path, data=str(stacks))
+    found = RunFolder(to)
+    found.begin(plan)
+    shutil.copytree(run.path / "shards", to / "shards")
+    return found
+
+
+def test_of_a_cs_file_there_are_cs_files(run: RunFolder, table: Path, tmp_path: Path) -> None:
+    """All that the file says stays; poses and shifts are such that they can take the place of its own."""
+    path = tmp_path / "few.cs"
+    given = save(path, table_of(read_star(table)))
+    written = {f.name: f for f in export(of_cs(run, path, table.parent, tmp_path / "run").path, subsets=3)}
+    answers, found = run.answers(), np.load(written["posterior.cs"], allow_pickle=False)
+    assert found.dtype.names[: len(given.dtype.names)] == given.dtype.names
+    for name in given.dtype.names:
+        np.testing.assert_array_equal(found[name], given[name])
+    ours = found.dtype.names[len(given.dtype.names) :]
+    assert {"cryoanm/log_evidence", "cryoanm/predictive_p", "cryoanm/pose_error"} < set(ours)
+    assert all(found.dtype[name].base == np.float32 for name in ours)
+    expected = {
+        "amplitude2": answers.mean["amplitude"][:, 1],
+        "amplitude2_error": answers.deviation[:, 6],
+        "shift_error": answers.deviation[:, 3:5] / 8.0,
+        "defocus_error": answers.deviation[:, 8],
+    }
+    for name, column in expected.items():
+        np.testing.assert_allclose(found[f"cryoanm/{name}"], column.numpy(), rtol=1e-5)
+    moved = found.copy()
+    for name in ("pose", "shift", "psize_A"):
+        moved[f"alignments3D/{name}"] = found[f"cryoanm/{name}"]
+    save(tmp_path / "moved.cs", moved)
+    again = read_cs(tmp_path / "moved.cs")
+    alike = (again.pose * answers.mean["pose"].double()).sum(1).abs()
+    torch.testing.assert_close(alike, torch.ones(FEW).double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(again.shift, answers.mean["shift"].double(), rtol=0, atol=1e-5)
+    parts = [np.load(written[f"subset_1_{n}of3.cs"]) for n in (1, 2, 3)]
+    assert sorted(uid for part in parts for uid in part["uid"]) == sorted(given["uid"])
+    for lower, upper in itertools.pairwise(part["cryoanm/amplitude1"] for part in parts):
+        assert lower.max() <= upper.min()
+    second = of_cs(run, written["posterior.cs"], table.parent, tmp_path / "second")
+    once_more = np.load(export(second.path, subsets=0)[0], allow_pickle=False)
+    np.testing.assert_array_equal(once_more, found)
 
 
 @pytest.mark.thorough

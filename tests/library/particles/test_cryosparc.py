@@ -10,8 +10,9 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from cryoanm_lib import ParticleSet, read_cs, read_star
+from cryoanm_lib import ParticleSet, read_cs, read_star, write_cs
 from cryoanm_lib.errors import CryoANMError, ParticleError
+from cryoanm_lib.particles.cryosparc import vectors_of_quaternions
 from tests.library.particles.test_star import NEW, data_set, same
 
 torch.set_num_threads(1)
@@ -29,9 +30,10 @@ def table_of(particles: ParticleSet) -> np.ndarray:
     """What cryoSPARC would say of them, with shifts in pixels twice as large as those of the images."""
     table = np.zeros(len(particles), dtype=FIELDS)
     groups = [particles.optics[g] for g in particles.group.tolist()]
-    table["uid"] = np.array([11, 22, 33])
+    table["uid"] = 2**63 + 11 * np.arange(1, 1 + len(particles), dtype=np.uint64)  # as most of cryoSPARC's
     table["blob/path"] = [f">{particles.stacks[s]}".encode() for s in particles.stack.tolist()]
-    table["blob/idx"], table["blob/shape"], table["blob/sign"] = particles.place, 8, -1
+    table["blob/idx"], table["blob/sign"] = particles.place, -1
+    table["blob/shape"] = [[group.box_size] * 2 for group in groups]
     table["blob/psize_A"] = [group.pixel_size for group in groups]
     table["ctf/exp_group_id"] = particles.group
     table["ctf/accel_kv"] = [group.voltage for group in groups]
@@ -96,7 +98,7 @@ def test_what_a_file_leaves_out_is_taken_from_its_passthrough(written, tmp_path:
     save(tmp_path / "passthrough.cs", other[[2, 0, 1]])
     same(read_cs(path, tmp_path / "passthrough.cs"), expected)
     save(tmp_path / "passthrough.cs", other[[2, 0]])
-    with pytest.raises(ParticleError, match=r"lacks 1 particles of .* such as uid 22"):
+    with pytest.raises(ParticleError, match=r"lacks 1 particles, such as uid 9223372036854775830"):
         read_cs(path, tmp_path / "passthrough.cs")
 
 
@@ -115,6 +117,8 @@ def test_what_is_missing_is_asked_for_by_name(written) -> None:
         ("ctf/df1_A", 1.5, "give it in Å"),
         ("alignments3D/pose", math.nan, "alignments3D/pose that are not finite"),
         ("blob/shape", (8, 6), "not square"),
+        ("alignments3D/psize_A", 0.0, r"alignments3D/psize_A of 0: it must be above 0"),
+        ("uid", 7, "has uid 7 3 times"),
     ],
 )
 def test_numbers_that_are_none_are_refused(written, field: str, value: float, asked: str) -> None:
@@ -123,6 +127,66 @@ def test_numbers_that_are_none_are_refused(written, field: str, value: float, as
     save(path, table)
     with pytest.raises(ParticleError, match=asked):
         read_cs(path)
+
+
+def test_what_is_written_has_the_rows_of_the_file_and_ours(written, tmp_path: Path) -> None:
+    """In the order that is asked for, all fields to the bit; what is written again takes its place."""
+    path, table, _ = written
+    particles, rows = read_cs(path), torch.tensor([2, 0])
+    columns = {"amplitude1": torch.tensor([1.5, -2.0]), "shift": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}
+    write_cs(particles[rows], tmp_path / "some.cs", columns)
+    found = np.load(tmp_path / "some.cs", allow_pickle=False)
+    assert found.dtype.names == (*table.dtype.names, "cryoanm/amplitude1", "cryoanm/shift")
+    for name in table.dtype.names:
+        np.testing.assert_array_equal(found[name], table[name][rows.numpy()])
+    for name, column in columns.items():
+        assert found[f"cryoanm/{name}"].dtype == np.float32
+        np.testing.assert_array_equal(found[f"cryoanm/{name}"], column.numpy())
+    again = read_cs(tmp_path / "some.cs")
+    same(again, particles[rows])
+    write_cs(again[torch.tensor([1])], tmp_path / "again.cs", {"amplitude1": torch.tensor([7.0])})
+    found = np.load(tmp_path / "again.cs", allow_pickle=False)
+    assert sorted(found.dtype.names) == sorted((*table.dtype.names, "cryoanm/amplitude1", "cryoanm/shift"))
+    assert (found["cryoanm/amplitude1"].item(), found["uid"].item()) == (7.0, table["uid"][0])
+
+
+def test_what_is_written_fits_the_same_passthrough(written, tmp_path: Path) -> None:
+    _, table, expected = written
+    own = [f for f in FIELDS if not f[0].startswith(("ctf/", "blob/"))]
+    rest = [f for f in FIELDS if f not in own or f[0] == "uid"]
+    for name, fields in {"own.cs": own, "passthrough.cs": rest}.items():
+        save(tmp_path / name, np.array(table[[f[0] for f in fields]].tolist(), dtype=fields))
+    both = read_cs(tmp_path / "own.cs", tmp_path / "passthrough.cs")
+    write_cs(both[torch.tensor([1])], tmp_path / "one.cs")
+    same(read_cs(tmp_path / "one.cs", tmp_path / "passthrough.cs"), expected[torch.tensor([1])])
+
+
+def test_poses_are_written_as_they_are_read(written) -> None:
+    """Any turn, half turns and none among them, takes the place of the file's own."""
+    path, table, _ = written
+    turns = Rotation.random(3, rng=1)
+    pose = torch.from_numpy(turns.as_quat(canonical=True, scalar_first=True))
+    table["alignments3D/pose"] = vectors_of_quaternions(pose)
+    save(path, table)
+    torch.testing.assert_close(read_cs(path).pose, pose, rtol=0, atol=1e-6)
+    special = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [-0.6, 0.0, 0.8, 0.0]])
+    table["alignments3D/pose"] = vectors_of_quaternions(special)
+    save(path, table)
+    found = read_cs(path).pose
+    torch.testing.assert_close((found * special).sum(1).abs(), torch.ones(3).double(), rtol=0, atol=1e-6)
+
+
+def test_what_cannot_be_written_is_refused(written, tmp_path: Path) -> None:
+    path, table, _ = written
+    particles = read_cs(path)
+    with pytest.raises(ParticleError, match=r"'cryoanm/x' has 2 numbers for 3 particles"):
+        write_cs(particles, tmp_path / "some.cs", {"x": torch.zeros(2)})
+    save(path, table[:2])
+    with pytest.raises(
+        ParticleError, match=rf"lacks 1 particles, such as uid {2**63 + 33}, .* read it again"
+    ):
+        write_cs(particles, tmp_path / "some.cs")
+    assert not (tmp_path / "some.cs").exists()
 
 
 def test_objects_are_never_loaded(tmp_path: Path) -> None:
