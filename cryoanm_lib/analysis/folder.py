@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -143,14 +143,15 @@ class RunFolder:
 
 
 def particles_of(plan: Plan) -> ParticleSet:
-    """The table that a plan names: a star file, or by its name one of cryoSPARC's.
+    """The table that a plan names: a star file, or by its name one of cryoSPARC's; of a dark molecule, if so.
 
     Where poses are searched for it may lack them, and shifts, which are then looked for about the middle.
 
     Raises
     ------
     ParticleError
-        As of `read_star` and `read_cs`; or if labels are overridden in a `.cs` file.
+        As of `read_star` and `read_cs`; or if labels are overridden in a `.cs` file, or it says that the
+        molecule is bright and the plan that it is dark.
     """
     if Path(plan.particles).suffix != ".cs":
         particles = read_star(plan.particles, plan.data, plan.override)
@@ -158,6 +159,14 @@ def particles_of(plan: Plan) -> ParticleSet:
         raise ParticleError("override (--override) is for star files: a .cs file has all its fields")
     else:
         particles = read_cs(plan.particles, plan.passthrough, plan.data)
+        if plan.dark and particles.said_bright:
+            raise ParticleError(
+                f"dark (--dark) says that the molecule is dark, and blob/sign of {plan.particles!r} is 1, "
+                "that it is bright: leave dark out, or where `check` finds it dark set blob/sign to -1"
+            )
+    if plan.dark:
+        dark = tuple(dataclasses.replace(group, sign=-1) for group in particles.optics)
+        particles = dataclasses.replace(particles, optics=dark)
     return _to_be_searched(particles) if plan.pose == "search" else particles
 
 
@@ -169,7 +178,7 @@ def _to_be_searched(particles: ParticleSet) -> ParticleSet:
         "shift": torch.zeros(n, 2, dtype=torch.float64),
     }
     lacking = {name: value for name, value in nothing.items() if getattr(particles, name) is None}
-    return replace(particles, **lacking)
+    return dataclasses.replace(particles, **lacking)
 
 
 def _digests(plan: Plan) -> dict[str, str]:

@@ -165,8 +165,7 @@ def _scale(
     if not found > 0:
         raise CryoANMError(
             "the images have nothing in common with the molecule at the poses of their table: `check` may "
-            "say why; where the molecule is dark, and a star file cannot say so, invert the images, as by "
-            "relion_image_handler --multiply_constant -1"
+            "say why; where the molecule is dark, and the table does not say so, say it by dark (--dark)"
         )
     return found.item()
 

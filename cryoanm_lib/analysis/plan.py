@@ -35,6 +35,7 @@ class Plan(Section):
     spread: Positive = Field(2.0, description="Å, root mean square over atoms, that the softest mode moves")
     passthrough: str | None = Field(None, description="that of a .cs file")
     data: str | None = Field(None, description="folder below which the stacks are")
+    dark: bool = Field(False, description="the molecule is darker than what surrounds it, as on the detector")
     override: dict[str, Finite] = Field({}, description="labels, and what they are of all particles")
     skip_bad: bool = Field(False, description="leave out images that are not usable")
     pose: Literal["star", "prior", "search"] = Field(

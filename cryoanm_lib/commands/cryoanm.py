@@ -27,12 +27,18 @@ from cryoanm_lib import (
 from cryoanm_lib.errors import CryoANMError
 
 #: What says which particles and which molecule, of the settings of a plan.
-_DATA = ("chains", "threshold", "origin", "passthrough", "data", "override", "skip_bad", "seed")
+_DATA = ("chains", "threshold", "origin", "passthrough", "data", "dark", "override", "skip_bad", "seed")
+#: What to do where the molecule is not as it was taken to be.
+_REMEDY = {
+    "dark": "--dark; or where a .cs file says that the molecule is bright, set its blob/sign to -1",
+    "bright": "leave out --dark; or where a .cs file says that the molecule is dark, set its blob/sign to 1",
+}
 _EXAMPLES = {
     "check": """examples:
   cryoanm check particles.star --reference model.cif
   cryoanm check run_data.star --data /data/project --reference 4ake --chains A --json
   cryoanm check particles.star --reference map.mrc --threshold 0.02
+  cryoanm check raw.star --reference model.cif --dark
   cryoanm check old.star --reference model.pdb --override rlnImagePixelSize=1.5 --skip-bad
 """,
     "infer": """examples:
@@ -230,6 +236,8 @@ def _told(particles: ParticleSet, found: Consistency) -> str:
         f"molecule: {sign}; signal-to-noise ratio {found.snr:.2g}",
         f"verdict: {found.verdict.replace('_', ' ')}",
     ]
+    if found.verdict == "inverted_contrast":
+        lines.append(f"remedy: {_REMEDY[sign]}")
     return "\n".join(lines)
 
 

@@ -20,6 +20,7 @@ from cryoanm_lib.particles.particle_set import ParticleSet, looked_in
 _MICROSCOPE = ("ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast")
 _DEFOCUS = ("ctf/df1_A", "ctf/df2_A", "ctf/df_angle_rad")
 _POSE, _SHIFT, _SHIFT_PIXEL = "alignments3D/pose", "alignments3D/shift", "alignments3D/psize_A"
+_SIGN = "blob/sign"
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +33,13 @@ class CryosparcParticles(ParticleSet):
         The bits of cryoSPARC's number of each particle, which has no sign.
     shift_pixel : Float64[Tensor, "particles"]
         Å of the pixels in which the file has shifts; those of the images, where it has none.
+    said_bright : bool
+        Whether the file says of any, and does not just leave it open, that the molecule is bright.
     """
 
     uid: Int64[Tensor, "particles"] = field(kw_only=True)
     shift_pixel: Float64[Tensor, "particles"] = field(kw_only=True)
+    said_bright: bool = field(kw_only=True)
 
 
 def read_cs(
@@ -85,6 +89,7 @@ def read_cs(
         absent=absent,
         uid=torch.from_numpy(table["uid"].astype(np.uint64).view(np.int64)),
         shift_pixel=shift_pixel,
+        said_bright=bool((table.or_zero(_SIGN) > 0).any()),
     )
 
 
@@ -238,7 +243,7 @@ def _optics(table: _Fields) -> tuple[tuple[OpticsGroup, ...], Int64[Tensor, "par
         raise ParticleError(f"{str(table.path)!r} has images that are not square")
     microscope = [table.numbers(field) for field in _MICROSCOPE]
     columns = [table.or_zero("ctf/exp_group_id"), *microscope, table.numbers("blob/psize_A"), size[:, 0]]
-    columns.append(table.or_zero("blob/sign"))
+    columns.append(table.or_zero(_SIGN))
     rows, group = np.unique(np.stack(columns, axis=-1), axis=0, return_inverse=True)
     found = []
     for number, voltage, aberration, contrast, pixel, box, bright in rows.tolist():

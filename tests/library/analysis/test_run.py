@@ -488,6 +488,14 @@ def test_the_command_line_does_the_same(
     assert len(opened(clean).images) == FEW
 
 
+def test_a_dark_molecule_is_simulated_dark(table: Path, tmp_path: Path) -> None:
+    bright, dark = (
+        read_star(simulate_stack(plan_of(table, dark=dark), tmp_path / name, noise_free=True, progress=False))
+        for dark, name in ((False, "bright.mrcs"), (True, "dark.mrcs"))
+    )
+    torch.testing.assert_close(dark.images().pixels, -bright.images().pixels)
+
+
 @pytest.mark.parametrize("rows", [[2, 0], [1]])
 def test_answers_are_put_together_in_the_order_of_rows(
     run: RunFolder, tmp_path: Path, rows: list[int]

@@ -1,6 +1,7 @@
 """Images by RELION in coloured noise, as their table has them and with each of the usual mistakes."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+import cryoanm_lib
 from cryoanm_lib import Atoms, ParticleSet, Scattering, check_particles, load_atoms, read_star
 from cryoanm_lib.checks.consistency import MISTAKES
 from cryoanm_lib.commands.cryoanm import main
 from cryoanm_lib.errors import CryoANMError
+from cryoanm_lib.particles.stacks import opened
 from tests.relion import (
     OPTICS_TABLE,
     atoms_map,
@@ -121,6 +124,27 @@ def test_the_command_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "give LABEL=NUMBER" in capsys.readouterr().err
     assert main(["check", str(tmp_path / "no.star"), "--reference", "adk_open"]) == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_dark_molecule_is_said_to_be_dark(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The particles that come with the library, inverted: by an option they are consistent again."""
+    shipped = Path(cryoanm_lib.__file__).parent / "data" / "adk_particles.star"
+    shutil.copy(shipped, tmp_path)
+    with mrcfile.new(tmp_path / "adk_particles.mrcs") as file:
+        file.set_data(-opened(shipped.with_suffix(".mrcs")).images.astype(np.float32))
+        file.voxel_size = 4.0
+    asked = ["--reference", "adk_open", "--images", "100"]
+    inverted = ["check", str(tmp_path / "adk_particles.star"), *asked]
+    for arguments, verdict, remedy in (
+        (inverted, "inverted contrast", "remedy: --dark; "),
+        ([*inverted, "--dark"], "consistent", None),
+        (["check", str(shipped), *asked, "--dark"], "inverted contrast", "remedy: leave out --dark; "),
+    ):
+        assert main(arguments) == 0
+        told = capsys.readouterr().out
+        assert f"verdict: {verdict}\n" in told
+        assert ("remedy" in told) == (remedy is not None) and (remedy or "") in told
+        assert f"molecule: {'bright' if arguments[1] == str(shipped) else 'dark'};" in told
 
 
 @needs_relion

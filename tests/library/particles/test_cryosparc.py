@@ -10,9 +10,9 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from cryoanm_lib import ParticleSet, read_cs, read_star, write_cs
+from cryoanm_lib import ParticleSet, Plan, particles_of, read_cs, read_star, write_cs
 from cryoanm_lib.errors import CryoANMError, ParticleError
-from cryoanm_lib.particles.cryosparc import vectors_of_quaternions
+from cryoanm_lib.particles.cryosparc import CryosparcParticles, vectors_of_quaternions
 from tests.library.particles.test_star import NEW, data_set, same
 
 torch.set_num_threads(1)
@@ -75,6 +75,25 @@ def test_it_says_what_the_star_file_says(written) -> None:
         assert (a.voltage, a.pixel_size, a.box_size) == pytest.approx((b.voltage, b.pixel_size, b.box_size))
     rows = torch.tensor([1, 0])
     torch.testing.assert_close(found.images(rows).pixels, expected.images(rows).pixels)
+
+
+@pytest.mark.parametrize("sign", [None, -1, 1])
+def test_a_plan_may_say_that_the_molecule_is_dark(written, sign: int | None) -> None:
+    """Where the file says so too, or nothing; not where it says the contrary."""
+    path, table, _ = written
+    table["blob/sign"] = sign or 0
+    kept = [f for f in FIELDS if sign is not None or f[0] != "blob/sign"]
+    save(path, np.array(table[[f[0] for f in kept]].tolist(), dtype=kept))
+    plan = Plan(particles=str(path), reference="adk_open", dark=True)
+    if sign == 1:
+        with pytest.raises(
+            ParticleError, match=r"dark \(--dark\) says .* blob/sign of '.*particles.cs' is 1"
+        ):
+            particles_of(plan)
+        return
+    particles = particles_of(plan)
+    assert [group.sign for group in particles.optics] == [-1, -1]
+    assert isinstance(particles, CryosparcParticles)  # which can be written back
 
 
 def test_a_turn_about_the_beam_is_the_inverse_of_ours(written) -> None:
