@@ -1,9 +1,11 @@
 """The folder of a run: what was asked, what was learned, and the answers so far."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -28,16 +30,16 @@ class RunFolder:
 
     path: Path
 
-    def begin(self, plan: Plan) -> None:
+    def begin(self, plan: Plan, particles: ParticleSet) -> None:
         """Write what is asked; or make sure that it is what was asked here before, by the same code.
 
         Raises
         ------
         ArtifactError
-            If the folder belongs to another run.
+            If the folder belongs to another run, or a stack has changed since it was begun.
         """
         asked = {"plan": json.loads(plan.model_dump_json()), "inputs": _digests(plan)}
-        asked["library"] = library_hash()
+        asked |= {"library": library_hash(), "stacks": _stacks(particles)}
         if not (self.path / "learned").exists():  # nothing was computed yet that belongs to another plan
             self.check.unlink(missing_ok=True)
             save_json(self.asked, asked)
@@ -51,6 +53,14 @@ class RunFolder:
             raise ArtifactError(
                 f"{self.path} holds a run with other {', '.join(changed)}: choose another folder (--out), or "
                 "remove it"
+            )
+        known = before.get("stacks", {})
+        if replaced := [name for name, v in asked["stacks"].items() if known.get(name) != v]:
+            first = replaced[0]
+            raise ArtifactError(
+                f"{len(replaced)} stacks have changed since {self.path} was begun, such as {first!r}, which "
+                f"was {known.get(first)} and is {asked['stacks'][first]}: put back what it was, with its "
+                "time, or choose another folder (--out)"
             )
 
     def plan(self) -> Plan:
@@ -179,6 +189,19 @@ def _to_be_searched(particles: ParticleSet) -> ParticleSet:
     }
     lacking = {name: value for name, value in nothing.items() if getattr(particles, name) is None}
     return dataclasses.replace(particles, **lacking)
+
+
+def _stacks(particles: ParticleSet) -> dict[str, str]:
+    """Size and time of modification of each stack: a digest would read all images before a run begins."""
+    files = particles.files
+    found = dict.fromkeys(files, "not found")
+    for name, path in files.items():
+        with contextlib.suppress(OSError):  # it has gone since it was found
+            if path is not None:
+                there = path.stat()
+                changed = datetime.fromtimestamp(int(there.st_mtime), UTC)
+                found[name] = f"of {there.st_size} bytes and {changed:%Y-%m-%d %H:%M:%S} UTC"
+    return found
 
 
 def _digests(plan: Plan) -> dict[str, str]:

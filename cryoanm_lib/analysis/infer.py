@@ -55,7 +55,7 @@ def infer(plan: Plan, folder: str | Path, despite_check: bool = False, progress:
     run = RunFolder(Path(folder))
     with alone(run.path, Path("run")):
         particles, molecule = particles_of(plan), molecule_of(plan)
-        run.begin(plan)
+        run.begin(plan, particles)
         sweep(run.path)
         _check(run, plan, particles, molecule, despite_check)
         microscopes = list(_microscopes(run, plan, particles, molecule))

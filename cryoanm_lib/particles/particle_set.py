@@ -195,6 +195,12 @@ class ParticleSet:
             )
         return torch.empty(count, box_size, box_size)
 
+    @property
+    def files(self) -> dict[str, Path | None]:
+        """Where each stack is, by its name; None of one that is not there, or not told from another."""
+        found = zip(self.stacks, self._files, strict=True)
+        return {name: file if isinstance(file, Path) else None for name, file in found}
+
     def _file(self, stack: int) -> Path:
         """Where a stack is."""
         file = self._files[stack]

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from cryoanm_lib import (
     RunFolder,
     export,
     infer,
+    particles_of,
     read_cs,
     read_star,
     simulate_stack,
@@ -184,13 +186,43 @@ def test_a_table_that_has_changed_is_refused_by_what_reads_its_rows(
         infer(plan, other.path, progress=False)
 
 
+@pytest.mark.parametrize("change", ["other", "later", "gone"])
+def test_a_run_goes_on_with_the_images_it_began_with(
+    table: Path, run: RunFolder, tmp_path: Path, change: str
+) -> None:
+    """And what reads its answers needs none."""
+    shutil.copytree(table.parent, tmp_path / "data")
+    stack = tmp_path / "data" / "adk_particles.mrcs"
+    there = stack.stat()
+    plan = plan_of(tmp_path / "data" / table.name)
+    of_copy = RunFolder(tmp_path / "run")
+    of_copy.begin(plan, particles_of(plan))
+    for part in ("learned", "shards"):
+        shutil.copytree(run.path / part, of_copy.path / part)
+    shutil.copy(run.check, of_copy.check)
+    of_copy.begin(plan, particles_of(plan))
+    if change == "gone":
+        stack.unlink()
+    elif change == "other":
+        stack.write_bytes(stack.read_bytes() + b"more")
+        os.utime(stack, ns=(there.st_atime_ns, there.st_mtime_ns))
+    else:
+        os.utime(stack, ns=(there.st_atime_ns, there.st_mtime_ns + 3 * 10**9))
+    with pytest.raises(
+        ArtifactError, match=r"1 stacks have changed .* 'adk_particles.mrcs', .*: put back what it was"
+    ):
+        infer(plan, of_copy.path, progress=False)
+    if change == "gone":
+        assert write_report(of_copy.path).exists() and export(of_copy.path, subsets=0)
+
+
 def test_a_plan_may_change_until_something_was_computed(table: Path, tmp_path: Path) -> None:
     """And a table that is not there is an error of the library."""
     with pytest.raises(CryoANMError, match=r"none\.star"):
         infer(plan_of(table.with_name("none.star")), tmp_path / "run", progress=False)
     folder = RunFolder(tmp_path / "run")
-    folder.begin(plan_of(table, modes=2))
-    folder.begin(plan_of(table, modes=3))
+    folder.begin(plan_of(table, modes=2), read_star(table))
+    folder.begin(plan_of(table, modes=3), read_star(table))
     assert folder.plan().modes == 3
 
 
@@ -340,7 +372,7 @@ def of_cs(run: RunFolder, path: Path, stacks: Path, to: Path) -> RunFolder:
     """The answers of a run, to a .cs file of the same rows."""
     plan = plan_of(path, data=str(stacks))
     found = RunFolder(to)
-    found.begin(plan)
+    found.begin(plan, particles_of(plan))
     shutil.copytree(run.path / "shards", to / "shards")
     return found
 
