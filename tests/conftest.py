@@ -1,9 +1,11 @@
 """Programs small enough to test, on a cluster of atoms that needs no file."""
 
+import contextlib
 import functools
 import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyro
@@ -18,6 +20,7 @@ from cryoanm_lib.molecule.anm import normal_modes
 from cryoanm_lib.program.encoders import Pixels, SharedEncoder
 from cryoanm_lib.program.program import Guide, Model
 from cryoanm_lib.program.rings import Rings
+from tests.killed import started
 
 #: What the long tests have counted, which the book shows.
 COUNTS = Path(__file__).with_name("counts.json")
@@ -54,6 +57,22 @@ def clock(monkeypatch) -> Callable[[float], None]:
 
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     return passes
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., int]]:
+    """Begin work in processes of its own, as of `started`, none of which outlives the test."""
+    begun = []
+
+    def of(work: Callable[[Path], object], folder: Path, largest_file: int | None = None) -> int:
+        begun.append(started(work, folder, largest_file))
+        return begun[-1]
+
+    yield of
+    for process in begun:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ A cell of a notebook that shows other things in another run says so by a tag.
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
@@ -19,14 +20,17 @@ TIMES = {"train_seconds", "images_per_second", "seconds", "started", "finished",
 #: where in memory its terms happen to lie.
 OWN_TO_A_RUN = {"timed", "rounding"}
 
+#: Files of a workflow's `results/`.
+WORKFLOW = ("fits/*/*", "assessments/*/*", "notebooks/*.ipynb", "metrics.json")
+
 # When matplotlib has drawn a figure.
 _DATE = re.compile(r"<dc:date>[^<]*</dc:date>")
 
 
-def differences(one: Path, other: Path) -> list[str]:
+def differences(one: Path, other: Path, kinds: Sequence[str] = WORKFLOW) -> list[str]:
     """Each file, or cell of a notebook, below two `results/` that only one has or that differs."""
     found = []
-    for kind in ("fits/*/*", "assessments/*/*", "notebooks/*.ipynb", "metrics.json"):
+    for kind in kinds:
         names = [{path.relative_to(root) for path in root.glob(kind)} for root in (one, other)]
         found += [str(name) for name in sorted(names[0] ^ names[1])]
         for name in sorted(names[0] & names[1]):

@@ -16,7 +16,15 @@ from cryoanm_lib.analysis.plan import Plan
 from cryoanm_lib.errors import ArtifactError, ParticleError
 from cryoanm_lib.inference.place_error import PlaceError
 from cryoanm_lib.io.provenance import library_hash
-from cryoanm_lib.io.storage import load_json, load_tensors, read_header, save_json, save_tensors, unusable
+from cryoanm_lib.io.storage import (
+    load_json,
+    load_tensors,
+    read_header,
+    save_json,
+    save_tensors,
+    sweep,
+    unusable,
+)
 from cryoanm_lib.particles.cryosparc import read_cs
 from cryoanm_lib.particles.optics_group import OpticsGroup
 from cryoanm_lib.particles.particle_set import ParticleSet
@@ -40,28 +48,32 @@ class RunFolder:
         """
         asked = {"plan": json.loads(plan.model_dump_json()), "inputs": _digests(plan)}
         asked |= {"library": library_hash(), "stacks": _stacks(particles)}
-        if not (self.path / "learned").exists():  # nothing was computed yet that belongs to another plan
+        learned = (self.path / "learned").exists()
+        before = load_json(self.asked) if learned or self.asked.exists() else {}
+        changed, stacks = _changed(before, asked), before.get("stacks", {})
+        replaced = [name for name, v in asked["stacks"].items() if stacks.get(name) != v]
+        if not changed and not replaced:
+            return
+        if not learned:  # nothing else was computed yet that belongs to another plan
             self.check.unlink(missing_ok=True)
             save_json(self.asked, asked)
-            return
-        before = load_json(self.asked)
-        changed = [k for k, v in asked["plan"].items() if before.get("plan", {}).get(k) != v]
-        known = before.get("inputs", {})
-        changed += [f"contents of {path}" for path, v in asked["inputs"].items() if known.get(path) != v]
-        changed += ["library"] if before.get("library") != asked["library"] else []
-        if changed:
+        elif changed:
             raise ArtifactError(
                 f"{self.path} holds a run with other {', '.join(changed)}: choose another folder (--out), or "
                 "remove it"
             )
-        known = before.get("stacks", {})
-        if replaced := [name for name, v in asked["stacks"].items() if known.get(name) != v]:
+        else:
             first = replaced[0]
             raise ArtifactError(
                 f"{len(replaced)} stacks have changed since {self.path} was begun, such as {first!r}, which "
-                f"was {known.get(first)} and is {asked['stacks'][first]}: put back what it was, with its "
+                f"was {stacks.get(first)} and is {asked['stacks'][first]}: put back what it was, with its "
                 "time, or choose another folder (--out)"
             )
+
+    def sweep(self) -> None:
+        """Remove what runs that were killed left half-written; for the one run that writes here."""
+        for folder in (self.path, self.path / "learned", self.path / "shards"):
+            sweep(folder)
 
     def plan(self) -> Plan:
         """What was asked.
@@ -202,6 +214,14 @@ def _stacks(particles: ParticleSet) -> dict[str, str]:
                 changed = datetime.fromtimestamp(int(there.st_mtime), UTC)
                 found[name] = f"of {there.st_size} bytes and {changed:%Y-%m-%d %H:%M:%S} UTC"
     return found
+
+
+def _changed(before: dict, asked: dict) -> list[str]:
+    """In what that which was asked before differs from what is asked."""
+    changed = [k for k, v in asked["plan"].items() if before.get("plan", {}).get(k) != v]
+    known = before.get("inputs", {})
+    changed += [f"contents of {path}" for path, v in asked["inputs"].items() if known.get(path) != v]
+    return changed + (["library"] if before.get("library") != asked["library"] else [])
 
 
 def _digests(plan: Plan) -> dict[str, str]:

@@ -22,7 +22,7 @@ from cryoanm_lib.checks.consistency import check_particles
 from cryoanm_lib.errors import ParticleError
 from cryoanm_lib.inference.place_error import with_place_error
 from cryoanm_lib.io.locks import alone
-from cryoanm_lib.io.storage import load_json, save_json, save_tensors, sweep
+from cryoanm_lib.io.storage import load_json, save_json, save_tensors
 from cryoanm_lib.particles.particle_set import ParticleSet
 
 #: Images compared before a run.
@@ -56,7 +56,7 @@ def infer(plan: Plan, folder: str | Path, despite_check: bool = False, progress:
     with alone(run.path, Path("run")):
         particles, molecule = particles_of(plan), molecule_of(plan)
         run.begin(plan, particles)
-        sweep(run.path)
+        run.sweep()
         _check(run, plan, particles, molecule, despite_check)
         microscopes = list(_microscopes(run, plan, particles, molecule))
         total = len(particles) + plan.twin + 2 * plan.nulls
@@ -79,16 +79,23 @@ def _check(
         )
     if "pose" in particles.absent:
         return  # there is nothing to compare with
-    if not run.check.exists():
+    if known := run.check.exists():
+        found = load_json(run.check)
+    else:
         generator = torch.Generator().manual_seed(plan.seed)
-        found = check_particles(particles, molecule.source, _CHECKED, 10.0, plan.skip_bad, generator)
-        save_json(run.check, found.as_dict())
-    verdict = load_json(run.check)["verdict"]
-    if verdict != "consistent" and plan.pose != "search" and not despite_check:
+        checked = check_particles(particles, molecule.source, _CHECKED, 10.0, plan.skip_bad, generator)
+        found = checked.as_dict()
+    verdict = found["verdict"]
+    # a search asks for no pose, but what the wrong sign explains at the table's poses it would not find
+    bad = verdict == "inverted_contrast" if plan.pose == "search" else verdict != "consistent"
+    if bad and not despite_check:
         raise ParticleError(
             f"{plan.particles!r} and {plan.reference!r} are not consistent: {verdict.replace('_', ' ')}; see "
             "cryoanm check, and go on nevertheless by --despite-check"
         )
+    # one that ends the run is not kept, for images may be mended in their places
+    if not known:
+        save_json(run.check, found)
 
 
 def _microscopes(

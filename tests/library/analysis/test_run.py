@@ -168,6 +168,7 @@ def test_a_table_that_is_mistaken_is_refused(table: Path, tmp_path: Path) -> Non
         file.voxel_size = 4.0
     with pytest.raises(ParticleError, match=r"not consistent: inverted contrast; .* --despite-check"):
         infer(plan_of(wrong), tmp_path / "run", progress=False)
+    assert not RunFolder(tmp_path / "run").check.exists(), "nobody would notice that the images were mended"
 
 
 @pytest.mark.thorough

@@ -1,36 +1,27 @@
 """A fit that is killed at any moment goes on where it was, and ends as one that nobody killed."""
 
-import contextlib
 import json
 import os
 import random
-import resource
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from cryoanm_lib.experiments import fit as experiment
 from cryoanm_lib.experiments.checkpoint import resume
 from cryoanm_lib.experiments.fit import fit, load_fit, make_trainer
 from cryoanm_lib.experiments.profile import Profile, load_profile
 from cryoanm_lib.io.storage import load_json, read_header
+from tests.killed import FEW, MANY, SIGNALS, log_of, must_end, must_run, must_succeed, outcome_of, until
 from tests.sameness import differences
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks processes")
 
-#: How often the quick suite kills a fit, and the long one.
-FEW, MANY = 3, 100
-
 #: Within how many seconds of its start, or of its first save: each is every other kill's.
 SOON, AFTER_SAVING = 1.0, 0.2
-
-#: Ctrl-C, what a batch system sends, and what nobody can refuse.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 PROFILE = """
 stride: 6
@@ -59,71 +50,14 @@ def profile(tmp_path) -> Callable[[int], Profile]:
     return write
 
 
-@pytest.fixture
-def start(profile) -> Iterator[Callable[..., int]]:
-    """Begin fits in processes of their own, none of which outlives the test."""
-    begun = []
+def fitting(settings: Profile) -> Callable[[Path], None]:
+    """A fit that saves at each window, as many times a second as it can."""
 
-    def of(*arguments: object, **options: object) -> int:
-        begun.append(started(*arguments, **options))
-        return begun[-1]
-
-    yield of
-    for process in begun:
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
-
-
-def started(settings: Profile, results: Path, largest_file: int | None = None) -> int:
-    """A process of its own that fits and saves at each window, as many times a second as it can."""
-    sys.stdout.flush()
-    process = os.fork()
-    if process:
-        return process
-    outcome = 1
-    try:
-        os.setsid()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.dup2(os.open(results.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-        torch.set_num_threads(1)
+    def work(results: Path) -> None:
         experiment.CHECKPOINT_INTERVAL = -1.0
-        if largest_file is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
         fit(settings, "both", results, show_progress=False)
-        outcome = 0
-    except BaseException as error:
-        os.write(2, f"{type(error).__name__}: {error}\n".encode())
-    finally:
-        os._exit(outcome)
 
-
-def until(condition: Callable[[], object], seconds: float = 300.0) -> None:
-    """Wait for something that must come."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"nothing came in {seconds:.0f} s"
-        time.sleep(0.005)
-
-
-def outcome_of(process: int, wait: float = 0.0) -> int | None:
-    """The exit status of a process, minus the signal where one ended it; none while it runs."""
-    end = time.monotonic() + wait
-    while not (found := os.waitpid(process, os.WNOHANG))[0]:
-        if time.monotonic() >= end:
-            return None
-        time.sleep(0.005)
-    return os.waitstatus_to_exitcode(found[1])
-
-
-def must_run(process: int, results: Path) -> None:
-    outcome = outcome_of(process)
-    said = results.with_suffix(".log").read_text() if outcome else "too short for this test"
-    assert outcome is None, f"the fit has ended: {said}"
-
-
-def must_succeed(process: int, results: Path) -> None:
-    assert outcome_of(process, wait=900.0) == 0, results.with_suffix(".log").read_text()
+    return work
 
 
 def steps_at(saved: Path) -> int:
@@ -139,16 +73,15 @@ def killed_and_resumed(
     saved = results / settings.run("both").path / "checkpoint.safetensors"
     before = 0
     for number in range(kills):
-        process = start(settings, results)
+        process = start(fitting(settings), results)
         if number % 2 == 0:
             until_it_gets_on(process, results, saved, before)
         time.sleep(source.uniform(0.0, SOON if number % 2 else AFTER_SAVING))
         must_run(process, results)
-        os.kill(process, SIGNALS[number % 3])
-        assert outcome_of(process, wait=60.0) is not None, "it would not end"
+        must_end(process, SIGNALS[number % 3])
         assert steps_at(saved) >= before, "a kill has cost what was saved"
         before = steps_at(saved)
-    must_succeed(start(settings, results), results)
+    must_succeed(start(fitting(settings), results), results)
 
 
 def until_it_gets_on(process: int, results: Path, saved: Path, before: int) -> None:
@@ -158,7 +91,7 @@ def until_it_gets_on(process: int, results: Path, saved: Path, before: int) -> N
 
 def kill(start: Callable[..., int], settings: Profile, folder: Path, kills: int) -> None:
     """Compare a fit with one that is killed."""
-    must_succeed(start(settings, folder / "whole"), folder / "whole")
+    must_succeed(start(fitting(settings), folder / "whole"), folder / "whole")
     killed_and_resumed(start, settings, folder / "killed", kills, seed=5)
     assert differences(folder / "whole", folder / "killed") == []
     made = folder / "killed" / settings.run("both").path
@@ -187,14 +120,14 @@ def test_a_full_disk_ends_a_fit_with_an_error_and_its_last_state_stays(start, pr
     settings, results = profile(80), tmp_path / "results"
     folder = results / settings.run("both").path
     saved = folder / "checkpoint.safetensors"
-    first = start(settings, results)
+    first = start(fitting(settings), results)
     until(lambda: must_run(first, results) or saved.is_file())
     os.kill(first, signal.SIGKILL)
     assert outcome_of(first, wait=60.0) == -signal.SIGKILL
     before = saved.read_bytes()
-    full = start(settings, results, largest_file=len(before) // 2)
+    full = start(fitting(settings), results, largest_file=len(before) // 2)
     assert outcome_of(full, wait=300.0) == 1
-    said = results.with_suffix(".log").read_text()
+    said = log_of(results).read_text()
     assert "ArtifactError" in said and "cannot be written" in said and "free some space" in said
     assert saved.read_bytes() == before
     run = settings.run("both")
