@@ -59,8 +59,8 @@ class Molecule:
         mirror = torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64)
         return replace(self, coordinates=mirror * self.coordinates, directions=mirror * self.directions)
 
-    def moved(self, by: Float64[Tensor, "3"]) -> "Molecule":
-        """About another point."""
+    def moved(self, by: Float64[Tensor, "*#places 3"]) -> "Molecule":
+        """About another point; or each place by a vector of its own."""
         return replace(self, coordinates=self.coordinates + by)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import scipy  # loads its parts where they are first used
 import torch
@@ -18,6 +18,7 @@ from cryoanm_lib.analysis.plan import Plan
 from cryoanm_lib.checks.calibration import LEVELS, central_level, coverage, credible_level, ranks
 from cryoanm_lib.imaging.contrast_transfer import GIVEN_CTF
 from cryoanm_lib.inference.fisher import fisher_information
+from cryoanm_lib.inference.place_error import with_place_error
 from cryoanm_lib.inference.refinement import SUSPICIOUS, RefinedPosterior
 from cryoanm_lib.numerics.point_groups import nearest_equivalent, point_group
 from cryoanm_lib.particles.particle_set import ParticleSet
@@ -27,8 +28,9 @@ from cryoanm_lib.program.program import Model
 
 #: Posterior draws for each image of the twin: so many are good for all `LEVELS`.
 _DRAWS = 199
-#: Images at a time.
-_IMAGES = 250
+#: Images at a time; and where atoms are off their places, those that have them off alike, which are few, so
+#: that what one draw of displacements happens to do is not taken for what displacements do.
+_IMAGES, _ALIKE = 250, 25
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +58,8 @@ class Trial:
     def parts(self, count: int) -> tuple[Int64[Tensor, "images"], ...]:
         """Some of the answers, none twice, some at a time; none where none is asked for."""
         order = torch.randperm(len(self.which), generator=self.generator)
-        return self.which[order[:count]].split(_IMAGES) if count else ()
+        size = _ALIKE if self.microscope.learned.place.deviation else _IMAGES
+        return self.which[order[:count]].split(size) if count else ()
 
     def simulated(self, answers: Answers, which: Int64[Tensor, "images"], model: Model) -> Simulated:
         """Images like some of the data: optics, table and noise are theirs, the truth a posterior draw."""
@@ -70,6 +73,22 @@ class Trial:
         noise = self.microscope.learned.noise(answers.noise_scale[which])
         clean = model.forward_model.coefficients({**given, **truth}, self.microscope.learned.resolution)
         return Simulated(noise.sample(clean, self.generator), given, noise, truth)
+
+    def displaced(self, molecule: Molecule) -> Model:
+        """The model with atoms off their places, drawn anew, as far as those of the data are.
+
+        What displacements take from predictions on average, exp(-2π² τ_a² k²), is in D already.
+        """
+        learned = self.microscope.learned
+        if not (deviation := learned.place.deviation):
+            return self.microscope.model
+        away = torch.randn(molecule.coordinates.shape, generator=self.generator, dtype=torch.float64)
+        # beyond what is looked at it does not matter, and would overflow
+        shell = torch.arange(len(learned.luzzati)).double().clamp(max=learned.resolution // 2)
+        k = shell / (learned.box_size * learned.optics.pixel_size)
+        given_back = (2 * (math.pi * deviation * k).square()).exp()
+        here = replace(learned, luzzati=learned.luzzati * given_back)
+        return here.model(molecule.moved(deviation * away))
 
     def answered(self, images: Particles, good_share: float = GOOD_SHARE) -> RefinedPosterior:
         """As the data are; or by Gaussians alone, with a share of 0, which tell what is explained."""
@@ -94,7 +113,7 @@ def judged(trials: Sequence[Trial], answers: Answers, molecule: Molecule, bar: t
     for trial in trials:
         share = len(trial.which) / len(answers)
         for some in trial.parts(math.ceil(plan.twin * share)):
-            images = trial.simulated(answers, some, trial.microscope.model)
+            images = trial.simulated(answers, some, trial.displaced(molecule))
             found.append(_compared(trial, images))
             bar.update(len(some))
         other = trial.microscope.learned.model(molecule.mirrored())
@@ -132,8 +151,10 @@ class _Compared:
 
 
 def _compared(trial: Trial, images: Simulated) -> _Compared:
-    posterior = trial.answered(Particles(images.coefficients, images.given, images.noise))
-    columns, truth = posterior.mixture.unknowns.columns, dict(images.truth)
+    answered = trial.answered(Particles(images.coefficients, images.given, images.noise))
+    posterior = with_place_error(answered, trial.microscope.learned.place.deviation)
+    columns, pixel_size = posterior.mixture.unknowns.columns, posterior.model.forward_model.pixel_size
+    truth = dict(images.truth)
     # of poses that a symmetric molecule looks the same from, the one that is meant
     group, meant = point_group(trial.plan.symmetry), posterior.mean()
     truth["pose"] = nearest_equivalent(truth["pose"], meant["pose"], group)
@@ -143,6 +164,8 @@ def _compared(trial: Trial, images: Simulated) -> _Compared:
         trial.microscope.model, images, truth, trial.microscope.learned.resolution
     )
     allowed = torch.linalg.inv(information).diagonal(dim1=1, dim2=2).sqrt()
+    # in Å, as those of other microscopes are, whose pixels have another size
+    unit = torch.tensor([pixel_size if name == "shift" else 1.0 for name in columns])
     draws = posterior.sample(_DRAWS, trial.generator)
     rank = torch.cat(list(ranks(draws, truth).values()), dim=1)
     true, place = truth["amplitude"][:, 0].double(), columns.index("amplitude")
@@ -154,8 +177,8 @@ def _compared(trial: Trial, images: Simulated) -> _Compared:
     best = allowed[:, place] ** 2 * (said * true + said.sqrt() * noise)
     first = torch.stack([true, meant["amplitude"][:, 0].double(), best], dim=1)
     return _Compared(
-        *(columns, error, claimed, allowed, central_level(rank)),
-        *(credible_level(posterior, draws, truth), first, _rings(posterior, trial)),
+        *(columns, unit * error, unit * claimed, unit * allowed, central_level(rank)),
+        *(credible_level(posterior, draws, truth), first, _rings(answered, trial)),
     )
 
 

@@ -214,7 +214,7 @@ def _of_twin(plan: Plan, twin: dict) -> str:
     return (
         f"<p>{twin['images']} images were simulated with rows of this table, its noise and a draw from the "
         "posterior of each particle, and inferred in the same way by somebody who does not know the draw. "
-        "Poses are in degrees, shifts in pixels, amplitudes and defoci in Å.</p>"
+        "Poses are in degrees, shifts, amplitudes and defoci in Å.</p>"
         + _figure(own_particles.plot_twin(twin), "errors on the twin")
         + _table(header, rows)
         + f"<p>The first amplitude orders the twin's images with a rank correlation of "
