@@ -177,7 +177,8 @@ class _Fields:
         """A column of finite numbers, or of so many."""
         column = self[field]
         wrong = "that are no numbers" if column.dtype.kind not in "fiu" else ""
-        column = column.astype(np.float64) if not wrong else column
+        with np.errstate(invalid="ignore"):  # of what is not finite, which is refused below
+            column = column.astype(np.float64) if not wrong else column
         if not wrong and not np.isfinite(column).all():
             wrong = "that are not finite"
         if not wrong and column.shape[1:] != shape:

@@ -105,6 +105,8 @@ def require_usable(group: OpticsGroup, source: Path) -> None:
     low, high = _PIXEL_RANGE
     if not low <= group.pixel_size <= high:
         raise ParticleError(f"{where}, has a pixel size of {group.pixel_size:g}: it must be in Å")
+    if group.box_size is not None and group.box_size < 1:
+        raise ParticleError(f"{where}, has images of {group.box_size} pixels: it must be 1 or more")
     if group.ctf_premultiplied and group.phase_flipped:
         raise ParticleError(
             f"{where}, is said to be multiplied by its CTF and phase-flipped, which is the former alone: "

@@ -136,6 +136,7 @@ def test_what_is_missing_is_asked_for_by_name(written) -> None:
         ("ctf/df1_A", 1.5, "give it in Å"),
         ("alignments3D/pose", math.nan, "alignments3D/pose that are not finite"),
         ("blob/shape", (8, 6), "not square"),
+        ("blob/shape", (0, 0), "images of 0 pixels"),
         ("alignments3D/psize_A", 0.0, r"alignments3D/psize_A of 0: it must be above 0"),
         ("uid", 7, "has uid 7 3 times"),
     ],
