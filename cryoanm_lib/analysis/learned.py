@@ -24,8 +24,9 @@ from cryoanm_lib.particles.particles import Particles
 from cryoanm_lib.program.prior import GIVEN_POSE, OpticsPrior
 from cryoanm_lib.program.program import Model
 
-#: Values beyond those that are looked at, from which on they tell how noisy an image is.
-_TELLING = 500
+#: Values from which on they tell how noisy an image is; and cycles per pixel beyond which there is no signal
+#: to speak of.
+_TELLING, _HIGHEST = 250, 0.35
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +104,13 @@ class Learned:
         return Particles(cropped, given, noise), latents["shift"]
 
     def _scales(self, coefficients: Complex[Tensor, "images kept"]) -> Float64[Tensor, "images"]:
-        """ν of each image, from frequencies beyond those that are looked at, where nothing but noise is."""
+        """ν of each image, from frequencies beyond those that are looked at, where nothing but noise is.
+
+        Where all are looked at, or nearly, it is from the highest: there the noise is far above the signal.
+        """
         hats = shell_hats(self.box_size, len(self.power))
-        beyond = hats @ torch.arange(len(self.power)).double() > self.resolution // 2
+        shell = hats @ torch.arange(len(self.power)).double()
+        beyond = shell > min(self.resolution / 2, _HIGHEST * self.box_size)
         if int(beyond.sum()) < _TELLING:
             return torch.ones(len(coefficients), dtype=torch.float64)
         expected = (hats @ self.power)[beyond].sum() / self.box_size**2
