@@ -31,7 +31,10 @@ def answer(
         starts = search.starts(particles)
     else:
         starts = Starts.of_each(_starts(model, particles.given[GIVEN_POSE].double()))
-    return refine(model, particles, resolution, starts, generator=generator, good_share=good_share)
+    group = None if search is None else search.group
+    return refine(
+        model, particles, resolution, starts, generator=generator, good_share=good_share, group=group
+    )
 
 
 def search_of(plan: Plan, model: Model) -> SO3Search | None:

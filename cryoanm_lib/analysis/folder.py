@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-
 from cryoanm_lib.analysis.answers import Answers
 from cryoanm_lib.analysis.learned import Learned
 from cryoanm_lib.analysis.plan import Plan
@@ -167,8 +165,6 @@ class RunFolder:
 def particles_of(plan: Plan) -> ParticleSet:
     """The table that a plan names: a star file, or by its name one of cryoSPARC's; of a dark molecule, if so.
 
-    Where poses are searched for it may lack them, and shifts, which are then looked for about the middle.
-
     Raises
     ------
     ParticleError
@@ -189,18 +185,7 @@ def particles_of(plan: Plan) -> ParticleSet:
     if plan.dark:
         dark = tuple(dataclasses.replace(group, sign=-1) for group in particles.optics)
         particles = dataclasses.replace(particles, optics=dark)
-    return _to_be_searched(particles) if plan.pose == "search" else particles
-
-
-def _to_be_searched(particles: ParticleSet) -> ParticleSet:
-    """With poses and shifts of nothing where a table has none: what looks for them asks for no more."""
-    n = len(particles)
-    nothing = {
-        "pose": torch.eye(4, dtype=torch.float64)[:1].repeat(n, 1),
-        "shift": torch.zeros(n, 2, dtype=torch.float64),
-    }
-    lacking = {name: value for name, value in nothing.items() if getattr(particles, name) is None}
-    return dataclasses.replace(particles, **lacking)
+    return particles
 
 
 def _stacks(particles: ParticleSet) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -55,6 +56,8 @@ def infer(plan: Plan, folder: str | Path, despite_check: bool = False, progress:
     run = RunFolder(Path(folder))
     with alone(run.path, Path("run")):
         particles, molecule = particles_of(plan), molecule_of(plan)
+        if plan.pose == "search":
+            particles = _to_be_searched(particles)
         run.begin(plan, particles)
         run.sweep()
         _check(run, plan, particles, molecule, despite_check)
@@ -67,6 +70,17 @@ def infer(plan: Plan, folder: str | Path, despite_check: bool = False, progress:
             if plan.twin and not run.twin.exists():
                 save_json(run.twin, _judged(run, plan, particles, microscopes, molecule, bar))
     return run
+
+
+def _to_be_searched(particles: ParticleSet) -> ParticleSet:
+    """With poses and shifts of nothing where a table has none: what looks for them asks for no more."""
+    n = len(particles)
+    nothing = {
+        "pose": torch.eye(4, dtype=torch.float64)[:1].repeat(n, 1),
+        "shift": torch.zeros(n, 2, dtype=torch.float64),
+    }
+    lacking = {name: value for name, value in nothing.items() if getattr(particles, name) is None}
+    return replace(particles, **lacking)
 
 
 def _check(

@@ -45,6 +45,11 @@ _OFF_CENTRE = 5.0
 #: By how much the level of images is less known than it seems: nothing is read from it.
 _UNKNOWN_LEVEL = 10.0
 
+_NOTHING_SHARED = (
+    "the images have nothing in common with the molecule at the poses of their table: `check` may "
+    "say why; where the molecule is dark, and the table does not say so, say it by dark (--dark)"
+)
+
 
 @torch.no_grad()
 def learn(particles: ParticleSet, molecule: Molecule, plan: Plan, generator: torch.Generator) -> Learned:
@@ -163,10 +168,7 @@ def _scale(
     else:
         found = (ours * theirs).sum() / own
     if not found > 0:
-        raise CryoANMError(
-            "the images have nothing in common with the molecule at the poses of their table: `check` may "
-            "say why; where the molecule is dark, and the table does not say so, say it by dark (--dark)"
-        )
+        raise CryoANMError(_NOTHING_SHARED)
     return found.item()
 
 
@@ -193,6 +195,8 @@ def _next(
     power[0] = power[1]
     luzzati = luzzati_factor(posterior, generator).smooth().factor
     coarse = luzzati[_COARSE].mean().item()
+    if not coarse > 0:
+        raise CryoANMError(_NOTHING_SHARED)
     centre = learned.centre
     if "shift" in mean:
         off = _off_centre(mean["pose"], mean["shift"], learned.optics.pixel_size)

@@ -93,7 +93,7 @@ def molecule_of(plan: Plan) -> Molecule:
     The softest modes of blocks, a residue each, are its directions; where there is another state, the
     straight path there is the first, and the modes are taken orthogonal to it. Deviations fall as λ^-1/2, as
     in equipartition, from that of the softest mode; along the path it is the whole way. Of a molecule with a
-    symmetry the modes are those that keep it.
+    symmetry, which is made exact, the modes are those that keep it.
 
     Raises
     ------
@@ -105,6 +105,7 @@ def molecule_of(plan: Plan) -> Molecule:
     """
     source = read_molecule(plan)
     symmetry, n = Symmetry.of(source, plan.symmetry), len(source)
+    source = replace(source, coordinates=symmetry.average(source.coordinates))
     paths = torch.empty(0, n, 3, dtype=torch.float64)
     if plan.towards is not None:
         paths = _kept(_path(source, plan), symmetry, plan)[None]

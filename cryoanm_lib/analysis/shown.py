@@ -9,6 +9,7 @@ from cryoanm_lib.analysis.plan import Plan
 from cryoanm_lib.checks.difference_map import difference_map
 from cryoanm_lib.imaging.contrast_transfer import GIVEN_CTF
 from cryoanm_lib.numerics.fourier import coefficients_to_image
+from cryoanm_lib.numerics.point_groups import point_group
 from cryoanm_lib.particles.particle_set import ParticleSet
 
 #: Images that are shown, and those from which the difference map is made.
@@ -35,7 +36,7 @@ def shown(plan: Plan, particles: ParticleSet, microscope: Microscope, answers: A
     few = slice(0, _SHOWN)
     latents = {GIVEN_CTF: images.given[GIVEN_CTF][few], **{k: v[few].float() for k, v in mean.items()}}
     predicted = model.forward_model.coefficients(latents, learned.resolution)
-    found = difference_map(model, images, mean, learned.resolution)
+    found = difference_map(model, images, mean, learned.resolution, point_group(plan.symmetry))
     return {
         "row": answers.row[here][few],
         "images": coefficients_to_image(images.coefficients[few], learned.resolution),

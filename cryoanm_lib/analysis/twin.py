@@ -83,8 +83,9 @@ class Trial:
         if not (deviation := learned.place.deviation):
             return self.microscope.model
         away = torch.randn(molecule.coordinates.shape, generator=self.generator, dtype=torch.float64)
-        # beyond what is looked at it does not matter, and would overflow
-        shell = torch.arange(len(learned.luzzati)).double().clamp(max=learned.resolution // 2)
+        # beyond the corners of what is looked at it does not matter, and would overflow
+        highest = math.ceil(learned.resolution / 2**0.5)
+        shell = torch.arange(len(learned.luzzati)).double().clamp(max=highest)
         k = shell / (learned.box_size * learned.optics.pixel_size)
         given_back = (2 * (math.pi * deviation * k).square()).exp()
         here = replace(learned, luzzati=learned.luzzati * given_back)

@@ -214,6 +214,7 @@ def _of_twin(plan: Plan, twin: dict) -> str:
     return (
         f"<p>{twin['images']} images were simulated with rows of this table, its noise and a draw from the "
         "posterior of each particle, and inferred in the same way by somebody who does not know the draw. "
+        "Where error bars are widened, its atoms are off their places as those of the data are. "
         "Poses are in degrees, shifts, amplitudes and defoci in Å.</p>"
         + _figure(own_particles.plot_twin(twin), "errors on the twin")
         + _table(header, rows)
@@ -241,9 +242,9 @@ def _alarms(twin: dict) -> str:
 def _go_on(run: RunFolder, plan: Plan) -> str:
     folder = escape(str(run.path))
     return (
-        f"<pre>cryoanm export {folder}</pre><p>writes star files with these answers, subsets by amplitude "
-        "and movies. Reconstruct the subsets as usual: if the maps do not move as the amplitudes say, what "
-        "you see here is the model and not the molecule.</p>"
+        f"<pre>cryoanm export {folder}</pre><p>writes tables like yours with these answers, subsets by "
+        "amplitude and movies. Reconstruct the subsets as usual: if the maps do not move as the amplitudes "
+        "say, what you see here is the model and not the molecule.</p>"
         f"<p>A finer look: a smaller --detail than {plan.detail:g} Å; more motion: more --modes than "
         f"{plan.modes}, or --towards another state. Each goes into a folder of its own.</p>"
     )

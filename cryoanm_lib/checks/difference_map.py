@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cryoanm_lib.imaging.latents import Values, pose_to_rotation
 from cryoanm_lib.numerics.fourier import crop_coefficients, half_plane_frequencies
+from cryoanm_lib.numerics.rotation import rotation_from_quaternion
 from cryoanm_lib.particles.particles import Particles
 from cryoanm_lib.program.gauss_newton import all_latents
 from cryoanm_lib.program.program import Model
@@ -59,7 +60,13 @@ class DifferenceMap(NamedTuple):
 
 
 @torch.no_grad()
-def difference_map(model: Model, particles: Particles, values: Values, resolution: int) -> DifferenceMap:
+def difference_map(
+    model: Model,
+    particles: Particles,
+    values: Values,
+    resolution: int,
+    group: Float[Tensor, "turns 4"] | None = None,
+) -> DifferenceMap:
     """The density that would explain what predictions leave of images, as likely as the images make it.
 
     By the slice theorem a residual's coefficient r(k), moved back by its shift, is h(k) d(Rᵀ(k, 0)) and
@@ -76,7 +83,10 @@ def difference_map(model: Model, particles: Particles, values: Values, resolutio
         The model, images with the latents that are given, and K.
     values : mapping of str to Tensor
         The posterior mean of what is inferred, such as `RefinedPosterior.mean`.
+    group : Float[Tensor, "turns 4"], optional
+        Turns after which the molecule looks the same, as of `point_group`: an image is one from each side.
     """
+    turns = torch.eye(3, dtype=torch.float64)[None] if group is None else rotation_from_quaternion(group)
     cells, shape = resolution**3, (resolution,) * 3
     matched = torch.zeros(cells, 2, dtype=torch.float64)
     squares, spread = torch.zeros(2, cells, dtype=torch.float64)
@@ -84,13 +94,14 @@ def difference_map(model: Model, particles: Particles, values: Values, resolutio
         here = particles[some]
         latents = all_latents(model, here, {name: values[name][some] for name in model.inferred})
         left, factor = _brought_back(model, here, latents, resolution)
-        cell, weight = _neighbours(pose_to_rotation(latents["pose"]).double(), resolution)
-        product = torch.view_as_real(factor * left)
-        for corner in range(8):
-            at, share = cell[..., corner].flatten(), weight[..., corner]
-            matched.index_add_(0, at, (share[..., None] * product).flatten(0, -2))
-            squares.index_add_(0, at, (share * factor.square()).flatten())
-            spread.index_add_(0, at, (share * factor).square().flatten())
+        product, rotation = torch.view_as_real(factor * left), pose_to_rotation(latents["pose"]).double()
+        for turn in turns:
+            cell, weight = _neighbours(rotation @ turn, resolution)
+            for corner in range(8):
+                at, share = cell[..., corner].flatten(), weight[..., corner]
+                matched.index_add_(0, at, (share[..., None] * product).flatten(0, -2))
+                squares.index_add_(0, at, (share * factor.square()).flatten())
+                spread.index_add_(0, at, (share * factor).square().flatten())
     matched, squares, spread = (
         torch.view_as_complex(matched).view(shape),
         squares.view(shape),

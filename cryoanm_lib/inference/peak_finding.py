@@ -11,6 +11,7 @@ from torch import Tensor
 from cryoanm_lib.imaging.unknowns import Unknowns
 from cryoanm_lib.numerics.batching import in_parts
 from cryoanm_lib.numerics.fourier import crop_coefficients
+from cryoanm_lib.numerics.point_groups import nearest_equivalent
 from cryoanm_lib.numerics.segment_ops import segment_max
 from cryoanm_lib.particles.particles import Particles
 from cryoanm_lib.program.gauss_newton import GaussNewton, gauss_newton
@@ -178,7 +179,14 @@ class PeakFinder:
 
 
 @torch.no_grad()
-def march(model: Model, particles: Particles, starts: Starts, resolution: int, lowest: int = 0) -> Peaks:
+def march(
+    model: Model,
+    particles: Particles,
+    starts: Starts,
+    resolution: int,
+    lowest: int = 0,
+    group: Float[Tensor, "turns 4"] | None = None,
+) -> Peaks:
     """Peaks found at rising resolution from given points; of those that meet, and hopeless ones, the best.
 
     The march begins at the lowest K. Where there is little signal, a low resolution can lead away from a good
@@ -189,26 +197,34 @@ def march(model: Model, particles: Particles, starts: Starts, resolution: int, l
     steps = sorted({step for step in (lowest, *MARCH) if max(lowest, 1) <= step < resolution})
     at = starts
     for step in steps:
-        peaks = distinct(PeakFinder(model, particles, step).find(at, _NEARLY), unknowns, n_images)
+        peaks = distinct(PeakFinder(model, particles, step).find(at, _NEARLY), unknowns, n_images, group)
         at = Starts(peaks.image, peaks.points)
     finder = PeakFinder(model, particles, resolution)
     if steps:
         found, before = finder.height(at), finder.height(starts)
         best = segment_max(found, at.image, n_images)
         at = at.joined(starts[before > best[starts.image]])
-    return distinct(finder.find(at), unknowns, n_images)
+    return distinct(finder.find(at), unknowns, n_images, group)
 
 
-def distinct(peaks: Peaks, unknowns: Unknowns, n_images: int) -> Peaks:
+def distinct(
+    peaks: Peaks, unknowns: Unknowns, n_images: int, group: Float[Tensor, "turns 4"] | None = None
+) -> Peaks:
     """Of peaks of one image that share a top, the highest; and none that is hopeless beside the best.
 
     Two share a top where the squared distance in units of the lower one's own spread is below 1. The result
-    is in the order of the images, the highest peak of each first.
+    is in the order of the images, the highest peak of each first. Of a molecule that looks the same after the
+    turns of a group, poses are those equivalents that are nearest to that of the highest peak.
     """
     order = peaks.log_joint.argsort(descending=True, stable=True)
     peaks = peaks[order[peaks.image[order].argsort(stable=True)]]
     rank = torch.arange(len(peaks)) - torch.searchsorted(peaks.image, peaks.image)
     best = torch.searchsorted(peaks.image, torch.arange(n_images))
+    if group is not None:
+        values = unknowns.values(peaks.points)
+        # a step from a pose turns the image, so that curvatures are those of every equivalent
+        values["pose"] = nearest_equivalent(values["pose"], values["pose"][best[peaks.image]], group)
+        peaks = replace(peaks, points=unknowns.points(values))
     stays = peaks.log_joint > peaks.log_joint[best[peaks.image]] - HOPELESS
     for ahead in range(1, int(rank.max()) + 1):
         later = torch.nonzero(rank >= ahead)[:, 0]

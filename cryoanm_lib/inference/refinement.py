@@ -166,6 +166,7 @@ def refine(
     search: Search | None = None,
     generator: torch.Generator | None = None,
     good_share: float = GOOD_SHARE,
+    group: Float[Tensor, "turns 4"] | None = None,
 ) -> RefinedPosterior:
     """The posterior of each image, from where somebody thinks that its peaks are.
 
@@ -189,6 +190,9 @@ def refine(
     good_share : float
         Worth of the draws below which the mixture is changed; 0 leaves Gaussians as they are, which is some
         ten times as fast.
+    group : Float[Tensor, "turns 4"], optional
+        Turns after which the molecule looks the same, as of `point_group`: of equivalent poses the posterior
+        has one.
 
     Raises
     ------
@@ -201,10 +205,10 @@ def refine(
     unknowns = model.unknowns
     if isinstance(starts, Guide):
         starts = Starts.of_each(unknowns.points(propose(starts, particles, resolution)))
-    peaks = march(model, particles, starts, resolution)
+    peaks = march(model, particles, starts, resolution, group=group)
     if search is not None and len(missed := search.starts(particles, peaks)):
-        more = march(model, particles, missed, resolution, lowest=search.resolution)
-        peaks = distinct(peaks.joined(more), unknowns, len(particles))
+        more = march(model, particles, missed, resolution, search.resolution, group)
+        peaks = distinct(peaks.joined(more), unknowns, len(particles), group)
     mixture = _mixture_of(peaks, unknowns, len(particles))
     highest = unknowns.values(mixture.centre[:, 0].to(model.forward_model.reference))
     surprise = explained_p_value(model, particles, highest, resolution)

@@ -12,8 +12,8 @@ from cryoanm_lib.imaging.noise import Noise, same_noise
 from cryoanm_lib.inference.peak_finding import Peaks, Starts
 from cryoanm_lib.inference.so3_grid import count_for, so3_grid
 from cryoanm_lib.numerics.fourier import crop_coefficients, half_plane_frequencies, resolution_of
-from cryoanm_lib.numerics.point_groups import in_asymmetric_unit, nearest_equivalent, point_group
-from cryoanm_lib.numerics.rotation import quaternion_distance
+from cryoanm_lib.numerics.point_groups import in_asymmetric_unit, point_group
+from cryoanm_lib.numerics.rotation import quaternion_product
 from cryoanm_lib.particles.particles import Particles, require_images
 from cryoanm_lib.program.linearised import shift_grid
 from cryoanm_lib.program.program import Model
@@ -56,8 +56,8 @@ class SO3Search:
     bends : Float[Tensor, "bends modes"], optional
         Amplitudes of which templates are made, each at every rotation; default those at rest.
     symmetry : str
-        Of the molecule however it bends, as of `point_group`. Of equivalent rotations one is looked at, and
-        starts are those equivalents that are nearest to the best one: the posterior is that of one of them.
+        Of the molecule however it bends, as of `point_group`: of equivalent rotations one is looked at. Give
+        `refine` the group too, which starts at the edges of what is looked at may leave.
 
     Raises
     ------
@@ -82,8 +82,8 @@ class SO3Search:
         self.model, self.resolution = model, min(resolution, model.forward_model.box_size)
         self.spacing, self.most = spacing, most
         grid = so3_grid(count_for(spacing))
-        self._group = point_group(symmetry)
-        grid = grid[in_asymmetric_unit(grid, self._group)]
+        self.group = point_group(symmetry)
+        grid = grid[in_asymmetric_unit(grid, self.group)]
         bends = torch.zeros(1, model.forward_model.n_modes).double() if bends is None else bends
         self.poses = grid.repeat(len(bends), 1)
         self._bends = bends.repeat_interleave(len(grid), dim=0)
@@ -202,15 +202,15 @@ class SO3Search:
         rows, made = torch.arange(len(particles)), []
         # The best ones of an image are many times as many as its starts, and all that can become one.
         top, cell = score.topk(min(64 * self.most, score.shape[1]), dim=1)
-        best = self.poses[cell[rows, top.argmax(1)]][:, None]
-        poses = nearest_equivalent(self.poses[cell], best, self._group)
+        poses = self.poses[cell]
         for _ in range(self.most):
             best = top.argmax(1)
             chosen = cell[rows, best]
             pose, shift = poses[rows, best], self.shifts[which[rows, chosen].long()]
             made.append(self._start(pose, shift, contrast[rows, chosen], self._bends[chosen]))
-            away = quaternion_distance(pose[:, None], nearest_equivalent(poses, pose[:, None], self._group))
-            top = top.masked_fill(away < _BESIDE * math.radians(self.spacing), -math.inf)
+            alike = quaternion_product(pose[:, None], self.group.to(pose))
+            half = (poses @ alike.mT).abs().amax(-1).clamp(max=1.0).acos()
+            top = top.masked_fill(2 * half < _BESIDE * math.radians(self.spacing), -math.inf)
         values = torch.stack(made, dim=1)
         return Starts(image.repeat_interleave(self.most), values.flatten(0, 1).double())
 

@@ -121,7 +121,7 @@ def write_cs(
         Of `read_cs`, or some of them in any order, and where to write.
     columns : mapping of str to Tensor, optional
         Numbers of each particle, or some numbers of each, by what they are called after `cryoanm/`. Fields of
-        ours that are there already are written anew.
+        ours that are there already make room for them, whatever they are called.
 
     Raises
     ------
@@ -138,7 +138,7 @@ def write_cs(
     source = _loaded(particles.source)
     uids = particles.uid.numpy().view(np.uint64).tolist()
     rows = _rows(source, particles.source, uids, "that were read from it: read it again")
-    kept = [name for name in source.dtype.names if name not in columns]
+    kept = [name for name in source.dtype.names if not (columns and name.startswith("cryoanm/"))]
     ours = [(name, "<f4", tuple(column.shape[1:])) for name, column in columns.items()]
     written = np.empty(len(rows), [*((name, source.dtype[name]) for name in kept), *ours])
     for name in kept:

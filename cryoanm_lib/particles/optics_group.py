@@ -14,8 +14,9 @@ from cryoanm_lib.imaging.contrast_transfer import GIVEN_CTF, ContrastTransfer, g
 
 #: Å, beyond which a pixel size is none.
 _PIXEL_RANGE = (0.05, 200.0)
-#: Of a transfer below this an image that was multiplied by it holds too little to be divided again.
-_LOST = 0.01
+#: Of a transfer below this an image that was multiplied by it holds too little to be divided again: a
+#: hundredth of the power, beside what a transfer that is not quite the one of then would magnify.
+_LOST = 0.1
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,11 @@ class OpticsGroup:
     ) -> Float[Tensor, "images y x"]:
         """Images of the stacks before they were corrected: their noise is then that of the detector again.
 
-        What was multiplied by H is divided by it. Where |H| < 0.01, for some 0.6 % of the frequencies, it is
-        divided by ± 0.01 instead, since nothing but rounding would be magnified there: signal and noise are
-        then smaller than they were, and both were too weak there to tell anything.
+        What was multiplied by H is divided by it. Where |H| < 0.1, for some 6 % of the frequencies, it is
+        divided by ± 0.1 instead: signal and noise are then smaller than they were, and the signal was too
+        weak there to tell anything. It is exact where images are in the box, and the table has the defocus,
+        with which they were multiplied; a defocus that was refined since, or a box cut out of a larger one,
+        leaves an error near the zeros of H that is magnified up to ten times, and is taken for noise.
         """
         done = self._correction(ctf, pixels.shape[-1])
         return _filtered(pixels, torch.where(done < 0, -1.0, 1.0) / done.abs().clamp(min=_LOST))

@@ -138,7 +138,7 @@ def write_star(
         Of `read_star`, or some of them in any order, and where to write.
     columns : mapping of str to Tensor, optional
         Numbers of each particle, by label; where it is none of RELION's, `cryoanm` is put before it. Columns
-        of ours that are there already are written anew.
+        of ours that are there already make room for them, whatever they are called.
     names : sequence of str, optional
         What to name the images, if not as the file does, such as of a stack of others in their place.
 
@@ -165,7 +165,7 @@ def write_star(
     width, values = loop.width(), loop.values
     added = [column.tolist() for column in columns.values()]
     kept: list[str] = []
-    old = [place for place, tag in enumerate(loop.tags) if tag not in columns]
+    old = [at for at, tag in enumerate(loop.tags) if not (columns and tag.startswith("_cryoanm"))]
     tags = [*(loop.tags[place] for place in old), *columns]
     at = tags.index(IMAGE)
     for number, key in enumerate(zip(particles.names, particles.repeat.tolist(), strict=True)):

@@ -572,3 +572,20 @@ def test_a_search_asks_the_table_for_no_pose(table: Path, tmp_path: Path) -> Non
     text = write_report(run.path).read_text()
     assert "The table has no poses" in text
     export(run.path)
+
+
+def test_a_dark_molecule_that_nobody_calls_so_is_named_without_poses(table: Path, tmp_path: Path) -> None:
+    images = opened(table.with_name("adk_particles.mrcs")).images
+    shutil.copy(table, tmp_path / "few.star")
+    with mrcfile.new(tmp_path / "adk_particles.mrcs", -images) as file:
+        file.voxel_size = 4.0
+    document = gemmi.cif.read_file(str(tmp_path / "few.star"))
+    loop = document.find_block("particles").find_loop("_rlnAngleRot").get_loop()
+    for tag in [tag for tag in loop.tags if tag.startswith("_rlnAngle")]:
+        loop.remove_column(tag)
+    document.write_file(str(tmp_path / "few.star"))
+    plan = plan_of(tmp_path / "few.star", pose="search", detail=16.0, learn_from=30, twin=0, nulls=0)
+    with pytest.raises(CryoANMError, match=r"nothing in common .* --dark|are explained by the molecule"):
+        infer(plan, tmp_path / "run", progress=False)
+    with pytest.raises(ParticleError, match="rlnAngleRot"):
+        simulate_stack(plan, tmp_path / "x.mrcs")

@@ -38,7 +38,7 @@ from tests.relion import atoms_map, needs_relion, project, random_particles
 torch.set_num_threads(1)
 OPTICS = {"voltage": 300.0, "spherical_aberration": 2.7, "amplitude_contrast": 0.1}
 IMAGES = 60
-ASKED = {"particles": "none.star", "beads": True}
+ASKED = {"particles": "none.star", "beads": True, "spread": 1.0}
 
 
 def assembly(path: Path, symmetry: str) -> Path:
@@ -81,13 +81,28 @@ def test_modes_keep_the_symmetry_and_are_modes_of_the_whole(tmp_path: Path, symm
 
 def test_a_symmetry_that_the_molecule_has_not_is_refused(tmp_path: Path) -> None:
     whole = assembly(tmp_path / "whole.cif", "C4")
-    with pytest.raises(CryoANMError, match=r"no symmetry D4 about its axes: turned by 180° it is [0-9.]+ Å"):
+    with pytest.raises(CryoANMError, match=r"no symmetry D4: turned by 180°, \d+ % of"):
         molecule_of(Plan.model_validate({**ASKED, "reference": str(whole), "symmetry": "D4"}))
-    with pytest.raises(CryoANMError, match=r"no symmetry C4 about its axes: turned by 90°"):
+    with pytest.raises(CryoANMError, match=r"no symmetry C4: turned by 90°"):
         molecule_of(Plan.model_validate({**ASKED, "reference": "adk_open", "symmetry": "C4"}))
     with pytest.raises(CryoANMError, match=r"symmetry C4 290 are asked for, .* choose from 1 to"):
         asked = {**ASKED, "reference": str(whole), "symmetry": "C4", "modes": 290}
         molecule_of(Plan.model_validate(asked))
+
+
+def test_residues_may_be_missing_from_a_chain(tmp_path: Path) -> None:
+    """They follow their likes in the others, and the modes stay what they are."""
+    whole = load_atoms(assembly(tmp_path / "whole.cif", "C4"))
+    there = [row for row in range(len(whole)) if not 10 <= row < 16]
+    part = whole.only(there)
+    write_models(part, part.coordinates[None], tmp_path / "part.cif")
+    asked = {**ASKED, "beads": False, "symmetry": "C4", "origin": whole.centroid}
+    all_of, some_of = (
+        molecule_of(Plan.model_validate(asked | {"reference": str(tmp_path / name), "modes": modes}))
+        for name, modes in (("whole.cif", 8), ("part.cif", 2))
+    )
+    shared = torch.einsum("mac,nac->mn", some_of.directions, all_of.directions[:, there]).square().sum(1)
+    assert (shared > 0.9).all()
 
 
 def images_of(molecule: Molecule) -> tuple[Model, Simulated]:
@@ -110,7 +125,7 @@ def images_of(molecule: Molecule) -> tuple[Model, Simulated]:
     return model, model.simulate(IMAGES, 32, given)
 
 
-@pytest.mark.parametrize("symmetry", ["C4", "D2"])
+@pytest.mark.parametrize("symmetry", ["C8", "D2", pytest.param("T", marks=pytest.mark.thorough)])
 def test_a_search_means_one_of_the_equivalent_poses(tmp_path: Path, symmetry: str) -> None:
     """Errors are as claimed, and that as the limit is, modulo the group, of whose poses each is as good."""
     whole = assembly(tmp_path / "whole.cif", symmetry)
@@ -120,11 +135,22 @@ def test_a_search_means_one_of_the_equivalent_poses(tmp_path: Path, symmetry: st
     known = torch.linalg.inv(fisher_information(model, images, truth, 32)).diagonal(dim1=1, dim2=2).sqrt()
     posterior = answer(model, images, 32, SO3Search(model, symmetry=symmetry))
     truth["pose"] = nearest_equivalent(truth["pose"], posterior.mean()["pose"].float(), group)
-    # of so many images a root mean square is off by 0.38 once in 10⁴ times
-    standardised = posterior.standardised(truth).square().mean(0).sqrt()
-    assert ((standardised > 0.62) & (standardised < 1.4)).all()
     claimed = posterior.covariance().diagonal(dim1=1, dim2=2).sqrt()
+    standardised = posterior.standardised(truth)
+    # a search may miss some, which are other poses and no equivalents
+    seen = (standardised.abs() * claimed < 5 * known).all(1)
+    assert seen.double().mean() > 0.9
+    # of so many images a root mean square is off by 0.38 once in 10⁴ times
+    typical = standardised[seen].square().mean(0).sqrt()
+    assert ((typical > 0.62) & (typical < 1.4)).all()
     assert ((claimed / known).median(0).values < 1.2).all()
+    # peaks that are one pose modulo the group are one peak, however many starts led there
+    mixture = posterior.mixture
+    poses = mixture.unknowns.values(mixture.centre)["pose"]
+    first = poses[:, :1]
+    turned = quaternion_distance(poses, first)
+    folded = quaternion_distance(nearest_equivalent(poses, first, group), first)
+    torch.testing.assert_close(turned, folded, atol=1e-3, rtol=0)
     # one that knows nothing of the group has a pose on each side of the molecule, and a mean on none
     nowhere = answer(model, images, 32, SO3Search(model)).covariance().diagonal(dim1=1, dim2=2).sqrt()
     assert (nowhere[:, :3].norm(dim=1) > 0.5).double().mean() > 0.9

@@ -7,6 +7,8 @@ import torch
 
 from cryoanm_lib import ContrastTransfer, ForwardModel, Model, OpticsPrior, RadialNoise, given_ctf
 from cryoanm_lib.checks.difference_map import DifferenceMap, difference_map
+from cryoanm_lib.numerics.point_groups import point_group
+from cryoanm_lib.numerics.rotation import quaternion_product, rotation_from_quaternion
 
 torch.set_num_threads(1)
 BOX, K, PIXEL, WIDTH = 48, 32, 1.5, 2.0
@@ -65,3 +67,21 @@ def test_the_map_is_flat_where_nothing_is_missing() -> None:
     assert (found.density.abs() <= 6 * found.error).all()
     present, _ = shown(present=True, noise=1.0)
     assert present.density.max() > 5 * found.density.abs().max()
+
+
+def test_an_image_of_a_symmetric_molecule_is_one_from_each_side() -> None:
+    """The same map as of every image at all of its equivalent poses."""
+    generator = torch.Generator().manual_seed(5)
+    group = point_group("D2")
+    part = 9 * torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    model = model_of(torch.cat([part @ turn.T for turn in rotation_from_quaternion(group)]), 1.0)
+    torch.manual_seed(6)
+    still = {"ctf": given_ctf(torch.full((100,), 5000.0)), "amplitude": torch.zeros(100, 1)}
+    images = model.simulate(100, K, still)
+    images.truth["amplitude"] = still["amplitude"]
+    found = difference_map(model, images, images.truth, K, group)
+    every = torch.arange(100).repeat_interleave(len(group))
+    truth = {name: value[every] for name, value in images.truth.items()}
+    truth["pose"] = quaternion_product(truth["pose"], group.repeat(100, 1).to(truth["pose"]))
+    expanded = difference_map(model, images[every], truth, K)
+    torch.testing.assert_close(found.density, expanded.density, atol=0.2 * found.error.min().item(), rtol=0)

@@ -1,6 +1,5 @@
 """Rotations that a symmetric molecule looks the same from."""
 
-import math
 import shutil
 import subprocess
 from pathlib import Path
@@ -51,8 +50,7 @@ def test_the_nearest_equivalent_is_nearest_and_an_equivalent(
     distances = quaternion_distance(alike, to[:, None])
     torch.testing.assert_close(quaternion_distance(found, to), distances.min(1).values, atol=1e-6, rtol=0)
     assert quaternion_distance(alike, found[:, None]).min(1).values.max() < 1e-6
-    # it is no further away than any rotation is from the group, and the same for all equivalents
-    assert quaternion_distance(found, to).max() <= math.pi + 1e-9
+    # and the same for all equivalents
     again = nearest_equivalent(alike[:, -1], to, group)
     assert quaternion_distance(again, found).max() < 1e-6
 

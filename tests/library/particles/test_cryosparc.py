@@ -150,7 +150,7 @@ def test_numbers_that_are_none_are_refused(written, field: str, value: float, as
 
 
 def test_what_is_written_has_the_rows_of_the_file_and_ours(written, tmp_path: Path) -> None:
-    """In the order that is asked for, all fields to the bit; what is written again takes its place."""
+    """In the order that is asked for, all fields to the bit; ours of before make room for those of now."""
     path, table, _ = written
     particles, rows = read_cs(path), torch.tensor([2, 0])
     columns = {"amplitude1": torch.tensor([1.5, -2.0]), "shift": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}
@@ -166,7 +166,7 @@ def test_what_is_written_has_the_rows_of_the_file_and_ours(written, tmp_path: Pa
     same(again, particles[rows])
     write_cs(again[torch.tensor([1])], tmp_path / "again.cs", {"amplitude1": torch.tensor([7.0])})
     found = np.load(tmp_path / "again.cs", allow_pickle=False)
-    assert sorted(found.dtype.names) == sorted((*table.dtype.names, "cryoanm/amplitude1", "cryoanm/shift"))
+    assert found.dtype.names == (*table.dtype.names, "cryoanm/amplitude1")
     assert (found["cryoanm/amplitude1"].item(), found["uid"].item()) == (7.0, table["uid"][0])
 
 

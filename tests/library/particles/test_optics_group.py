@@ -48,14 +48,14 @@ def test_what_was_multiplied_is_divided_again(box: int) -> None:
     again = image_to_coefficients(group.as_taken(group.corrected(images, ctf), ctf), box)
     before = image_to_coefficients(images, box)
     h = GROUP.transfer(varies=()).values({GIVEN_CTF: ctf}, half_plane_frequencies(box).double() / box)
-    there = h.abs() > 0.0101
-    assert 0.98 < there.double().mean() < 0.998
+    there = h.abs() > 0.101
+    assert 0.85 < there.double().mean() < 0.98
     torch.testing.assert_close(again[there], before[there], atol=2e-5, rtol=0)
     assert (again.abs() <= before.abs() + 2e-5).all()
 
 
 def test_noise_is_white_again() -> None:
-    """Its power in each shell, to what chance allows: five deviations of 31 shells, once in 10⁵ times."""
+    """Its power in each shell, to what chance allows: five deviations of 23 shells, once in 10⁵ times."""
     group, ctf = replace(GROUP, ctf_premultiplied=True), some_ctf(400)
     images = group.as_taken(group.corrected(torch.randn(400, BOX, BOX), ctf), ctf)
     power = image_to_coefficients(images, BOX).abs().square() * BOX**2
@@ -63,7 +63,7 @@ def test_noise_is_white_again() -> None:
     for shell in range(1, BOX // 2):
         found = power[:, radius == shell]
         # what was lost for good is at most as much as lies below the threshold
-        assert found.mean().item() == pytest.approx(1.0, abs=5 / found.numel() ** 0.5 + 0.01)
+        assert found.mean().item() == pytest.approx(1.0, abs=5 / found.numel() ** 0.5 + 0.09)
 
 
 def stacked(folder: Path, **flags: float) -> ParticleSet:
@@ -82,7 +82,7 @@ def test_what_relion_multiplies_is_undone(tmp_path: Path) -> None:
     before, after = (image_to_coefficients(each.images().pixels, BOX) for each in (given, multiplied))
     transfer, ctf = given.optics[0].transfer(varies=()), given.latents()[GIVEN_CTF]
     h = transfer.values({GIVEN_CTF: ctf}, half_plane_frequencies(BOX).double() / BOX)
-    told = h.abs() > 0.05
+    told = h.abs() > 0.11
     left = (after - before)[told].abs().square().mean() / before[told].abs().square().mean()
     assert left.sqrt() < 0.01
     # and taken as they are they are others
