@@ -54,6 +54,11 @@ from cryoanm_lib.inference.luzzati import Luzzati as Luzzati
 from cryoanm_lib.inference.luzzati import luzzati_factor as luzzati_factor
 from cryoanm_lib.inference.place_error import place_error as place_error
 from cryoanm_lib.inference.place_error import with_place_error as with_place_error
+from cryoanm_lib.inference.population import Likelihoods as Likelihoods
+from cryoanm_lib.inference.population import Population as Population
+from cryoanm_lib.inference.population import density_band as density_band
+from cryoanm_lib.inference.population import gaussian_population as gaussian_population
+from cryoanm_lib.inference.population import smooth_population as smooth_population
 from cryoanm_lib.inference.refinement import refine as refine
 from cryoanm_lib.inference.so3_search import SO3Search as SO3Search
 from cryoanm_lib.inference.tempering import DrawnPosterior as DrawnPosterior

@@ -1,0 +1,333 @@
+"""The distribution of a latent over many particles, from what the image of each says of it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from cryoanm_lib.errors import CryoANMError
+
+#: Parts of the images, each of which judges what was learned from the others.
+FOLDS = 5
+#: Widths of the kernel that are tried, in deviations of what images say.
+WIDTHS = (0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
+#: Another Gaussian is taken if images that it has not seen gain by so many standard errors.
+_BETTER = 2.0
+#: Steps of expectation and maximisation of weights, and of Gaussians.
+_STEPS, _GAUSSIAN_STEPS = 300, 400
+#: Nats that a step gains of all images together, below which Gaussians have settled.
+_SETTLED = 1e-3
+#: Kernels on a grid are so many of their widths apart; and there are no more of them than this.
+_APART, _MOST = 0.5, 4096
+#: Of what a latent may vary by, the least that an image may seem to say, and a Gaussian may be narrow.
+_NOTHING, _NARROW = 1e-6, 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Likelihoods:
+    """What each image says of some numbers, apart from any prior: a Gaussian in them.
+
+    Attributes
+    ----------
+    mean : Float64[Tensor, "images columns"]
+        Where the likelihood is highest.
+    covariance : Float64[Tensor, "images columns columns"]
+        How precisely that is known.
+    """
+
+    mean: Float64[Tensor, "images columns"]
+    covariance: Float64[Tensor, "images columns columns"]
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def __getitem__(self, which: Tensor) -> "Likelihoods":
+        return Likelihoods(self.mean[which], self.covariance[which])
+
+    @classmethod
+    def of_posteriors(
+        cls,
+        mean: Float64[Tensor, "images columns"],
+        covariance: Float64[Tensor, "images columns columns"],
+        prior: Float64[Tensor, "columns"],
+    ) -> "Likelihoods":
+        """Posteriors less the prior N(0, diag(s²)) that they were computed with, s its deviations.
+
+        With Σ the covariance of a posterior, S⁻¹ = Σ⁻¹ - diag(s⁻²) and m = S Σ⁻¹ μ. Where a posterior is as
+        wide as the prior, or wider as one of several peaks may be, the image says next to nothing.
+        """
+        # in units of the prior's deviations, where it is N(0, 1)
+        unit = prior[:, None] * prior
+        precision = torch.linalg.inv(covariance / unit)
+        values, axes = torch.linalg.eigh(precision)
+        said = axes @ ((values - 1).clamp(min=_NOTHING)[..., None] * axes.transpose(1, 2))
+        found = torch.linalg.inv(said)
+        at = (found @ precision @ (mean / prior)[..., None])[..., 0]
+        return cls(prior * at, unit * found)
+
+
+@dataclass(frozen=True, eq=False)
+class Population:
+    """A mixture of Gaussians from which the numbers of all particles come.
+
+    Attributes
+    ----------
+    weight : Float64[Tensor, "parts"]
+        Their sum is 1.
+    mean : Float64[Tensor, "parts columns"]
+        Of each Gaussian.
+    covariance : Float64[Tensor, "parts columns columns"]
+        Of each.
+    """
+
+    weight: Float64[Tensor, "parts"]
+    mean: Float64[Tensor, "parts columns"]
+    covariance: Float64[Tensor, "parts columns columns"]
+
+    def density(self, at: Float64[Tensor, "points columns"]) -> Float64[Tensor, "points"]:
+        """Probability density at some points."""
+        return self.log_evidence(_exact(at)).exp()
+
+    def log_evidence(self, seen: Likelihoods) -> Float64[Tensor, "images"]:
+        """log ∫ N(m_i | α, S_i) p(α) dα of each image."""
+        return (_log_normal(seen, self) + self.weight.log()).logsumexp(1)
+
+    def posterior(
+        self, seen: Likelihoods
+    ) -> tuple[Float64[Tensor, "images columns"], Float64[Tensor, "images columns columns"]]:
+        """Mean and covariance of each particle's numbers, with the population for a prior."""
+        share, mean, covariance = _expected(seen, self)
+        together = (share[..., None] * mean).sum(1)
+        away = mean - together[:, None]
+        every = covariance + away[..., None] * away[..., None, :]
+        return together, (share[..., None, None] * every).sum(1)
+
+    def sample(
+        self, count: int, generator: torch.Generator | None = None
+    ) -> Float64[Tensor, "count columns"]:
+        """Draws of the numbers of so many particles."""
+        part = torch.multinomial(self.weight, count, replacement=True, generator=generator)
+        scale = torch.linalg.cholesky(self.covariance)[part]
+        normal = torch.randn(count, scale.shape[-1], 1, generator=generator, dtype=scale.dtype)
+        return self.mean[part] + (scale @ normal)[..., 0]
+
+
+def gaussian_population(seen: Likelihoods, most: int = 5) -> Population:
+    """A mixture of as many Gaussians as images that it was not learned from ask for.
+
+    Expectation and maximisation with each image's own error (Bovy, Hogg and Roweis 2011). Another Gaussian is
+    taken as long as it makes the images of each of five parts, learned from the others, more probable by more
+    than twice the standard error of that.
+
+    Parameters
+    ----------
+    seen : Likelihoods
+        Of all images.
+    most : int
+        Gaussians at most.
+
+    Raises
+    ------
+    CryoANMError
+        If there are fewer than ten images for each.
+    """
+    _require(seen, 10 * most)
+    chosen = 1
+    before = _held_out(seen, 1)
+    for count in range(2, most + 1):
+        gain = _held_out(seen, count) - before
+        if gain.mean() <= _BETTER * gain.std() / len(gain) ** 0.5:
+            break
+        chosen, before = count, before + gain
+    return _gaussians(seen, chosen)
+
+
+def smooth_population(seen: Likelihoods, widths: Sequence[float] = WIDTHS) -> Population:
+    """A smooth density of no form: Gaussian kernels on a grid, their width chosen by images left out.
+
+    The weights are the most likely ones, and what the kernel does not resolve is not asked for.
+
+    Parameters
+    ----------
+    seen : Likelihoods
+        Of one column or two.
+    widths : sequence of float
+        Of the kernel, among which is chosen, in deviations of `seen.mean`.
+
+    Raises
+    ------
+    CryoANMError
+        If there are fewer than fifty images, or more than two columns.
+    """
+    _require(seen, 50)
+    if seen.mean.shape[1] > 2:
+        raise CryoANMError(
+            f"a grid over {seen.mean.shape[1]} columns is too large: choose one or two, or "
+            "gaussian_population"
+        )
+    fold, held = _folds(len(seen)), []
+    parts = [kernels for width in widths if (kernels := _kernels(seen, width)) is not None]
+    for kernels in parts:
+        log_each = _log_normal(seen, kernels)
+        learned = _weights(log_each, torch.stack([fold != number for number in range(FOLDS)]).double())
+        each = (log_each[:, None] + learned.log()).logsumexp(2)
+        held.append(each.gather(1, fold[:, None]).sum().item())
+    best = parts[max(range(len(parts)), key=held.__getitem__)]
+    weight = _weights(_log_normal(seen, best), torch.ones(1, len(seen), dtype=torch.float64))[0]
+    return Population(weight, best.mean, best.covariance)
+
+
+def density_band(
+    population: Population,
+    seen: Likelihoods,
+    at: Float64[Tensor, "points columns"],
+    count: int = 200,
+    level: float = 0.95,
+    generator: torch.Generator | None = None,
+) -> tuple[Float64[Tensor, "points"], Float64[Tensor, "points"]]:
+    """Between what the density at each point is, with so much confidence: a bootstrap over particles.
+
+    Kernels are half as wide as those of the estimate, whose own smoothing is then small beside its spread. In
+    each bootstrap there is one particle more, that may be anywhere, and counts as much as an exponential draw
+    says: where no particle was seen some may be nevertheless.
+
+    Parameters
+    ----------
+    population, seen : Population, Likelihoods
+        Of `smooth_population`, and from which.
+    at : Float64[Tensor, "points columns"]
+        Where.
+    count, level, generator : int, float, torch.Generator
+        How many bootstraps, the share of them within, and what draws.
+
+    Raises
+    ------
+    CryoANMError
+        If half as wide kernels are too many.
+    """
+    width = (population.covariance[0].diagonal().sqrt() / seen.mean.std(0)).mean().item()
+    kernels = _kernels(seen, 0.5 * width)
+    if kernels is None:
+        raise CryoANMError(
+            f"kernels of {0.5 * width:.2g} deviations are too many for a band: choose one column"
+        )
+    drawn = torch.randint(len(seen), (count, len(seen)), generator=generator)
+    counts = torch.zeros(count, len(seen), dtype=torch.float64)
+    counts.scatter_add_(1, drawn, torch.ones_like(counts))
+    more = -torch.rand(count, 1, generator=generator, dtype=torch.float64).log()
+    weight = _weights(_log_normal(seen, kernels), counts, more)
+    density = weight @ _log_normal(_exact(at), kernels).exp().T
+    ends = torch.tensor([0.5 - 0.5 * level, 0.5 + 0.5 * level], dtype=torch.float64)
+    low, high = density.quantile(ends, dim=0)
+    return low, high
+
+
+def _exact(at: Float64[Tensor, "points columns"]) -> Likelihoods:
+    """As if images had said these numbers without an error."""
+    return Likelihoods(at, torch.zeros(1, at.shape[1], at.shape[1], dtype=at.dtype).expand(len(at), -1, -1))
+
+
+def _require(seen: Likelihoods, fewest: int) -> None:
+    if len(seen) < fewest:
+        raise CryoANMError(f"{len(seen)} images tell of no population: give {fewest} or more")
+
+
+def _folds(images: int) -> Tensor:
+    """In which part each image is."""
+    return torch.randperm(images, generator=torch.Generator().manual_seed(0)) % FOLDS
+
+
+def _log_normal(seen: Likelihoods, population: Population) -> Float64[Tensor, "images parts"]:
+    """log N(m_i | μ_k, S_i + C_k)."""
+    scale = torch.linalg.cholesky(seen.covariance[:, None] + population.covariance)
+    away = (seen.mean[:, None] - population.mean)[..., None]
+    squared = torch.linalg.solve_triangular(scale, away, upper=False).square().sum((-1, -2))
+    log_volume = scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return -0.5 * squared - log_volume - 0.5 * seen.mean.shape[1] * math.log(2 * math.pi)
+
+
+def _weights(
+    log_each: Float64[Tensor, "images parts"],
+    counted: Float64[Tensor, "times images"],
+    more: Float64[Tensor, "times one"] | float = 0.0,
+) -> Float64[Tensor, "times parts"]:
+    """The most likely weights, by expectation and maximisation, for each of some ways to count images.
+
+    More images may be counted, which say nothing.
+    """
+    likelihood = (log_each - log_each.amax(1, keepdim=True)).exp()
+    even = 1 / log_each.shape[1]
+    total = counted.sum(1, keepdim=True) + more
+    weight = torch.full((len(counted), log_each.shape[1]), even, dtype=torch.float64)
+    for _ in range(_STEPS):
+        weight = (weight * ((counted / (weight @ likelihood.T)) @ likelihood) + even * more) / total
+    return weight
+
+
+def _kernels(seen: Likelihoods, width: float) -> Population | None:
+    """Equal Gaussians on a grid over all that images say; none where there were too many."""
+    scale = seen.mean.std(0)
+    low, high = seen.mean.amin(0), seen.mean.amax(0)
+    lines = [
+        torch.arange(a, b + 0.5 * _APART * width * s, _APART * width * s, dtype=torch.float64)
+        for a, b, s in zip(low.tolist(), high.tolist(), scale.tolist(), strict=True)
+    ]
+    if math.prod(map(len, lines)) > _MOST:
+        return None
+    places = torch.cartesian_prod(*lines).reshape(-1, len(lines))
+    covariance = torch.diag((width * scale).square()).expand(len(places), -1, -1)
+    return Population(torch.full((len(places),), 1 / len(places), dtype=torch.float64), places, covariance)
+
+
+def _held_out(seen: Likelihoods, count: int) -> Float64[Tensor, "images"]:
+    """Log-evidence of each image under Gaussians that were learned from the other parts."""
+    fold, found = _folds(len(seen)), torch.empty(len(seen), dtype=torch.float64)
+    for number in range(FOLDS):
+        learned = _gaussians(seen[torch.nonzero(fold != number)[:, 0]], count)
+        here = torch.nonzero(fold == number)[:, 0]
+        found[here] = learned.log_evidence(seen[here])
+    return found
+
+
+def _gaussians(seen: Likelihoods, count: int) -> Population:
+    """The most likely mixture of so many Gaussians, begun along the line on which images differ most."""
+    centred = seen.mean - seen.mean.mean(0)
+    spread = centred.T @ centred / len(seen)
+    axis = torch.linalg.eigh(spread).eigenvectors[:, -1]
+    order = (centred @ axis).argsort().tensor_split(count)
+    mean = torch.stack([seen.mean[part].mean(0) for part in order])
+    even = torch.full((count,), 1 / count, dtype=torch.float64)
+    narrow = _NARROW**2 * torch.diag(spread.diagonal())
+    found = Population(even, mean, (spread / count**2 + narrow).expand(count, -1, -1))
+    evidence = -math.inf
+    for _ in range(_GAUSSIAN_STEPS):
+        before, evidence = evidence, found.log_evidence(seen).sum().item()
+        if evidence - before < _SETTLED:
+            break
+        share, at, covariance = _expected(seen, found)
+        total = share.sum(0)
+        mean = (share[..., None] * at).sum(0) / total[:, None]
+        away = at - mean
+        every = covariance + away[..., None] * away[..., None, :]
+        wide = (share[..., None, None] * every).sum(0) / total[:, None, None] + narrow
+        found = Population(total / len(seen), mean, wide)
+    return found
+
+
+def _expected(
+    seen: Likelihoods, population: Population
+) -> tuple[
+    Float64[Tensor, "images parts"],
+    Float64[Tensor, "images parts columns"],
+    Float64[Tensor, "images parts columns columns"],
+]:
+    """Of which Gaussian a particle is, and if it is of it, the mean and covariance of its numbers."""
+    share = (_log_normal(seen, population) + population.weight.log()).softmax(1)
+    gain = torch.linalg.solve(seen.covariance[:, None] + population.covariance, population.covariance)
+    gain = gain.transpose(-1, -2)  # C (S + C)⁻¹
+    away = (seen.mean[:, None] - population.mean)[..., None]
+    mean = population.mean + (gain @ away)[..., 0]
+    return share, mean, population.covariance - gain @ population.covariance
