@@ -35,6 +35,7 @@ from cryoanm_lib.commands.cryoanm import main
 from cryoanm_lib.errors import ArtifactError, CryoANMError, ParticleError
 from cryoanm_lib.io.storage import load_json
 from cryoanm_lib.numerics.fourier import image_to_coefficients
+from cryoanm_lib.numerics.rotation import quaternion_distance
 from cryoanm_lib.particles.stacks import opened
 from cryoanm_lib.particles.star import quaternions_of_euler
 from tests.library.particles.test_cryosparc import save, table_of
@@ -589,3 +590,15 @@ def test_a_dark_molecule_that_nobody_calls_so_is_named_without_poses(table: Path
         infer(plan, tmp_path / "run", progress=False)
     with pytest.raises(ParticleError, match="rlnAngleRot"):
         simulate_stack(plan, tmp_path / "x.mrcs")
+
+
+@pytest.mark.thorough
+def test_a_pose_may_be_anywhere_about_that_of_the_table(table: Path, run: RunFolder, tmp_path: Path) -> None:
+    """Climbs begin there, and images alone say how sure a pose is: less than with the table's word for it."""
+    other = infer(plan_of(table, pose="prior", twin=0, nulls=0), tmp_path / "run", progress=False)
+    assert other.learned(0).prior.pose_width == 0 < run.learned(0).prior.pose_width
+    free, told = other.answers(), run.answers()
+    wider = free.deviation[:, :3].norm(dim=1) / told.deviation[:, :3].norm(dim=1)
+    assert wider.median() > 1.1
+    turned = quaternion_distance(free.mean["pose"].double(), told.mean["pose"].double())
+    assert (turned < 3 * free.deviation[:, :3].norm(dim=1)).double().mean() > 0.9
