@@ -46,7 +46,7 @@ _OFF_CENTRE = 5.0
 _UNKNOWN_LEVEL = 10.0
 
 _NOTHING_SHARED = (
-    "the images have nothing in common with the molecule at the poses of their table: `check` may "
+    "the images have nothing in common with the molecule at any pose that was looked at: `check` may "
     "say why; where the molecule is dark, and the table does not say so, say it by dark (--dark)"
 )
 

@@ -206,8 +206,11 @@ def density_band(
     Raises
     ------
     CryoANMError
-        If half as wide kernels are too many.
+        If half as wide kernels are too many, or the population is no smooth one, whose parts are alike.
     """
+    alike = population.covariance[:1].expand_as(population.covariance)
+    if len(population.weight) == 1 or not torch.equal(population.covariance, alike):
+        raise CryoANMError("a band is of kernels, and these are other Gaussians: give a smooth_population")
     width = (population.covariance[0].diagonal().sqrt() / seen.mean.std(0)).mean().item()
     kernels = _kernels(seen, 0.5 * width)
     if kernels is None:

@@ -162,6 +162,14 @@ def test_bands_hold_the_density(ensembles: int) -> None:
     assert 0.9 - slack < np.mean(inside) < 0.99 + slack / 6
 
 
+def test_a_band_is_of_a_smooth_population() -> None:
+    """The width of some Gaussian of a mixture would be none of a kernel."""
+    for share in (0.6, 1.0):
+        _, seen = two_states(300, 0.9, seed=0, share=share)
+        with pytest.raises(CryoANMError, match="give a smooth_population"):
+            density_band(gaussian_population(seen), seen, LINE[:5, None])
+
+
 def test_pyro_finds_the_same_population() -> None:
     """By the gradient of the same likelihood, with parameters of a program instead of a formula."""
     _, seen = two_states(600, 0.9, seed=5)
