@@ -7,6 +7,7 @@ from cryoanm_lib.analysis.infer import infer as infer
 from cryoanm_lib.analysis.molecule import molecule_of as molecule_of
 from cryoanm_lib.analysis.molecule import read_molecule as read_molecule
 from cryoanm_lib.analysis.plan import Plan as Plan
+from cryoanm_lib.analysis.run_population import RunPopulation as RunPopulation
 from cryoanm_lib.analysis.simulate import simulate_stack as simulate_stack
 from cryoanm_lib.book import costs as costs
 from cryoanm_lib.book import figures as figures
@@ -49,6 +50,8 @@ from cryoanm_lib.inference.amortised import propose as propose
 from cryoanm_lib.inference.exact_posterior import exact_posterior as exact_posterior
 from cryoanm_lib.inference.fisher import fisher_information as fisher_information
 from cryoanm_lib.inference.fisher import information_limit as information_limit
+from cryoanm_lib.inference.identifiability import smallest_separation as smallest_separation
+from cryoanm_lib.inference.identifiability import smallest_share as smallest_share
 from cryoanm_lib.inference.lattice_search import LatticeSearch as LatticeSearch
 from cryoanm_lib.inference.luzzati import Luzzati as Luzzati
 from cryoanm_lib.inference.luzzati import luzzati_factor as luzzati_factor

@@ -5,17 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from cryoanm_lib.checks.predictive import explained_p_value, matched_p_value
 from cryoanm_lib.errors import ArtifactError
 from cryoanm_lib.imaging.latents import LATENTS
-from cryoanm_lib.inference.refinement import RefinedPosterior
+from cryoanm_lib.inference.population import Likelihoods
+from cryoanm_lib.inference.refinement import SUSPICIOUS, RefinedPosterior
 from cryoanm_lib.io.storage import flat, grouped, load_tensors, save_tensors
 
 #: What there is of each image beside its latents.
-_OF_EACH = ("row", "deviation", "noise_scale", "log_evidence", "ess_fraction", "p_value", "matched")
+_OF_EACH = (
+    *("row", "deviation", "covariance", "prior"),
+    *("noise_scale", "log_evidence", "ess_fraction", "p_value", "matched"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +34,10 @@ class Answers:
         Of each latent: the pose a quaternion, the shift in Å.
     deviation : Float[Tensor, "images columns"]
         In the same units, of the pose in radians about each axis.
+    covariance : Float[Tensor, "images modes modes"]
+        Of the amplitudes together, in Å².
+    prior : Float[Tensor, "images modes"]
+        Deviations of the amplitudes' prior, about 0, that they were found with.
     noise_scale : Float64[Tensor, "images"]
         ν, by which an image is noisier than its microscope's.
     log_evidence, ess_fraction : Float64[Tensor, "images"]
@@ -45,6 +53,8 @@ class Answers:
     row: Int64[Tensor, "images"]
     mean: dict[str, Float[Tensor, "images ..."]]
     deviation: Float[Tensor, "images columns"]
+    covariance: Float[Tensor, "images modes modes"]
+    prior: Float[Tensor, "images modes"]
     noise_scale: Float64[Tensor, "images"]
     log_evidence: Float64[Tensor, "images"]
     ess_fraction: Float64[Tensor, "images"]
@@ -77,7 +87,10 @@ class Answers:
         drawn, mean = wider.sample(max(draws, 1), generator), posterior.mean()
         of_draw = (model, posterior.particles, own, posterior.resolution)
         p_values = (explained_p_value(*of_draw).double(), matched_p_value(*of_draw).double())
-        deviation = wider.covariance().diagonal(dim1=1, dim2=2).sqrt()
+        covariance = wider.covariance()
+        deviation = covariance.diagonal(dim1=1, dim2=2).sqrt()
+        bends = model.unknowns.of(lambda latent: latent.name == "amplitude")
+        width = model.prior.moments("amplitude", model.unknowns.n_modes, deviation)[1]
         in_pixels = torch.tensor([name == "shift" for name in model.unknowns.columns])
         deviation = torch.where(in_pixels, pixel_size * deviation, deviation)
         drawn = {name: value.transpose(0, 1) for name, value in drawn.items()}
@@ -87,12 +100,26 @@ class Answers:
             own["shift"] = pixel_size * (own["shift"] + shift)
         return cls(
             *(row, {name: value.float() for name, value in mean.items()}, deviation.float()),
+            *(covariance[:, bends][:, :, bends].float(), width.float().expand(len(posterior), -1).clone()),
             posterior.particles.noise.unit()[1].expand(len(posterior)).clone(),
             *(posterior.log_evidence.double(), posterior.ess_fraction.double()),
             *p_values,
             own={name: value.float() for name, value in own.items()},
             draws={name: value.float() for name, value in drawn.items()},
         )
+
+    def likelihoods(self, number: int | None = None) -> Likelihoods:
+        """What images say of all amplitudes together, or of one, apart from the prior of these.
+
+        Of one it is with all others anywhere that their prior has them.
+        """
+        columns = slice(None) if number is None else slice(number, number + 1)
+        mean, covariance = self.mean["amplitude"][:, columns], self.covariance[:, columns, columns]
+        return Likelihoods.of_posteriors(mean.double(), covariance.double(), self.prior[:, columns].double())
+
+    def explained(self) -> Bool[Tensor, "images"]:
+        """Where the molecule leaves no more of an image than noise would."""
+        return self.p_value >= SUSPICIOUS
 
     def save(self, path: Path, **told: str) -> None:
         """Write a shard."""

@@ -10,8 +10,9 @@ from torch import Tensor
 from cryoanm_lib.analysis.answers import Answers
 from cryoanm_lib.analysis.folder import RunFolder, particles_of
 from cryoanm_lib.analysis.molecule import molecule_of
+from cryoanm_lib.analysis.run_population import RunPopulation
 from cryoanm_lib.errors import CryoANMError
-from cryoanm_lib.io.storage import save_tensors
+from cryoanm_lib.io.storage import save_tensors, write_atomically
 from cryoanm_lib.molecule.atoms import Atoms
 from cryoanm_lib.molecule.movie import fits_pdb, write_models
 from cryoanm_lib.particles.cryosparc import CryosparcParticles, vectors_of_quaternions, write_cs
@@ -32,7 +33,8 @@ def export(folder: str | Path, subsets: int = 5, direction: int = 1) -> list[Pat
     for ordinary reconstructions: where these show what the model says, it is not the model alone that says
     it. `direction_….cif` and `.pdb` are the molecule between the 5th and the 95th percentile, and
     `draws.safetensors` the posterior draws. Of a `.cs` file there are `.cs` files, whose fields of ours,
-    `cryoanm/…`, are in cryoSPARC's conventions.
+    `cryoanm/…`, are in cryoSPARC's conventions. Where the run has a population, `population_….csv` is each
+    amplitude's, and `…Population` among the columns what particles are with it in place of the prior.
 
     Parameters
     ----------
@@ -63,11 +65,12 @@ def export(folder: str | Path, subsets: int = 5, direction: int = 1) -> list[Pat
             f"direction = {direction} and subsets = {subsets} are not usable: there are {plan.modes} "
             f"directions and {len(answers)} particles"
         )
-    columns: Mapping[str, Float64[Tensor, "images ..."]]
+    population = RunPopulation.load(run.population) if run.population.exists() else None
+    columns: dict[str, Float64[Tensor, "images ..."]]
     if isinstance(particles, CryosparcParticles):
-        suffix, columns = ".cs", fields_of(answers, particles.shift_pixel[answers.row])
+        suffix, columns = ".cs", fields_of(answers, particles.shift_pixel[answers.row], population)
     else:
-        suffix, columns = ".star", columns_of(answers, _odd(particles)[answers.row])
+        suffix, columns = ".star", columns_of(answers, _odd(particles)[answers.row], population)
     written = [out / f"posterior{suffix}"]
     _write(particles, answers, columns, torch.arange(len(answers)), written[0])
     order = answers.mean["amplitude"][:, direction - 1].argsort()
@@ -76,6 +79,8 @@ def export(folder: str | Path, subsets: int = 5, direction: int = 1) -> list[Pat
         _write(particles, answers, columns, some.sort().values, written[-1])
     written.append(out / "draws.safetensors")
     save_tensors(written[-1], {"row": answers.row, **answers.draws})
+    if population is not None:
+        written += _write_densities(population, out)
     if isinstance(molecule.source, Atoms):
         for number, along in enumerate(molecule.of_atoms):
             ends = (
@@ -94,13 +99,31 @@ def export(folder: str | Path, subsets: int = 5, direction: int = 1) -> list[Pat
     return written
 
 
+def _write_densities(population: RunPopulation, out: Path) -> list[Path]:
+    """A table of each amplitude: where, density, its 95 % band, and minus its logarithm in kT."""
+    written = []
+    for number, smooth in enumerate(population.smooth):
+        at = population.at[number]
+        columns = {"amplitude": at, "density": smooth.density(at[:, None])}
+        columns |= {"low": population.low[number], "high": population.high[number]}
+        columns["free_energy"] = smooth.free_energy(at[:, None])
+        rows = torch.stack(list(columns.values()), dim=1).tolist()
+        lines = [",".join(columns), *(",".join(f"{x:.6g}" for x in row) for row in rows)]
+        written.append(out / f"population_{number + 1}.csv")
+        text = "\n".join(lines) + "\n"
+        write_atomically(written[-1], lambda beside, text=text: beside.write_text(text, encoding="ascii"))
+    return written
+
+
 def _odd(particles: ParticleSet) -> Float64[Tensor, "particles"]:
     """Å by which RELION's centre of each image lies beyond ours, along x and y: a pixel in odd boxes."""
     each = [(group.box_size or 0) % 2 * group.pixel_size for group in particles.optics]
     return torch.tensor(each, dtype=torch.float64)[particles.group]
 
 
-def columns_of(answers: Answers, odd: Float64[Tensor, "images"]) -> dict[str, Float64[Tensor, "images"]]:
+def columns_of(
+    answers: Answers, odd: Float64[Tensor, "images"], population: RunPopulation | None = None
+) -> dict[str, Float64[Tensor, "images"]]:
     """Numbers of each particle by label: RELION's angles and origins, amplitudes, deviations and alarms."""
     angles = euler_of_quaternions(answers.mean["pose"].double())
     found: dict[str, Float64[Tensor, "images"]] = {}
@@ -110,6 +133,8 @@ def columns_of(answers: Answers, odd: Float64[Tensor, "images"]) -> dict[str, Fl
         label = _label(name, number)
         found[label] = odd - mean if name == "shift" else mean
         found[f"{label}Error"] = deviation
+    for number, mean, deviation in _under(population, answers):
+        found |= {f"Amplitude{number}Population": mean, f"Amplitude{number}PopulationError": deviation}
     return {
         **found,
         "LogEvidence": answers.log_evidence,
@@ -119,7 +144,7 @@ def columns_of(answers: Answers, odd: Float64[Tensor, "images"]) -> dict[str, Fl
 
 
 def fields_of(
-    answers: Answers, shift_pixel: Float64[Tensor, "images"]
+    answers: Answers, shift_pixel: Float64[Tensor, "images"], population: RunPopulation | None = None
 ) -> dict[str, Float64[Tensor, "images ..."]]:
     """The same as cryoSPARC would have it: rotation vectors in radians, and shifts in pixels of so many Å."""
     found: dict[str, Float64[Tensor, "images ..."]] = {}
@@ -135,12 +160,23 @@ def fields_of(
     if shifts:
         mean, deviation = (torch.stack(both, dim=1) for both in zip(*shifts, strict=True))
         found |= {"shift": mean, "shift_error": deviation, "psize_A": shift_pixel}
+    for number, mean, deviation in _under(population, answers):
+        found |= {f"amplitude{number}_population": mean, f"amplitude{number}_population_error": deviation}
     return {
         **found,
         "log_evidence": answers.log_evidence,
         "ess_fraction": answers.ess_fraction,
         "predictive_p": answers.p_value,
     }
+
+
+def _under(
+    population: RunPopulation | None, answers: Answers
+) -> Iterator[tuple[int, Float64[Tensor, "images"], Float64[Tensor, "images"]]]:
+    """Of each amplitude, counted from 1, mean and deviation with the population in place of the prior."""
+    if population is not None:
+        mean, deviation = population.posterior(answers)
+        yield from zip(range(1, mean.shape[1] + 1), mean.T, deviation.T, strict=True)
 
 
 def _pose_deviation(answers: Answers) -> Float64[Tensor, "images"]:

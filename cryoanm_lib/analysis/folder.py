@@ -112,6 +112,11 @@ class RunFolder:
         """Some images beside their predictions, and the difference map."""
         return self.path / "shown.safetensors"
 
+    @property
+    def population(self) -> Path:
+        """How amplitudes are distributed; not there where too few images tell."""
+        return self.path / "population.safetensors"
+
     def shard(self, number: int) -> Path:
         return self.path / "shards" / f"{number:05d}.safetensors"
 

@@ -17,6 +17,7 @@ from cryoanm_lib.analysis.learn import learn
 from cryoanm_lib.analysis.microscope import Microscope, same_microscope
 from cryoanm_lib.analysis.molecule import Molecule, molecule_of
 from cryoanm_lib.analysis.plan import Plan
+from cryoanm_lib.analysis.run_population import RunPopulation, each_shard
 from cryoanm_lib.analysis.shown import shown
 from cryoanm_lib.analysis.twin import Trial, judged
 from cryoanm_lib.checks.consistency import check_particles
@@ -65,6 +66,10 @@ def infer(plan: Plan, folder: str | Path, despite_check: bool = False, progress:
         total = len(particles) + plan.twin + 2 * plan.nulls
         with tqdm(total=total, unit="image", disable=not progress, desc="infer") as bar:
             _infer_all(run, plan, particles, microscopes, bar)
+            if not run.population.exists():
+                found = RunPopulation.of(each_shard(run.shards()), len(particles), plan.seed)
+                if found is not None:
+                    found.save(run.population)
             if not run.shown.exists():
                 save_tensors(run.shown, shown(plan, particles, microscopes[0], run.answers()))
             if plan.twin and not run.twin.exists():

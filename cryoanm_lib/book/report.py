@@ -15,6 +15,7 @@ from cryoanm_lib.analysis.folder import RunFolder, particles_of
 from cryoanm_lib.analysis.learned import Learned
 from cryoanm_lib.analysis.molecule import read_molecule
 from cryoanm_lib.analysis.plan import Plan
+from cryoanm_lib.analysis.run_population import RunPopulation
 from cryoanm_lib.book.figures import own_particles
 from cryoanm_lib.book.figures.style import set_style
 from cryoanm_lib.checks.consistency import MISTAKES
@@ -68,6 +69,8 @@ def _parts(run: RunFolder, plan: Plan, answers: Answers) -> Iterable[tuple[str, 
         parts = [head + _of_learned(each) for head, each in zip(told, microscopes, strict=True)]
         yield "What the images say of themselves", "".join(parts)
     yield "Amplitudes", _amplitudes(answers)
+    if run.population.exists():
+        yield "The population", _of_population(RunPopulation.load(run.population), answers)
     if shown is not None:
         told = (
             "<p>Details down to the resolution that was looked at. What is left should look like noise.</p>"
@@ -100,7 +103,7 @@ def _in_short(run: RunFolder, plan: Plan, answers: Answers, twin: dict | None) -
     if bad:
         first = next(iter(bad.items()))
         lines.append(f"{len(bad)} images were not usable, such as {escape(first[0])}: {escape(first[1])}.")
-    unexplained = (answers.p_value < SUSPICIOUS).double().mean().item()
+    unexplained = 1 - answers.explained().double().mean().item()
     lines.append(f"{100 * unexplained:.1f} % of them are not explained by the model.")
     if not run.shown.exists() or (plan.twin and twin is None):
         lines.append("The run is not at its end: cryoanm infer goes on with it, to what is missing here.")
@@ -196,6 +199,39 @@ def _amplitudes(answers: Answers) -> str:
     if answers.mean["amplitude"].shape[1] > 1:
         text += _figure(own_particles.plot_pairs(answers), "pairs of amplitudes")
     return text
+
+
+def _of_population(population: RunPopulation, answers: Answers) -> str:
+    rows = []
+    for number, found in enumerate(population.gaussians):
+        order = found.weight.argsort(descending=True)
+        states = zip(found.weight[order], found.mean[order, 0], found.covariance[order, 0, 0], strict=True)
+        for share, mean, variance in states:
+            rows.append((f"{number + 1}", f"{100 * share:.1f} %", f"{mean:.1f}", f"{variance**0.5:.1f}"))
+    mean, deviation = population.posterior(answers)
+    own, error = (
+        answers.mean["amplitude"].double(),
+        answers.covariance.double().diagonal(dim1=1, dim2=2).sqrt(),
+    )
+    moved = ((mean - own) / error).square().mean(0).sqrt()
+    narrower = (deviation / error).median(0).values
+    text = (
+        f"<p>How {population.particles} explained particles are distributed. Means of posteriors, in grey, "
+        "are each off by its error, and drawn to the prior; these densities are neither. The band is where "
+        "the density is with 95 % confidence, by a bootstrap over particles. Two Gaussians where one would "
+        "do are not taken; how wide one is has no error of the images in it.</p>"
+        + _figure(own_particles.plot_population(population, answers), "densities of amplitudes")
+        + _table(("amplitude", "share", "mean (Å)", "width (Å)"), rows)
+    )
+    told = "; ".join(
+        f"amplitude {n + 1}: {m:.2f} of its error bar, which is then {w:.2f} of what it was"
+        for n, (m, w) in enumerate(zip(moved.tolist(), narrower.tolist(), strict=True))
+    )
+    return text + (
+        f"<p>With this in place of the prior a particle moves by (root mean square) {told} (median). Export "
+        "writes both. As an energy in kT, minus the logarithm of a density holds where particles were frozen "
+        "from equilibrium, and picked whatever their state.</p>"
+    )
 
 
 def _of_twin(plan: Plan, twin: dict) -> str:

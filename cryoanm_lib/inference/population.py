@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float64
@@ -15,7 +15,7 @@ FOLDS = 5
 #: Widths of the kernel that are tried, in deviations of what images say.
 WIDTHS = (0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
 #: Another Gaussian is taken if images that it has not seen gain by so many standard errors.
-_BETTER = 2.0
+BETTER = 2.0
 #: Steps of expectation and maximisation of weights, and of Gaussians.
 _STEPS, _GAUSSIAN_STEPS = 300, 400
 #: Nats that a step gains of all images together, below which Gaussians have settled.
@@ -23,7 +23,7 @@ _SETTLED = 1e-3
 #: Kernels on a grid are so many of their widths apart; and there are no more of them than this.
 _APART, _MOST = 0.5, 4096
 #: Of what a latent may vary by, the least that an image may seem to say, and a Gaussian may be narrow.
-_NOTHING, _NARROW = 1e-6, 1e-3
+_NOTHING, _NARROW = 1e-4, 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,23 +36,26 @@ class Likelihoods:
         Where the likelihood is highest.
     covariance : Float64[Tensor, "images columns columns"]
         How precisely that is known.
+    count : Float64[Tensor, "images"]
+        For how many images it stands that say the same, or all but the same, as of `Tally`: 1 for each.
     """
 
     mean: Float64[Tensor, "images columns"]
     covariance: Float64[Tensor, "images columns columns"]
+    count: Float64[Tensor, "images"]
 
     def __len__(self) -> int:
         return len(self.mean)
 
     def __getitem__(self, which: Tensor) -> "Likelihoods":
-        return Likelihoods(self.mean[which], self.covariance[which])
+        return Likelihoods(self.mean[which], self.covariance[which], self.count[which])
 
     @classmethod
     def of_posteriors(
         cls,
         mean: Float64[Tensor, "images columns"],
         covariance: Float64[Tensor, "images columns columns"],
-        prior: Float64[Tensor, "columns"],
+        prior: Float64[Tensor, "*images columns"],
     ) -> "Likelihoods":
         """Posteriors less the prior N(0, diag(s²)) that they were computed with, s its deviations.
 
@@ -60,13 +63,13 @@ class Likelihoods:
         wide as the prior, or wider as one of several peaks may be, the image says next to nothing.
         """
         # in units of the prior's deviations, where it is N(0, 1)
-        unit = prior[:, None] * prior
+        unit = prior[..., :, None] * prior[..., None, :]
         precision = torch.linalg.inv(covariance / unit)
         values, axes = torch.linalg.eigh(precision)
         said = axes @ ((values - 1).clamp(min=_NOTHING)[..., None] * axes.transpose(1, 2))
         found = torch.linalg.inv(said)
         at = (found @ precision @ (mean / prior)[..., None])[..., 0]
-        return cls(prior * at, unit * found)
+        return cls(prior * at, unit * found, torch.ones(len(mean), dtype=torch.float64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +93,16 @@ class Population:
     def density(self, at: Float64[Tensor, "points columns"]) -> Float64[Tensor, "points"]:
         """Probability density at some points."""
         return self.log_evidence(_exact(at)).exp()
+
+    def free_energy(self, at: Float64[Tensor, "points columns"]) -> Float64[Tensor, "points"]:
+        """-log p in kT, its lowest value among some points 0.
+
+        It is one of the molecule if particles were frozen from equilibrium, faster than they change, at the
+        temperature T, and were picked whatever their state; and as a function of these numbers, whose other
+        ones are summed over.
+        """
+        energy = -self.log_evidence(_exact(at))
+        return energy - energy.min()
 
     def log_evidence(self, seen: Likelihoods) -> Float64[Tensor, "images"]:
         """log ∫ N(m_i | α, S_i) p(α) dα of each image."""
@@ -135,13 +148,16 @@ def gaussian_population(seen: Likelihoods, most: int = 5) -> Population:
         If there are fewer than ten images for each.
     """
     _require(seen, 10 * most)
-    chosen = 1
-    before = _held_out(seen, 1)
-    for count in range(2, most + 1):
-        gain = _held_out(seen, count) - before
-        if gain.mean() <= _BETTER * gain.std() / len(gain) ** 0.5:
+    fold, chosen = _folds(seen), 1
+    before = _held_out(seen, fold, 1)
+    for number in range(2, most + 1):
+        after = _held_out(seen, fold, number)
+        share, gain = fold / fold.sum(), after - before
+        mean = (share * gain).sum()
+        error = ((share * (gain - mean).square()).sum() / fold.sum()).sqrt()
+        if mean <= BETTER * error:
             break
-        chosen, before = count, before + gain
+        chosen, before = number, after
     return _gaussians(seen, chosen)
 
 
@@ -155,7 +171,7 @@ def smooth_population(seen: Likelihoods, widths: Sequence[float] = WIDTHS) -> Po
     seen : Likelihoods
         Of one column or two.
     widths : sequence of float
-        Of the kernel, among which is chosen, in deviations of `seen.mean`.
+        Of the kernel, among which is chosen, in deviations of what images say that know it well.
 
     Raises
     ------
@@ -168,15 +184,15 @@ def smooth_population(seen: Likelihoods, widths: Sequence[float] = WIDTHS) -> Po
             f"a grid over {seen.mean.shape[1]} columns is too large: choose one or two, or "
             "gaussian_population"
         )
-    fold, held = _folds(len(seen)), []
-    parts = [kernels for width in widths if (kernels := _kernels(seen, width)) is not None]
+    fold, extent, held = _folds(seen), _extent(seen), []
+    parts = [kernels for width in widths if (kernels := _kernels(extent, width)) is not None]
     for kernels in parts:
         log_each = _log_normal(seen, kernels)
-        learned = _weights(log_each, torch.stack([fold != number for number in range(FOLDS)]).double())
-        each = (log_each[:, None] + learned.log()).logsumexp(2)
-        held.append(each.gather(1, fold[:, None]).sum().item())
+        learned = _weights(log_each, seen.count - fold)
+        each = (log_each[None] + learned[:, None].log()).logsumexp(2)
+        held.append((fold * each).sum().item())
     best = parts[max(range(len(parts)), key=held.__getitem__)]
-    weight = _weights(_log_normal(seen, best), torch.ones(1, len(seen), dtype=torch.float64))[0]
+    weight = _weights(_log_normal(seen, best), seen.count[None])[0]
     return Population(weight, best.mean, best.covariance)
 
 
@@ -211,15 +227,15 @@ def density_band(
     alike = population.covariance[:1].expand_as(population.covariance)
     if len(population.weight) == 1 or not torch.equal(population.covariance, alike):
         raise CryoANMError("a band is of kernels, and these are other Gaussians: give a smooth_population")
-    width = (population.covariance[0].diagonal().sqrt() / seen.mean.std(0)).mean().item()
-    kernels = _kernels(seen, 0.5 * width)
+    extent = _extent(seen)
+    width = (population.covariance[0].diagonal().sqrt() / extent[2]).mean().item()
+    kernels = _kernels(extent, 0.5 * width)
     if kernels is None:
         raise CryoANMError(
             f"kernels of {0.5 * width:.2g} deviations are too many for a band: choose one column"
         )
-    drawn = torch.randint(len(seen), (count, len(seen)), generator=generator)
-    counts = torch.zeros(count, len(seen), dtype=torch.float64)
-    counts.scatter_add_(1, drawn, torch.ones_like(counts))
+    # how often each particle comes in a bootstrap is Poisson's, where there are many
+    counts = torch.poisson(seen.count.expand(count, -1), generator=generator)
     more = -torch.rand(count, 1, generator=generator, dtype=torch.float64).log()
     weight = _weights(_log_normal(seen, kernels), counts, more)
     density = weight @ _log_normal(_exact(at), kernels).exp().T
@@ -230,17 +246,23 @@ def density_band(
 
 def _exact(at: Float64[Tensor, "points columns"]) -> Likelihoods:
     """As if images had said these numbers without an error."""
-    return Likelihoods(at, torch.zeros(1, at.shape[1], at.shape[1], dtype=at.dtype).expand(len(at), -1, -1))
+    n, columns = at.shape
+    return Likelihoods(at, at.new_zeros(1, columns, columns).expand(n, -1, -1), at.new_ones(n))
 
 
 def _require(seen: Likelihoods, fewest: int) -> None:
-    if len(seen) < fewest:
-        raise CryoANMError(f"{len(seen)} images tell of no population: give {fewest} or more")
+    if (images := int(seen.count.sum())) < fewest:
+        raise CryoANMError(f"{images} images tell of no population: give {fewest} or more")
 
 
-def _folds(images: int) -> Tensor:
-    """In which part each image is."""
-    return torch.randperm(images, generator=torch.Generator().manual_seed(0)) % FOLDS
+def _folds(seen: Likelihoods) -> Float64[Tensor, "folds images"]:
+    """How many of each are in which part, by chance, and always the same."""
+    generator, left, found = torch.Generator().manual_seed(0), seen.count, []
+    for number in range(FOLDS - 1):
+        share = torch.full_like(left, 1 / (FOLDS - number))
+        found.append(torch.binomial(left, share, generator=generator))
+        left = left - found[-1]
+    return torch.stack([*found, left])
 
 
 def _log_normal(seen: Likelihoods, population: Population) -> Float64[Tensor, "images parts"]:
@@ -270,53 +292,69 @@ def _weights(
     return weight
 
 
-def _kernels(seen: Likelihoods, width: float) -> Population | None:
-    """Equal Gaussians on a grid over all that images say; none where there were too many."""
-    scale = seen.mean.std(0)
-    low, high = seen.mean.amin(0), seen.mean.amax(0)
+def _extent(seen: Likelihoods) -> tuple[Tensor, Tensor, Tensor]:
+    """Between what particles may be, and by how much images differ that know it well, in each column."""
+    one = _gaussians(seen, 1)
+    precision = (seen.count[:, None] / seen.covariance.diagonal(dim1=1, dim2=2)).sum(0)
+    error = seen.count.sum() / precision
+    scale = (one.covariance[0].diagonal() + error).sqrt()
+    # drawn together, since what an image says that knows nothing may be anywhere
+    at = one.posterior(seen)[0]
+    return at.amin(0) - scale, at.amax(0) + scale, scale
+
+
+def _kernels(extent: tuple[Tensor, Tensor, Tensor], width: float) -> Population | None:
+    """Equal Gaussians on a grid over all that particles may be; none where there were too many."""
     lines = [
         torch.arange(a, b + 0.5 * _APART * width * s, _APART * width * s, dtype=torch.float64)
-        for a, b, s in zip(low.tolist(), high.tolist(), scale.tolist(), strict=True)
+        for a, b, s in zip(*(part.tolist() for part in extent), strict=True)
     ]
     if math.prod(map(len, lines)) > _MOST:
         return None
     places = torch.cartesian_prod(*lines).reshape(-1, len(lines))
-    covariance = torch.diag((width * scale).square()).expand(len(places), -1, -1)
+    covariance = torch.diag((width * extent[2]).square()).expand(len(places), -1, -1)
     return Population(torch.full((len(places),), 1 / len(places), dtype=torch.float64), places, covariance)
 
 
-def _held_out(seen: Likelihoods, count: int) -> Float64[Tensor, "images"]:
-    """Log-evidence of each image under Gaussians that were learned from the other parts."""
-    fold, found = _folds(len(seen)), torch.empty(len(seen), dtype=torch.float64)
-    for number in range(FOLDS):
-        learned = _gaussians(seen[torch.nonzero(fold != number)[:, 0]], count)
-        here = torch.nonzero(fold == number)[:, 0]
-        found[here] = learned.log_evidence(seen[here])
-    return found
+def _held_out(
+    seen: Likelihoods, fold: Float64[Tensor, "folds images"], number: int
+) -> Float64[Tensor, "folds images"]:
+    """Log-evidence of each image under so many Gaussians that were learned without each of the parts."""
+    rest = [replace(seen, count=seen.count - part) for part in fold]
+    return torch.stack([_gaussians(other, number).log_evidence(seen) for other in rest])
 
 
 def _gaussians(seen: Likelihoods, count: int) -> Population:
     """The most likely mixture of so many Gaussians, begun along the line on which images differ most."""
-    centred = seen.mean - seen.mean.mean(0)
-    spread = centred.T @ centred / len(seen)
-    axis = torch.linalg.eigh(spread).eigenvectors[:, -1]
-    order = (centred @ axis).argsort().tensor_split(count)
-    mean = torch.stack([seen.mean[part].mean(0) for part in order])
+    # those that know nothing may say anything
+    error = seen.covariance.diagonal(dim1=1, dim2=2).sum(1)
+    share = seen.count / (1 + error / error.median().clamp(min=torch.finfo(error.dtype).tiny))
+    away = seen.mean - (share @ seen.mean) / share.sum()
+    spread = away.T @ (share[:, None] * away) / share.sum()
+    along = away @ torch.linalg.eigh(spread).eigenvectors[:, -1]
+    order = along.argsort()
+    # as many images in each
+    upto = seen.count[order].cumsum(0) - 0.5 * seen.count[order]
+    part = torch.empty_like(order)
+    part[order] = (upto * count / seen.count.sum()).long().clamp(max=count - 1)
+    weight = share[:, None] * torch.nn.functional.one_hot(part, count)
+    mean = (weight.T @ seen.mean) / weight.sum(0)[:, None]
     even = torch.full((count,), 1 / count, dtype=torch.float64)
     narrow = _NARROW**2 * torch.diag(spread.diagonal())
     found = Population(even, mean, (spread / count**2 + narrow).expand(count, -1, -1))
     evidence = -math.inf
     for _ in range(_GAUSSIAN_STEPS):
-        before, evidence = evidence, found.log_evidence(seen).sum().item()
+        before, evidence = evidence, (seen.count @ found.log_evidence(seen)).item()
         if evidence - before < _SETTLED:
             break
         share, at, covariance = _expected(seen, found)
+        share = seen.count[:, None] * share
         total = share.sum(0)
         mean = (share[..., None] * at).sum(0) / total[:, None]
         away = at - mean
         every = covariance + away[..., None] * away[..., None, :]
         wide = (share[..., None, None] * every).sum(0) / total[:, None, None] + narrow
-        found = Population(total / len(seen), mean, wide)
+        found = Population(total / seen.count.sum(), mean, wide)
     return found
 
 

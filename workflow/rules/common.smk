@@ -68,6 +68,7 @@ ASSESSING = (
     *("inference/templates", "inference/adaptive_lattice", "inference/exact_posterior", "inference/gaussian_mixture"),
     *("inference/peak_finding", "inference/lattice_search", "inference/so3_", "inference/refinement"),
     *("inference/luzzati", "inference/place_error"),
+    *("inference/population", "inference/tally", "inference/identifiability"),
     "experiments/assess",
 )
 SHOWING = ("analysis/", "book/", "checks/referees", "experiments/metrics", "experiments/reference", "numerics/timing")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cryoanm_lib.analysis.answers import Answers
 from cryoanm_lib.analysis.learned import Learned
+from cryoanm_lib.analysis.run_population import RunPopulation
 from cryoanm_lib.book.figures.style import COLOURS, GREY, new_figure, new_panels
 from cryoanm_lib.checks.calibration import LEVELS
 
@@ -27,6 +28,35 @@ def plot_amplitudes(answers: Answers) -> Figure:
         ax.errorbar(middle, top, xerr=2 * deviation.median().item(), color=COLOURS[1], capsize=3)
         ax.set(xlabel=f"amplitude {number + 1} (Å)", ylim=(0, 1.2 * count.max()))
     axes[0, 0].set_ylabel("particles")
+    return figure
+
+
+def plot_population(population: RunPopulation, answers: Answers) -> Figure:
+    """The density of each amplitude with its 95 % band, and its Gaussians, over the pile of the means."""
+    amplitudes = answers.mean["amplitude"][answers.explained()]
+    modes = amplitudes.shape[1]
+    figure, axes = new_panels(modes, min(3, modes), extra=0.3, each=2.4)
+    for number, values in enumerate(amplitudes.T):
+        ax, at = axes.flat[number], population.at[number]
+        ax.hist(values.numpy(), bins=40, density=True, color=GREY, alpha=0.4, label="means")
+        ax.fill_between(
+            *(part[number].numpy() for part in (population.at, population.low, population.high)),
+            **dict(color=COLOURS[0], alpha=0.3, linewidth=0),
+        )
+        for kind, style, label in (
+            (population.smooth, "-", "smooth"),
+            (population.gaussians, "--", "Gaussians"),
+        ):
+            density = kind[number].density(at[:, None])
+            colour = COLOURS[0] if style == "-" else COLOURS[1]
+            ax.plot(at.numpy(), density.numpy(), style, color=colour, linewidth=1.2, label=label)
+        ax.set(xlabel=f"amplitude {number + 1} (Å)", yticks=[])
+        # where next to nobody is the axis need not go
+        seen = at[population.high[number] > 0.01 * population.high[number].max()]
+        ax.set_xlim(seen.min().item(), seen.max().item())
+    axes[0, 0].set_ylabel("density")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncol=3, fontsize=9)
     return figure
 
 

@@ -31,6 +31,7 @@ from cryoanm_lib import (
 )
 from cryoanm_lib.analysis.answers import Answers
 from cryoanm_lib.analysis.export import columns_of
+from cryoanm_lib.analysis.run_population import RunPopulation
 from cryoanm_lib.commands.cryoanm import main
 from cryoanm_lib.errors import ArtifactError, CryoANMError, ParticleError
 from cryoanm_lib.io.storage import load_json
@@ -332,10 +333,10 @@ def test_images_that_are_bad_are_named_and_left_out(table: Path, tmp_path: Path)
 def test_the_report_stands_alone(run: RunFolder, tmp_path: Path) -> None:
     text = write_report(run.path, tmp_path / "report.html").read_text()
     assert "http:" not in text.replace("http://www.w3.org", "") and "<script" not in text
-    for heading in ("In short", "The data as checked", "Amplitudes", "The twin", "Alarms", "How to go on"):
+    for heading in ("In short", "The data as checked", "The population", "The twin", "How to go on"):
         assert f">{heading}</h2>" in text
     assert "Verdict: <strong>consistent</strong>" in text
-    assert text.count("<img ") == 6
+    assert text.count("<img ") == 7
     assert f"{FEW} of {FEW} particles" in text
 
 
@@ -361,6 +362,13 @@ def test_what_is_exported_is_what_was_found(run: RunFolder, table: Path) -> None
     torch.testing.assert_close(
         column["_cryoanmAmplitude2Error"], answers.deviation[:, 6], rtol=1e-4, atol=1e-3
     )
+    under = torch.tensor([float(x) for x in loop.find_loop("_cryoanmAmplitude1Population")])
+    expected, _ = RunPopulation.load(run.population).posterior(answers)
+    torch.testing.assert_close(under.double(), expected[:, 0], rtol=1e-4, atol=1e-3)
+    density = np.genfromtxt(written["population_1.csv"], delimiter=",", names=True)
+    step = density["amplitude"][1] - density["amplitude"][0]
+    assert density["density"].sum() * step == pytest.approx(1.0, abs=0.02)
+    assert (density["low"] <= density["high"]).all() and density["free_energy"].min() == 0
     angles = torch.stack(
         [
             torch.tensor([float(x) for x in loop.find_loop(f"_cryoanmAngle{n}")])
@@ -401,6 +409,7 @@ def test_of_a_cs_file_there_are_cs_files(run: RunFolder, table: Path, tmp_path: 
         np.testing.assert_array_equal(found[name], given[name])
     ours = found.dtype.names[len(given.dtype.names) :]
     assert {"cryoanm/log_evidence", "cryoanm/predictive_p", "cryoanm/pose_error"} < set(ours)
+    assert {"cryoanm/amplitude1_population", "cryoanm/amplitude1_population_error"} < set(ours)
     assert all(found.dtype[name].base == np.float32 for name in ours)
     expected = {
         "amplitude2": answers.mean["amplitude"][:, 1],
