@@ -13,20 +13,16 @@ from cryoanm_lib.inference.population import BETTER, FOLDS
 
 #: Nats that three more parameters cost of images that they were not learned from.
 _COST = 1.5 * FOLDS / (FOLDS - 1)
-#: Nats of all images together, N KL, from which on two states are told from one in every other data set.
-#: `gaussian_population` takes another Gaussian if images gain by more than `BETTER` standard errors, and
-#: where states are near the variance of what each gains is twice the mean: N KL - cost = BETTER √(2 N KL).
-ENOUGH = (BETTER / 2**0.5 + (BETTER**2 / 2 + _COST) ** 0.5) ** 2
-#: Places of the quadrature, and halvings of an interval.
-_PLACES, _HALVINGS = 96, 60
+#: Places of the quadrature; values that are tried first, and halvings between two of them.
+_PLACES, _TRIED, _HALVINGS = 96, 60, 30
 
 
-def divergence(
+def gain(
     separation: float | Float64[Tensor, "*batch"],
     share: float | Float64[Tensor, "*batch"],
     deviation: float | Float64[Tensor, "*batch"],
-) -> Float64[Tensor, "*batch"]:
-    """Nats by which an image of two states says on average that they are not one: KL(two ‖ one).
+) -> tuple[Float64[Tensor, "*batch"], Float64[Tensor, "*batch"]]:
+    """Nats by which an image of two states says that they are not one: mean KL(two ‖ one), and mean square.
 
     Two normal densities of one deviation against the one with the mean and variance of both, by Gauss-Hermite
     quadrature. The deviation is √(w² + s²), of states w wide and images that tell amplitudes to s.
@@ -40,7 +36,7 @@ def divergence(
 
     Examples
     --------
-    >>> round(divergence(4.0, 0.5, 1.0).item(), 3)
+    >>> round(gain(4.0, 0.5, 1.0)[0].item(), 3)
     0.172
     """
     separation, share, deviation = (
@@ -58,8 +54,10 @@ def divergence(
         )
         return two + 0.5 * x.square() / variance + 0.5 * variance.log()
 
-    each = share * log_ratio(places + minor) + (1 - share) * log_ratio(places + major)
-    return (each @ weight).clamp(min=0.0)
+    of_minor, of_major = log_ratio(places + minor), log_ratio(places + major)
+    mean = share * of_minor + (1 - share) * of_major
+    square = share * of_minor.square() + (1 - share) * of_major.square()
+    return mean @ weight, square @ weight
 
 
 def smallest_separation(
@@ -82,7 +80,7 @@ def smallest_separation(
     Returns
     -------
     float
-        In the same unit: the separation at which N KL is `ENOUGH`.
+        In the same unit. There every other data set tells them, by `gaussian_population`.
 
     Raises
     ------
@@ -90,12 +88,8 @@ def smallest_separation(
         If errors, width, number or share are not usable.
     """
     deviation = _checked(error, width, particles, share)
-    top = 100 * deviation.amax().item()
-
-    def told(separation: float) -> bool:
-        return particles * divergence(separation, share, deviation).mean().item() >= ENOUGH
-
-    return _least(told, 0.0, top)
+    tried = deviation.amax() * torch.logspace(-3, 2, _TRIED, dtype=torch.float64)
+    return _least(lambda separation: _told(separation, share, deviation, particles), tried)
 
 
 def smallest_share(
@@ -106,14 +100,11 @@ def smallest_share(
     Returns
     -------
     float
-        Share at which N KL is `ENOUGH`; infinity where not even two equal states are told.
+        Infinity where none is told. Uneven shares are told better than equal ones where states are near.
     """
     deviation = _checked(error, width, particles, 0.5)
-
-    def told(share: float) -> bool:
-        return particles * divergence(separation, share, deviation).mean().item() >= ENOUGH
-
-    return _least(told, 0.0, 0.5)
+    tried = 0.5 * torch.logspace(-9, 0, _TRIED, dtype=torch.float64)
+    return _least(lambda share: _told(separation, share, deviation, particles), tried)
 
 
 def _checked(
@@ -130,9 +121,20 @@ def _checked(
     return deviation
 
 
-def _least(told: Callable[[float], bool], low: float, high: float) -> float:
-    """Where something begins to be told; infinity where it is not even at the end."""
-    if not told(high):
+def _told(separation: float, share: float, deviation: Float64[Tensor, "images"], particles: float) -> bool:
+    """Whether images gain, at their mean, as much by another Gaussian as `gaussian_population` asks for."""
+    mean, square = (part.mean().item() for part in gain(separation, share, deviation))
+    return particles * mean - _COST >= BETTER * (particles * (square - mean**2)) ** 0.5
+
+
+def _least(told: Callable[[float], bool], tried: Float64[Tensor, "ascending"]) -> float:
+    """From where on something is told, at last between two that were tried; infinity where none is."""
+    low = 0.0
+    for high in tried.tolist():
+        if told(high):
+            break
+        low = high
+    else:
         return math.inf
     for _ in range(_HALVINGS):
         middle = 0.5 * (low + high)

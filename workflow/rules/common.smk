@@ -59,6 +59,7 @@ NOTEBOOKS = {
     "14_real_microscope": [],
     "15_real_molecule": [],
     "16_own_particles": [],
+    "17_population": ["so3_any_noise"],
 }
 
 # An edit of the library retrains. What tests a finished fit does not, nor what only draws and tabulates.

@@ -41,10 +41,12 @@ from cryoanm_lib.book.figures.own_particles import (
     plot_lacking,
     plot_learned,
     plot_pairs,
+    plot_population,
     plot_predictions,
     plot_twin,
 )
 from cryoanm_lib.book.figures.pipeline import plot_pipeline
+from cryoanm_lib.book.figures.population import plot_densities, plot_told
 from cryoanm_lib.book.figures.posterior import (
     plot_components,
     plot_joint,

@@ -7,8 +7,7 @@ import torch
 
 from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.inference.identifiability import (
-    ENOUGH,
-    divergence,
+    gain,
     smallest_separation,
     smallest_share,
 )
@@ -29,28 +28,38 @@ def test_divergence_is_the_integral(separation: float, share: float, deviation: 
     two = share * normal(minor, deviation**2) + (1 - share) * normal(major, deviation**2)
     one = normal(0.0, deviation**2 + share * (1 - share) * separation**2)
     expected = (torch.xlogy(two, two) - torch.xlogy(two, one)).sum() * (LINE[1] - LINE[0])
-    assert divergence(separation, share, deviation).item() == pytest.approx(expected.item(), rel=1e-6)
+    ratio = torch.where(two > 0, (two / one).log(), 0.0)
+    square = (two * ratio.square()).sum() * (LINE[1] - LINE[0])
+    found = [part.item() for part in gain(separation, share, deviation)]
+    assert found == pytest.approx([expected.item(), square.item()], rel=1e-6)
 
 
 def test_near_states_differ_by_their_third_and_fourth_cumulants() -> None:
-    """KL = κ₃²/12 + κ₄²/48 of the standardised density, to leading order."""
+    """KL = κ₃²/12 + κ₄²/48 of the standardised density to leading order, and the mean square twice that."""
     d, share = 0.3, 0.2
     p = share * (1 - share)
     third, fourth = p * (1 - 2 * share) * d**3, p * (1 - 6 * p) * d**4
     expected = third**2 / 12 + fourth**2 / 48
-    assert divergence(d, share, 1.0).item() == pytest.approx(expected, rel=0.1)
+    found = [part.item() for part in gain(d, share, 1.0)]
+    assert found == pytest.approx([expected, 2 * expected], rel=0.15)
 
 
-def test_what_is_least_is_just_enough() -> None:
+def test_what_is_least_depends_on_what_it_should() -> None:
+    """In closed form on the unit; and more particles, better images and even shares tell more."""
     error = torch.linspace(0.5, 1.5, 40, dtype=torch.float64)
-    deviation = (error.square() + 1).sqrt()
     separation = smallest_separation(error, 1.0, 2000, share=0.3)
-    assert 2000 * divergence(separation, 0.3, deviation).mean().item() == pytest.approx(ENOUGH)
-    share = smallest_share(error, 1.0, 2000, 1.3 * separation)
-    assert 2000 * divergence(1.3 * separation, share, deviation).mean().item() == pytest.approx(ENOUGH)
-    assert share < 0.3
-    assert smallest_share(error, 1.0, 2000, 0.5 * separation) == math.inf
+    assert smallest_separation(7 * error, 7.0, 2000, share=0.3) == pytest.approx(7 * separation)
+    one = smallest_separation(torch.ones(1).double(), 0.0, 2000)
+    assert smallest_separation(torch.tensor([0.75]).double(), 1.0, 2000) == pytest.approx(1.25 * one)
     assert smallest_separation(error, 1.0, 20_000) < smallest_separation(error, 1.0, 2000)
+    further = smallest_separation(error, 1.0, 2000, share=0.02)
+    assert smallest_share(error, 1.0, 2000, further) == pytest.approx(0.02, rel=1e-4)
+    assert smallest_share(error, 1.0, 2000, 0.5 * separation) == math.inf
+
+
+def test_a_state_takes_a_few_particles() -> None:
+    """However far it is: what none of them says cannot be learned, and n say so to √n."""
+    assert 4 < 1e5 * smallest_share(ERROR, 1.0, 1e5, 30.0) < 8
 
 
 @pytest.mark.parametrize("runs", [8, pytest.param(60, marks=pytest.mark.slow)])
