@@ -9,10 +9,9 @@ from torch import Tensor
 
 from cryoanm_lib.checks.predictive import standard_residual
 from cryoanm_lib.errors import CryoANMError
-from cryoanm_lib.imaging.latents import Values, pose_to_rotation
+from cryoanm_lib.inference.displacement import pull_back, push_forward
 from cryoanm_lib.inference.refinement import RefinedPosterior
-from cryoanm_lib.particles.particles import Particles
-from cryoanm_lib.program.gauss_newton import Tangent, all_latents, tangent
+from cryoanm_lib.program.gauss_newton import Tangent, tangent
 from cryoanm_lib.program.program import Model
 
 #: Displacements drawn to learn what a displacement does, and draws from the posterior of each image.
@@ -86,12 +85,15 @@ def place_error(posterior: RefinedPosterior, generator: torch.Generator | None =
         b = torch.zeros(len(some), n_atoms, 3, dtype=torch.float64)
         for number in range(_DRAWS):
             at = {name: value[number, some] for name, value in draws.items()}
-            b += _back(model, here, at, standard_residual(model, here, at, resolution), resolution) / _DRAWS
+            b += (
+                pull_back(model, here, at, standard_residual(model, here, at, resolution), resolution)
+                / _DRAWS
+            )
         of_images.append(b.flatten(1))
         at = {name: mean[name][some] for name in model.inferred}
         fitted = tangent(model, here, at, resolution)
-        for number, moved in enumerate(_forth(model, here, at, probes, resolution).unbind(1)):
-            back = _back(model, here, at, _left_of(moved, fitted), resolution).flatten(1)
+        for number, moved in enumerate(push_forward(model, here, at, probes, resolution).unbind(1)):
+            back = pull_back(model, here, at, _left_of(moved, fitted), resolution).flatten(1)
             of_probes[number] += back.sum(0)
             squares += back.square().sum() / _PROBES
     b = torch.cat(of_images)
@@ -121,39 +123,6 @@ def _left_of(whitened: Float[Tensor, "images dof"], fitted: Tangent) -> Float64[
     """(1 - J Σ Jᵀ) x."""
     jacobian, x = fitted.jacobian.double(), whitened.double()[..., None]
     return (x - jacobian.transpose(1, 2) @ torch.linalg.solve(fitted.precision, jacobian @ x))[..., 0]
-
-
-def _forth(
-    model: Model,
-    particles: Particles,
-    values: Values,
-    away: Float64[Tensor, "probes atoms 3"],
-    resolution: int,
-) -> Float[Tensor, "images probes dof"]:
-    """G e, what becomes of whitened predictions as atoms are displaced in the molecule's frame, in Å."""
-    forward, latents = model.forward_model, all_latents(model, particles, values)
-    across = pose_to_rotation(latents["pose"])[:, None, :2].transpose(2, 3)
-    velocities = away.to(forward.reference) @ across / forward.pixel_size
-    _, moved = forward.projected_slopes(forward.positions(latents), velocities, resolution)
-    return particles.noise[:, None].whiten(forward.factor(latents, resolution)[:, None] * moved, resolution)
-
-
-def _back(
-    model: Model,
-    particles: Particles,
-    values: Values,
-    whitened: Float[Tensor, "images dof"],
-    resolution: int,
-) -> Float64[Tensor, "images atoms 3"]:
-    """Gᵀ x, the gradient of what whitened predictions have in common with x by places in Å."""
-    forward, latents = model.forward_model, all_latents(model, particles, values)
-    positions = forward.positions(latents).requires_grad_()
-    with torch.enable_grad():
-        predicted = forward.factor(latents, resolution) * forward.projected(positions, resolution)
-        shared = (particles.noise.whiten(predicted, resolution) * whitened.to(forward.reference)).sum()
-        (gradient,) = torch.autograd.grad(shared, positions)
-    turned = gradient @ pose_to_rotation(latents["pose"])[:, :2] / forward.pixel_size
-    return turned.double()
 
 
 @torch.no_grad()
@@ -193,7 +162,7 @@ def with_place_error(posterior: RefinedPosterior, deviation: float) -> RefinedPo
             at = mixture.unknowns.values(mixture.centre[some, component])
             fitted = tangent(posterior.model, here, at, posterior.resolution)
             columns = [
-                _back(posterior.model, here, at, column, posterior.resolution).flatten(1)
+                pull_back(posterior.model, here, at, column, posterior.resolution).flatten(1)
                 for column in fitted.jacobian.unbind(1)
             ]
             covariance = mixture.covariance[some, component]
