@@ -55,6 +55,7 @@ from cryoanm_lib.inference.identifiability import smallest_share as smallest_sha
 from cryoanm_lib.inference.lattice_search import LatticeSearch as LatticeSearch
 from cryoanm_lib.inference.luzzati import Luzzati as Luzzati
 from cryoanm_lib.inference.luzzati import luzzati_factor as luzzati_factor
+from cryoanm_lib.inference.moved_reference import moved_reference as moved_reference
 from cryoanm_lib.inference.place_error import place_error as place_error
 from cryoanm_lib.inference.place_error import with_place_error as with_place_error
 from cryoanm_lib.inference.population import Likelihoods as Likelihoods
@@ -62,6 +63,8 @@ from cryoanm_lib.inference.population import Population as Population
 from cryoanm_lib.inference.population import density_band as density_band
 from cryoanm_lib.inference.population import gaussian_population as gaussian_population
 from cryoanm_lib.inference.population import smooth_population as smooth_population
+from cryoanm_lib.inference.reference_error import reference_error as reference_error
+from cryoanm_lib.inference.reference_error import reference_statistics as reference_statistics
 from cryoanm_lib.inference.refinement import refine as refine
 from cryoanm_lib.inference.so3_search import SO3Search as SO3Search
 from cryoanm_lib.inference.tempering import DrawnPosterior as DrawnPosterior

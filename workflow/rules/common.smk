@@ -68,7 +68,8 @@ ASSESSING = (
     *("numerics/segment_ops", "numerics/per_image_rng", "checks/predictive"),
     *("inference/templates", "inference/adaptive_lattice", "inference/exact_posterior", "inference/gaussian_mixture"),
     *("inference/peak_finding", "inference/lattice_search", "inference/so3_", "inference/refinement"),
-    *("inference/luzzati", "inference/place_error"),
+    *("inference/luzzati", "inference/displacement", "inference/place_error"),
+    *("inference/reference_error", "inference/moved_reference"),
     *("inference/population", "inference/tally", "inference/identifiability"),
     "experiments/assess",
 )
