@@ -1,4 +1,4 @@
-"""The command line for particles of one's own: cryoanm check, infer, report, export, simulate."""
+"""The command line for particles of one's own: cryoanm check, infer, reference, report, export, simulate."""
 
 import argparse
 import json
@@ -20,6 +20,7 @@ from cryoanm_lib import (
     check_particles,
     export,
     infer,
+    learn_reference,
     particles_of,
     read_molecule,
     simulate_stack,
@@ -47,6 +48,10 @@ _EXAMPLES = {
   cryoanm infer particles.star --reference model.cif --pose search --detail 8 --out run/
 
 The same command goes on with a run that was stopped.
+""",
+    "reference": """examples:
+  cryoanm reference run/
+  cryoanm infer particles.star --reference run/reference/moved.cif --modes 3 --out run2/
 """,
     "report": "example:\n  cryoanm report run/\n",
     "export": "examples:\n  cryoanm export run/\n  cryoanm export run/ --subsets 3 --direction 2\n",
@@ -94,9 +99,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, required=True, help="folder of the run")
     run.add_argument("--despite-check", action="store_true", help="go on where check finds a mistake")
     run.add_argument("--quiet", action="store_true", help="show no progress")
+    reference = command("reference", "where do all particles together have the reference structure?")
+    reference.add_argument(
+        "--directions", type=int, default=40, help="along so many further modes; default %(default)s"
+    )
+    reference.add_argument("--quiet", action="store_true", help="show no progress")
     report = command("report", "one HTML file of what a run found")
     export_ = command("export", "tables for RELION or cryoSPARC, movies and draws of what a run found")
-    for each in (report, export_):
+    for each in (reference, report, export_):
         each.add_argument("run", type=Path, help="folder of the run")
     report.add_argument("--to", type=Path, help="the file; default report.html in the folder")
     export_.add_argument("--subsets", type=int, default=5, help="by amplitude; default %(default)s")
@@ -176,6 +186,11 @@ def _infer(given: argparse.Namespace) -> None:
     print(f"done: cryoanm report {given.out}")
 
 
+def _reference(given: argparse.Namespace) -> None:
+    for path in learn_reference(given.run, given.directions, progress=not given.quiet):
+        print(path)
+
+
 def _report(given: argparse.Namespace) -> None:
     try:
         from cryoanm_lib import write_report
@@ -197,6 +212,7 @@ def _simulate(given: argparse.Namespace) -> None:
 _COMMANDS = {
     "check": _check,
     "infer": _infer,
+    "reference": _reference,
     "report": _report,
     "export": _export,
     "simulate": _simulate,
