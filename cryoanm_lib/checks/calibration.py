@@ -82,8 +82,9 @@ def uniformity(
     >>> uniformity(honest, 100) > 0.5, uniformity(0.5 * honest, 100) < 1e-6
     (True, True)
     """
+    values = values.cpu()
     if n_draws is not None:
-        spread = torch.rand(values.shape, generator=generator, dtype=torch.float64)
+        spread = torch.rand(values.shape, generator=generator, dtype=torch.float64, device="cpu")
         values = (n_draws * values + spread) / (n_draws + 1)
     return float(scipy.stats.kstest(values.numpy(), "uniform").pvalue)
 

@@ -60,14 +60,14 @@ def chi_square_rings(
     Parameters as of `standard_residual`, at one posterior draw for each image.
     """
     residual = standard_residual(model, particles, latents, resolution).double()
-    ring = _rings(resolution)
+    ring = _rings(resolution, residual.device)
     squared = residual.new_zeros(len(residual), int(ring.max()) + 1).index_add(1, ring, residual.square())
     return squared, torch.bincount(ring)
 
 
-def _rings(resolution: int) -> Int[Tensor, "dof"]:
+def _rings(resolution: int, device: torch.device) -> Int[Tensor, "dof"]:
     """The ring of every value of the crop: real and imaginary parts side by side, but for k = 0."""
-    ring = half_plane_frequencies(resolution).norm(dim=-1).round().long()
+    ring = half_plane_frequencies(resolution, device).norm(dim=-1).round().long()
     return torch.cat([ring[:1], ring[1:].repeat_interleave(2)])
 
 
@@ -81,7 +81,7 @@ def chi_square_tail(
     >>> [f"{p:.2f}" for p in chi_square_tail(torch.tensor([0.0, 3.84]), 1)]
     ['1.00', '0.05']
     """
-    half = torch.as_tensor(degrees, dtype=value.dtype) / 2
+    half = torch.as_tensor(degrees, dtype=value.dtype, device=value.device) / 2
     return torch.special.gammaincc(half.expand_as(value), value / 2)
 
 

@@ -129,7 +129,7 @@ class ContrastTransfer(Transfer):
         ForwardModelError
             Naming the box that would do, at this pixel size and up to this frequency, or what to give.
         """
-        numbers, _ = self._numbers(latents, torch.zeros((), dtype=torch.float64))
+        numbers, _ = self._numbers(latents, torch.zeros((), dtype=torch.float64, device="cpu"))
         lowest, highest = numbers[..., 0].min().item(), numbers[..., 0].max().item()
         if GIVEN_CTF not in latents and lowest <= 0 <= highest:
             raise ForwardModelError(
@@ -139,7 +139,7 @@ class ContrastTransfer(Transfer):
         half = numbers[..., 1:3].norm(dim=-1)
         extremes = torch.stack([(numbers[..., 0] - half).min(), (numbers[..., 0] + half).max()])
         finest = (resolution // 2) / (box_size * self.pixel_size)
-        frequency = finest * torch.arange(1, 65, dtype=torch.float64) / 64
+        frequency = finest * torch.arange(1, 65, dtype=torch.float64, device="cpu") / 64
         aberration = self._aberration * self.wavelength**3 * frequency**3
         reach = (self.wavelength * extremes[:, None] * frequency - aberration).abs().amax(1)
         worst = extremes[reach.argmax()].item()

@@ -42,8 +42,8 @@ class Axis:
         # exp(-2 (π σ_a f)²) falls below the accuracy at this frequency f, in cycles per pixel.
         cutoff = math.sqrt(-0.5 * math.log(accuracy)) / (math.pi * atom_width)
         self.n_aliases = math.floor(cutoff + highest / box_size)
-        k = torch.arange(highest + 1, dtype=torch.float64)[:, None] / box_size
-        aliases = torch.arange(-self.n_aliases, self.n_aliases + 1, dtype=torch.float64)
+        k = torch.arange(highest + 1, dtype=torch.float64, device=device)[:, None] / box_size
+        aliases = torch.arange(-self.n_aliases, self.n_aliases + 1, dtype=torch.float64, device=device)
         angular = 2 * math.pi * (k + aliases)
         scale = math.sqrt(2 * math.pi) * atom_width / box_size
         envelope = scale * (-0.5 * (atom_width * angular).square()).exp()

@@ -62,7 +62,7 @@ class Noise(ABC):
 
     def unit(self) -> tuple["Noise", Float[Tensor, "*images"]]:
         """A noise that all share, so that templates are whitened once, and each image's factor on it."""
-        return self, torch.ones((), dtype=torch.float64)
+        return self, torch.ones((), dtype=torch.float64, device="cpu")
 
 
 class WhiteNoise(Noise):
@@ -87,8 +87,10 @@ class WhiteNoise(Noise):
     """
 
     def __init__(self, deviation: float | Float[Tensor, "*images"], box_size: int) -> None:
-        given = isinstance(deviation, Tensor)
-        self.deviation = deviation if given else torch.tensor(deviation, dtype=torch.float64)
+        if not isinstance(deviation, Tensor):
+            # One number for all goes from the CPU to any device, with the arguments of a kernel.
+            deviation = torch.tensor(deviation, dtype=torch.float64, device="cpu")
+        self.deviation = deviation
         self.box_size = box_size
         if not (self.deviation >= 0).all():
             raise ForwardModelError(

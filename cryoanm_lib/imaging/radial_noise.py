@@ -69,7 +69,7 @@ class RadialNoise(Noise):
         if not 0 <= level < math.inf:
             raise ForwardModelError(f"level = {level:g} is no standard deviation: it must be 0 or greater")
         self.power, self.box_size, self.level = power.double(), box_size, level
-        self.scale = torch.ones((), dtype=torch.float64) if scale is None else scale.double()
+        self.scale = self.power.new_ones(()) if scale is None else scale.double()
 
     def deviations(self, resolution: int) -> Float[Tensor, "kept"]:
         """N times the root mean square of each coefficient that K keeps, for a scale of 1."""

@@ -53,10 +53,12 @@ class Unknowns:
         """Columns of a point."""
         return sum(map(self._n_numbers, self.latents))
 
-    def of(self, which: Callable[[Latent], object]) -> Bool[Tensor, "columns"]:
+    def of(
+        self, which: Callable[[Latent], object], device: torch.device | str = "cpu"
+    ) -> Bool[Tensor, "columns"]:
         """Mark the columns of those latents for which something is so."""
         marked = {latent.name for latent in self.latents if which(latent)}
-        return torch.tensor([name in marked for name in self.columns])
+        return torch.tensor([name in marked for name in self.columns], device=device)
 
     def _n_columns(self, latent: Latent) -> int:
         return latent.manifold.n_columns(latent.width_for(self.n_modes))
@@ -107,10 +109,10 @@ class Unknowns:
         volumes = [latent.manifold.log_volume(part) for latent, part in parts if latent.manifold.turns]
         return sum(volumes, start=steps.new_zeros(steps.shape[:-1]))
 
-    def of_manifold(self, attribute: str) -> Float[Tensor, "columns"]:
+    def of_manifold(self, attribute: str, device: torch.device | str = "cpu") -> Float[Tensor, "columns"]:
         """What the manifold of each column says: "least_precision", "unit"."""
         by_name = {latent.name: getattr(latent.manifold, attribute) for latent in self.latents}
-        return torch.tensor([by_name[name] for name in self.columns])
+        return torch.tensor([by_name[name] for name in self.columns], device=device)
 
     def _points(self, points: Float[Tensor, "*batch width"]) -> tuple[Tensor, ...]:
         return points.split([self._n_numbers(latent) for latent in self.latents], dim=-1)

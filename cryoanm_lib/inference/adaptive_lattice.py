@@ -9,6 +9,7 @@ from torch import Tensor
 from cryoanm_lib.imaging.likelihood import log_likelihood
 from cryoanm_lib.inference.fisher import fisher_information
 from cryoanm_lib.inference.templates import Lattice, Templates, coefficients_reusing, same_projection
+from cryoanm_lib.numerics.batching import many
 from cryoanm_lib.numerics.fourier import crop_coefficients
 from cryoanm_lib.numerics.segment_ops import segment_argmax, segment_logsumexp, segment_max
 from cryoanm_lib.particles.particles import Particles
@@ -54,8 +55,8 @@ class Cells:
     def covering(cls, templates: Templates, particles: Particles) -> "Cells":
         """The coarsest lattice for every image, without the cells that are out of the question."""
         lattice, log_joint = templates.lattice, templates.log_joint(particles)
-        image, best = torch.arange(len(particles)), log_joint.argmax(1)
-        level = torch.zeros(len(particles), lattice.index.shape[1], dtype=torch.long)
+        image, best = torch.arange(len(particles), device=log_joint.device), log_joint.argmax(1)
+        level = image.new_zeros(len(particles), lattice.index.shape[1])
         peaks = cls(
             *(templates.model, particles, templates.resolution, lattice),
             *(image, lattice.index[best], level, log_joint[image, best]),
@@ -88,7 +89,7 @@ class Cells:
         group = same_projection(model.unknowns, self.index[cells], self.image[cells])
         order = group.argsort()  # cells that share a projection stand together, whatever the chunk
         log_joint, latents = self.log_joint.clone(), self._values(cells)
-        for part in order.split(_CHUNK):
+        for part in order.split(many(_CHUNK, order.device)):
             here = {name: value[part] for name, value in latents.items()}
             same = torch.unique(group[part], return_inverse=True)[1]
             predicted = coefficients_reusing(model.forward_model, here, same, self.resolution)
@@ -134,7 +135,7 @@ class Cells:
             doubled = torch.where(cut[:, None], index + step * index, index)
             image, index = torch.cat([image, image[cut]]), torch.cat([doubled, (doubled + step)[cut]])
         # Images that are settled keep their cells, which stand in front, and what is known of them.
-        unknown = torch.full((len(image) - len(self.log_joint),), torch.nan, dtype=torch.float64)
+        unknown = self.log_joint.new_full((len(image) - len(self.log_joint),), torch.nan)
         log_joint, level = torch.cat([self.log_joint, unknown]), self.level + wide.long()
         finer = replace(self, image=image, index=index, level=level, log_joint=log_joint)
         return finer._evaluated(wide.any(1)[image])
@@ -155,7 +156,7 @@ class Cells:
         slopes, bends = torch.zeros_like(self.centre), torch.zeros_like(self.centre)
         turns = self.model.unknowns.of(lambda latent: latent.manifold.turns)
         for column, round_ in enumerate(turns.tolist()):
-            heights, found = [], torch.ones(len(key), dtype=torch.bool)
+            heights, found = [], torch.ones_like(key, dtype=torch.bool)
             for way in (-1, 1):
                 beside = self.index.clone()
                 beside[:, column] += way

@@ -1,5 +1,6 @@
 """The exact posterior of a few latents, on a lattice that is refined wherever probability may hide."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -62,17 +63,20 @@ class ExactPosterior:
         self, count: int, generator: torch.Generator | None = None
     ) -> dict[str, Float[Tensor, "draws images ..."]]:
         """Draws for each image: a cell by its probability, then a point of it under the local parabola."""
-        at = (torch.arange(_POINTS, dtype=torch.float64) + 0.5) / _POINTS - 0.5
+        device = self.centre.device
+        at = (torch.arange(_POINTS, dtype=torch.float64, device=device) + 0.5) / _POINTS - 0.5
         log_within = self.slope[..., None] * at + 0.5 * self.bend[..., None] * at**2
         # A cell's mass is its density in the middle times what the parabolas add on the way to the edges.
         mass = (self.log_mass + log_within.exp().mean(-1).log().sum(-1)).exp()
         reached = mass.cumsum(0)
         after = segment_max(reached, self.image, len(self))
         before = torch.cat([after.new_zeros(1), after[:-1]])
-        uniform = torch.rand(count, len(self), generator=generator, dtype=torch.float64)
+        like = {"dtype": torch.float64, "device": "cpu"}  # the same numbers on every device
+        uniform = torch.rand(count, len(self), generator=generator, **like).to(device)
         cell = torch.searchsorted(reached, before + uniform * (after - before)).clamp(max=len(reached) - 1)
         within = log_within[cell].softmax(-1).cumsum(-1)
-        uniform = torch.rand(*cell.shape, self.centre.shape[-1], 2, generator=generator, dtype=torch.float64)
+        shape = (*cell.shape, self.centre.shape[-1], 2)
+        uniform = torch.rand(shape, generator=generator, **like).to(device)
         point = (within < uniform[..., :1]).sum(-1).clamp(max=_POINTS - 1)
         place = (point + uniform[..., 1]) / _POINTS - 0.5
         unknowns = self.model.unknowns
@@ -98,7 +102,7 @@ class ExactPosterior:
     @classmethod
     def joined(cls, parts: Sequence["ExactPosterior"], particles: Particles) -> "ExactPosterior":
         """The posterior of all images, from those of some in their order."""
-        starts = torch.tensor([0, *(len(part) for part in parts[:-1])]).cumsum(0)
+        starts = itertools.accumulate((len(part) for part in parts[:-1]), initial=0)
         image = torch.cat([part.image + start for part, start in zip(parts, starts, strict=True)])
         names = ("centre", "spacing", "log_mass", "slope", "bend", "log_evidence")
         columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
@@ -128,9 +132,10 @@ def exact_posterior(
     Raises
     ------
     CryoANMError
-        If the evidence does not settle, there is no image, one is not finite, or they are not on the CPU.
+        If the evidence does not settle, there is no image, one is not finite, or they are not on the
+        model's device.
     """
-    require_images(particles)
+    require_images(particles, model.device)
     model.check_given(particles.given, resolution)
     templates = Templates(model, resolution)
     held = max(1, _HELD // len(templates.lattice))

@@ -27,7 +27,7 @@ def information_limit(model: Model, images: Simulated, resolution: int) -> dict[
     expected = 2 * (covariance.diagonal(dim1=1, dim2=2) / math.pi).sqrt()
     limit = {}
     for latent in model.unknowns.latents:
-        own = model.unknowns.of(lambda other, latent=latent: other is latent)
+        own = model.unknowns.of(lambda other, latent=latent: other is latent, covariance.device)
         limit[latent.name] = expected[:, own].mean(1)
         if latent.manifold.turns:
             # Draw and truth differ by twice the covariance of either.

@@ -47,7 +47,8 @@ class GaussianMixture:
         """A copy with further components, of no weight."""
         n_images, present, columns, _ = self.scale.shape
         missing = (n_images, components - present)
-        identity = torch.eye(columns, dtype=self.scale.dtype).expand(*missing, columns, columns)
+        like = {"dtype": self.scale.dtype, "device": self.scale.device}
+        identity = torch.eye(columns, **like).expand(*missing, columns, columns)
         nowhere = self.centre[:, :1].expand(*missing, -1)
         return GaussianMixture(
             self.unknowns,
@@ -74,7 +75,7 @@ class GaussianMixture:
         reached = self.log_weight.exp().cumsum(-1)
         uniform = streams.uniform(count).T[..., None] * reached[:, -1:]
         component = (reached < uniform).sum(-1)
-        image = torch.arange(len(reached)).expand_as(component)
+        image = torch.arange(len(reached), device=reached.device).expand_as(component)
         normal = streams.normal(count, self.scale.shape[-1]).transpose(0, 1)
         away = (self.scale[image, component] @ normal[..., None])[..., 0]
         return self.unknowns.moved(self.centre[image, component], away)

@@ -33,23 +33,23 @@ class LatticeSearch:
         self.resolution = min(resolution, model.forward_model.box_size)
         self._templates = Templates(model, self.resolution)
         self._lattice = self._templates.lattice
-        self._round = model.unknowns.of(lambda latent: latent.manifold.turns)
+        self._round = model.unknowns.of(lambda latent: latent.manifold.turns, model.device)
 
     def starts(self, particles: Particles, seen: Peaks | None = None) -> Starts:
         """The most probable cell of the lattice that is not beside a peak or a start, again and again.
 
         Peaks that have been seen already stand in the order of the images.
         """
-        require_images(particles)
+        require_images(particles, self._lattice.origin.device)
         image, cell, log_mass = self._probable(particles)
         if seen is not None:
             index = ((seen.points - self._lattice.origin) / self._lattice.spacing).floor().long()
-            rank = torch.arange(len(seen)) - torch.searchsorted(seen.image, seen.image)
+            rank = seen.rank
             for number in range(int(rank.max()) + 1):
                 one_each = rank == number
                 far = ~self._beside(image, cell, seen.image[one_each], index[one_each], len(particles))
                 image, cell, log_mass = image[far], cell[far], log_mass[far]
-        found = Starts(torch.empty(0, dtype=torch.long), self._lattice.centre[:0])
+        found = Starts(image[:0], self._lattice.centre[:0])
         for _ in range(MOST):
             left = segment_logsumexp(log_mass, image, len(particles)) > math.log(LEFT_OVER)
             open_ = left[image]
@@ -85,8 +85,8 @@ class LatticeSearch:
         n_images: int,
     ) -> Bool[Tensor, "rows"]:
         """Whether a cell is beside the point of its image, poses also round the circle."""
-        point = torch.zeros(n_images, index.shape[1], dtype=torch.long)
-        has_one = torch.zeros(n_images, dtype=torch.bool)
+        point = index.new_zeros(n_images, index.shape[1])
+        has_one = torch.zeros(n_images, dtype=torch.bool, device=index.device)
         cells = self._lattice.index.amax(0) + 1
         # A peak may be further out than the lattice: then it is at its end.
         point[owner], has_one[owner] = torch.minimum(index.clamp(min=0), cells - 1), True

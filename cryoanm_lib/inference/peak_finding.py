@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoanm_lib.imaging.unknowns import Unknowns
-from cryoanm_lib.numerics.batching import in_parts
+from cryoanm_lib.numerics.batching import in_parts, many
 from cryoanm_lib.numerics.fourier import crop_coefficients
 from cryoanm_lib.numerics.point_groups import nearest_equivalent
 from cryoanm_lib.numerics.segment_ops import segment_max
@@ -56,7 +56,7 @@ class Starts:
     @classmethod
     def of_each(cls, points: Float[Tensor, "images starts width"]) -> "Starts":
         """The same number for every image."""
-        image = torch.arange(len(points)).repeat_interleave(points.shape[1])
+        image = torch.arange(len(points), device=points.device).repeat_interleave(points.shape[1])
         return cls(image, points.flatten(0, 1).double())
 
     def __len__(self) -> int:
@@ -65,6 +65,20 @@ class Starts:
 
     def __getitem__(self: _Rows, which: Tensor) -> _Rows:
         return replace(self, **{f.name: getattr(self, f.name)[which] for f in fields(self)})
+
+    @property
+    def rank(self) -> Int[Tensor, "starts"]:
+        """Which of its image each is, from 0, where they stand in the order of the images."""
+        rows = torch.arange(len(self), device=self.image.device)
+        return rows - torch.searchsorted(self.image, self.image)
+
+    def first(self, n_images: int) -> Int[Tensor, "images"]:
+        """The row of the first of each image, where they stand in the order of the images."""
+        return torch.searchsorted(self.image, torch.arange(n_images, device=self.image.device))
+
+    def to(self: _Rows, device: torch.device | str) -> _Rows:
+        """The same on another device."""
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
     def joined(self: _Rows, others: _Rows) -> _Rows:
         """These and others."""
@@ -131,7 +145,7 @@ class PeakFinder:
         here = self._about(image, points)
         height, slope, precision = here.height, here.slope, here.precision
         damping = torch.full_like(height, 1e-3)
-        climbing = torch.arange(len(image))
+        climbing = torch.arange(len(image), device=image.device)
         for _ in range(_STEPS):
             f, g, tau = precision[climbing], slope[climbing], damping[climbing]
             damped = f + torch.diag_embed(tau[:, None] * f.diagonal(dim1=1, dim2=2))
@@ -158,7 +172,7 @@ class PeakFinder:
         points = torch.where(near[:, None], unknowns.moved(points, step), points)
         # A pose is known at least as well as one that may be anywhere.
         own = precision.diagonal(dim1=1, dim2=2)
-        missing = (unknowns.of_manifold("least_precision") - own).clamp(min=0.0)
+        missing = (unknowns.of_manifold("least_precision", own.device) - own).clamp(min=0.0)
         precision = precision + torch.diag_embed(missing)
         return Peaks(image, points, height + torch.where(near, gain, 0.0), precision)
 
@@ -174,7 +188,7 @@ class PeakFinder:
             values = self.model.unknowns.values(points[rows])
             return gauss_newton(self.model, self.particles[image[rows]], values, self.resolution)
 
-        parts = in_parts(of_part, len(image), _CHUNK)
+        parts = in_parts(of_part, len(image), many(_CHUNK, image.device))
         return GaussNewton(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(GaussNewton)))
 
 
@@ -218,8 +232,7 @@ def distinct(
     """
     order = peaks.log_joint.argsort(descending=True, stable=True)
     peaks = peaks[order[peaks.image[order].argsort(stable=True)]]
-    rank = torch.arange(len(peaks)) - torch.searchsorted(peaks.image, peaks.image)
-    best = torch.searchsorted(peaks.image, torch.arange(n_images))
+    rank, best = peaks.rank, peaks.first(n_images)
     if group is not None:
         values = unknowns.values(peaks.points)
         # a step from a pose turns the image, so that curvatures are those of every equivalent

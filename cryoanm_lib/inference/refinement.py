@@ -95,7 +95,7 @@ class RefinedPosterior:
         self, count: int, generator: torch.Generator | None = None
     ) -> dict[str, Float[Tensor, "draws images ..."]]:
         """Draws for each image."""
-        streams = PerImageRNG.of(len(self), generator)
+        streams = PerImageRNG.of(len(self), generator, self.model.device)
         values = self.mixture.sample(count, streams)
         if self.weighed.any():
             values[:, self.weighed] = self[self.weighed]._picked(count, streams[self.weighed])
@@ -143,7 +143,7 @@ class RefinedPosterior:
     def covariance(self) -> Float[Tensor, "images columns columns"]:
         """Covariance of the mixture in steps from the heaviest component of each image."""
         mixture, weight = self.mixture, self.mixture.log_weight.exp()
-        leading = mixture.centre[torch.arange(len(self)), weight.argmax(1)]
+        leading = mixture.centre[torch.arange(len(self), device=weight.device), weight.argmax(1)]
         away = mixture.unknowns.offset(mixture.centre, leading[:, None])
         mean = torch.einsum("ic,ica->ia", weight, away)
         within = torch.einsum("ic,icab->iab", weight, mixture.covariance)
@@ -197,14 +197,15 @@ def refine(
     Raises
     ------
     CryoANMError
-        If there is no image, one is not finite, they are not on the CPU, or the defocus is too high for the
-        box.
+        If there is no image, one is not finite, they are not on the model's device, or the defocus is too
+        high for the box.
     """
-    require_images(particles)
+    require_images(particles, model.device)
     model.check_given(particles.given, resolution)
     unknowns = model.unknowns
     if isinstance(starts, Guide):
         starts = Starts.of_each(unknowns.points(propose(starts, particles, resolution)))
+    starts = starts.to(model.device)
     peaks = march(model, particles, starts, resolution, group=group)
     if search is not None and len(missed := search.starts(particles, peaks)):
         more = march(model, particles, missed, resolution, search.resolution, group)
@@ -216,7 +217,7 @@ def refine(
     posterior = RefinedPosterior(
         *(model, particles, resolution, mixture, nothing, nothing, nothing.bool(), surprise)
     )
-    streams = PerImageRNG.of(len(particles), generator)
+    streams = PerImageRNG.of(len(particles), generator, model.device)
     values = mixture.sample(CHECK_DRAWS, streams)
     posterior = posterior._judged_by(posterior._log_joint(values) - mixture.log_density(values))
     poor = posterior.ess_fraction < good_share
@@ -225,15 +226,14 @@ def refine(
 
 def _mixture_of(peaks: Peaks, unknowns: Unknowns, n_images: int) -> GaussianMixture:
     """The peaks of each image as a mixture, the highest first, weighed by their evidence."""
-    rank = torch.arange(len(peaks)) - torch.searchsorted(peaks.image, peaks.image)
+    rank = peaks.rank
     shape, columns = (n_images, int(rank.max()) + 1), peaks.precision.shape[-1]
     log_share = peaks.log_joint.new_full(shape, -math.inf)
     log_share[peaks.image, rank] = peaks.log_evidence
     # Where an image has fewer peaks than the most, its first one stands with no weight.
-    first = torch.searchsorted(peaks.image, torch.arange(n_images))
-    centre = peaks.points[first][:, None].repeat(1, shape[1], 1)
+    centre = peaks.points[peaks.first(n_images)][:, None].repeat(1, shape[1], 1)
     centre[peaks.image, rank] = peaks.points
-    scale = torch.eye(columns, dtype=centre.dtype).repeat(*shape, 1, 1)
+    scale = torch.eye(columns, dtype=centre.dtype, device=centre.device).repeat(*shape, 1, 1)
     covariance = torch.linalg.inv(peaks.precision)
     scale[peaks.image, rank] = torch.linalg.cholesky(0.5 * (covariance + covariance.transpose(1, 2)))
     return GaussianMixture(unknowns, log_share.log_softmax(1), centre, scale)
@@ -246,7 +246,8 @@ def _adapted(posterior: RefinedPosterior, streams: PerImageRNG) -> RefinedPoster
         ess_fraction=torch.zeros_like(posterior.ess_fraction),
         weighed=torch.ones_like(posterior.weighed),
     )
-    pending, trial, chosen = torch.arange(len(best)), best, torch.zeros(len(best), dtype=torch.bool)
+    pending, trial = torch.arange(len(best), device=best.weighed.device), best
+    chosen = torch.zeros_like(best.weighed)
     for _ in range(ROUNDS):
         values, log_weight = trial._weighed_draws(ROUND_DRAWS, streams[pending])
         trial = trial._judged_by(log_weight)

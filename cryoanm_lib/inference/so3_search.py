@@ -11,6 +11,7 @@ from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.imaging.noise import Noise, same_noise
 from cryoanm_lib.inference.peak_finding import Peaks, Starts
 from cryoanm_lib.inference.so3_grid import count_for, so3_grid
+from cryoanm_lib.numerics.batching import in_parts, many
 from cryoanm_lib.numerics.fourier import crop_coefficients, half_plane_frequencies, resolution_of
 from cryoanm_lib.numerics.point_groups import in_asymmetric_unit, point_group
 from cryoanm_lib.numerics.rotation import quaternion_product
@@ -81,17 +82,18 @@ class SO3Search:
             )
         self.model, self.resolution = model, min(resolution, model.forward_model.box_size)
         self.spacing, self.most = spacing, most
-        grid = so3_grid(count_for(spacing))
-        self.group = point_group(symmetry)
+        like = model.forward_model.reference.double()
+        grid = so3_grid(count_for(spacing), model.device)
+        self.group = point_group(symmetry).to(model.device)
         grid = grid[in_asymmetric_unit(grid, self.group)]
-        bends = torch.zeros(1, model.forward_model.n_modes).double() if bends is None else bends
+        bends = like.new_zeros(1, model.forward_model.n_modes) if bends is None else bends.to(like)
         self.poses = grid.repeat(len(bends), 1)
         self._bends = bends.repeat_interleave(len(grid), dim=0)
         self._templates = self._made()
         self._whitened: tuple[Noise, Tensor, Tensor] | None = None
         # Within reach of the prior, and no further apart than half a pixel of the crop.
         reach = _REACH * model.prior.shift_scale if "shift" in model.inferred else 0.0
-        self.shifts = shift_grid(reach, 0.5 * model.forward_model.box_size / self.resolution)
+        self.shifts = shift_grid(reach, 0.5 * model.forward_model.box_size / self.resolution, model.device)
 
     @torch.no_grad()
     def _made(self) -> Complex[Tensor, "rotations kept"]:
@@ -130,19 +132,23 @@ class SO3Search:
         Peaks that have been seen already stand in the order of the images and the highest of each first;
         images that this one explains are passed over.
         """
-        require_images(particles)
-        image = torch.arange(len(particles))
+        require_images(particles, self.poses.device)
+        image = torch.arange(len(particles), device=self.poses.device)
         if seen is not None:
             image = torch.nonzero(self._doubtful(particles, seen))[:, 0]
         if not len(image):
-            return Starts(image, torch.empty(0, self.model.unknowns.width, dtype=torch.float64))
-        parts = [self._starts_of(particles[which], which) for which in image.split(_IMAGES)]
+            return Starts(image, self.poses.new_zeros(0, self.model.unknowns.width))
+
+        def of_part(rows: slice) -> Starts:
+            return self._starts_of(particles[image[rows]], image[rows])
+
+        parts = in_parts(of_part, len(image), many(_IMAGES, image.device))
         return Starts(torch.cat([p.image for p in parts]), torch.cat([p.points for p in parts]))
 
     def _doubtful(self, particles: Particles, seen: Peaks) -> Bool[Tensor, "images"]:
         """Where the highest peak leaves more than noise."""
-        first = torch.searchsorted(seen.image, torch.arange(len(particles)))
-        best = self.model.unknowns.values(seen.points[first].to(self.model.forward_model.reference))
+        highest = seen.points[seen.first(len(particles))]
+        best = self.model.unknowns.values(highest.to(self.model.forward_model.reference))
         resolution = min(resolution_of(particles.coefficients), self.model.forward_model.box_size)
         return explained_p_value(self.model, particles, best, resolution) < DOUBTFUL
 
@@ -169,14 +175,15 @@ class SO3Search:
         mean, deviation = self._contrast(squares)
         narrowed = 1 + deviation**2 * squares
         observed = crop_coefficients(particles.coefficients, self.resolution)
-        frequencies = half_plane_frequencies(self.resolution) / self.model.forward_model.box_size
+        frequencies = half_plane_frequencies(self.resolution, observed.device)
+        frequencies = frequencies / self.model.forward_model.box_size
         given = particles.given
         if "shift" in given and "shift" not in self.model.inferred:
             phase = 2 * math.pi * given["shift"].float() @ frequencies.T
             observed = observed * torch.polar(torch.ones_like(phase), phase)
         scale = max(self.model.prior.shift_scale, 1e-6)
         best, contrast = torch.full_like(squares, -math.inf), torch.empty_like(squares)
-        which = torch.zeros(best.shape, dtype=torch.int16)
+        which = torch.zeros_like(best, dtype=torch.int16)
         for number, shift in enumerate(self.shifts):
             # Moving the image back is moving the templates there.
             phase = 2 * math.pi * frequencies @ shift
@@ -199,7 +206,7 @@ class SO3Search:
     def _starts_of(self, particles: Particles, image: Int[Tensor, "images"]) -> Starts:
         """The most probable rotation, again and again, those beside it passed over."""
         score, which, contrast = self.scores(particles)
-        rows, made = torch.arange(len(particles)), []
+        rows, made = torch.arange(len(particles), device=score.device), []
         # The best ones of an image are many times as many as its starts, and all that can become one.
         top, cell = score.topk(min(64 * self.most, score.shape[1]), dim=1)
         poses = self.poses[cell]

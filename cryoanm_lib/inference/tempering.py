@@ -11,6 +11,7 @@ from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.imaging.latents import Values
 from cryoanm_lib.inference.gaussian_mixture import GaussianMixture
 from cryoanm_lib.inference.refinement import ess_fraction
+from cryoanm_lib.numerics.batching import many
 from cryoanm_lib.numerics.per_image_rng import PerImageRNG
 from cryoanm_lib.particles.particles import Particles, require_images
 from cryoanm_lib.program.log_joint import log_joint
@@ -64,8 +65,8 @@ class DrawnPosterior:
         """
         if count > len(self.points):
             raise CryoANMError(f"count = {count} is more than the {len(self.points)} draws that there are")
-        chosen = torch.randperm(len(self.points), generator=generator)[:count]
-        values = self.model.unknowns.values(self.points[chosen])
+        chosen = torch.randperm(len(self.points), generator=generator, device="cpu")[:count]
+        values = self.model.unknowns.values(self.points[chosen.to(self.points.device)])
         return {name: value.to(self.model.forward_model.reference) for name, value in values.items()}
 
     def log_density(self, latents: Values) -> Float[Tensor, "draws images"]:
@@ -115,16 +116,16 @@ def prior_about(
     CryoANMError
         If the pose is inferred and none is given, or the deviation is not positive or beyond half a turn.
     """
-    unknowns, like = model.unknowns, torch.zeros(1, dtype=torch.float64)
+    unknowns, like = model.unknowns, model.forward_model.reference.new_zeros(1, dtype=torch.float64)
     if "pose" in unknowns.names and (pose is None or not 0 < deviation <= math.pi):
         raise CryoANMError(
             f"the pose is inferred, and deviation = {deviation:g}: say about which pose, and how far in "
             "radians, above 0 and at most π"
         )
     means = model.prior.means(n_images, unknowns.n_modes, like)
-    points = unknowns.points({**means, **({} if pose is None else {"pose": pose.double()})})
+    points = unknowns.points({**means, **({} if pose is None else {"pose": pose.to(like)})})
     spread = [
-        torch.full((sum(name == "pose" for name in unknowns.columns),), deviation, dtype=torch.float64)
+        like.new_full((sum(name == "pose" for name in unknowns.columns),), deviation)
         if latent.name == "pose"
         else model.prior.moments(latent.name, unknowns.n_modes, like)[1]
         for latent in unknowns.latents
@@ -174,11 +175,11 @@ def temper(
             f"draws = {draws} and moves = {moves} are not usable: it takes an even number of draws, at least "
             f"{4 * columns} for {columns} unknown numbers, and one move"
         )
-    require_images(particles)
+    require_images(particles, model.device)
     model.check_given(particles.given, resolution)
-    streams = PerImageRNG.of(len(particles), generator)
+    streams = PerImageRNG.of(len(particles), generator, model.device)
     parts = []
-    for some in torch.arange(len(particles)).split(_IMAGES):
+    for some in torch.arange(len(particles), device=model.device).split(many(_IMAGES, model.device)):
         chosen = (particles[some], resolution, start[some], streams[some])
         population = _Population(model, *chosen, draws, some)
         while len(pending := torch.nonzero(population.beta < 1)[:, 0]):
@@ -209,7 +210,8 @@ class _Population:
         self.model, self.particles, self.resolution = model, particles, resolution
         self.start, self.streams = start, streams
         self.points = start.sample(draws, streams)
-        self.log_start, self.log_joint = self._heights(self.points, torch.arange(len(particles)))
+        every = torch.arange(len(particles), device=self.points.device)
+        self.log_start, self.log_joint = self._heights(self.points, every)
         self.beta = self.points.new_zeros(len(particles))
         self.log_evidence = torch.zeros_like(self.beta)
         self.acceptance = torch.ones_like(self.beta)
@@ -306,6 +308,6 @@ def _systematic(
     """Indices by weight, at even distances from one random number, and shuffled: copies in either half."""
     count = len(log_weight)
     reached = log_weight.softmax(0).cumsum(0).T.contiguous()
-    places = (streams.uniform(1) + torch.arange(count)) / count
+    places = (streams.uniform(1) + torch.arange(count, device=reached.device)) / count
     picked = torch.searchsorted(reached / reached[:, -1:], places).clamp(max=count - 1)
     return picked.gather(1, streams.uniform(count).argsort(dim=1)).T

@@ -79,9 +79,11 @@ class Lattice:
                 f"a lattice over {' × '.join(map(str, counts))} cells, for {', '.join(unknowns.columns)} at "
                 f"K = {resolution}, is larger than {MOST_CELLS}: infer fewer latents, or lower K"
             )
-        axes = torch.meshgrid(*(torch.arange(count) for count in counts), indexing="ij")
-        low, high = torch.tensor(ends, dtype=torch.float64).unbind(-1)
-        return cls(low, (high - low) / torch.tensor(counts), torch.stack(axes, dim=-1).flatten(0, -2))
+        device = model.device
+        axes = torch.meshgrid(*(torch.arange(count, device=device) for count in counts), indexing="ij")
+        low, high = torch.tensor(ends, dtype=torch.float64, device=device).unbind(-1)
+        spacing = (high - low) / torch.tensor(counts, device=device)
+        return cls(low, spacing, torch.stack(axes, dim=-1).flatten(0, -2))
 
     def __len__(self) -> int:
         """Number of cells."""
@@ -144,7 +146,8 @@ class Templates:
             rows = zip(observed.split(1), own, strict=True)
             scores = torch.cat([self._scored(row, self._made(given, unit)) for row, given in rows])
         alone = -0.5 * observed.double().square().sum(-1, keepdim=True)
-        level, constant = level.expand(len(particles)), particles.noise.log_normaliser(self.resolution)
+        level = level.to(alone).expand(len(particles))
+        constant = particles.noise.log_normaliser(self.resolution).to(alone)
         constant = constant.expand(len(particles))[:, None]
         return (scores.double() + alone) / level[:, None] ** 2 - constant + self._log_prior
 
@@ -168,10 +171,10 @@ class Templates:
 
     def _made(self, given: Values, unit: Noise) -> Iterator[Float[Tensor, "_ dof"]]:
         """Whitened templates, some at a time."""
-        for part in torch.arange(len(self.lattice)).split(_CHUNK):
-            rows = {**given, **self.model.unknowns.values(self._points[part])}
-            latents = {name: value.expand(len(part), *value.shape[1:]) for name, value in rows.items()}
-            group = same_projection(self.model.unknowns, self.lattice.index[part])
+        for points, index in zip(self._points.split(_CHUNK), self.lattice.index.split(_CHUNK), strict=True):
+            rows = {**given, **self.model.unknowns.values(points)}
+            latents = {name: value.expand(len(index), *value.shape[1:]) for name, value in rows.items()}
+            group = same_projection(self.model.unknowns, index)
             predicted = coefficients_reusing(self.model.forward_model, latents, group, self.resolution)
             yield unit.whiten(predicted, self.resolution)
 
@@ -180,8 +183,9 @@ def same_projection(
     unknowns: Unknowns, index: Int[Tensor, "cells columns"], image: Int[Tensor, "cells"] | None = None
 ) -> Int[Tensor, "cells"]:
     """A number for each cell that it shares with those in which all atoms lie where they do in it."""
-    key = torch.zeros(len(index), dtype=torch.long) if image is None else image.clone()
-    for column in index[:, unknowns.of(lambda latent: latent.acts_on == "atoms")].unbind(-1):
+    key = index.new_zeros(len(index)) if image is None else image.clone()
+    on_atoms = unknowns.of(lambda latent: latent.acts_on == "atoms", index.device)
+    for column in index[:, on_atoms].unbind(-1):
         low, high = column.amin(), column.amax()
         key = key * (high - low + 1) + column - low
     return torch.unique(key, return_inverse=True)[1]
@@ -191,7 +195,8 @@ def coefficients_reusing(
     forward: ForwardModel, latents: Values, group: Int[Tensor, "cells"], resolution: int
 ) -> Complex[Tensor, "cells kept"]:
     """Coefficients of cells, projected once for each group of `same_projection`."""
-    first = torch.empty(int(group.max()) + 1, dtype=torch.long)
-    first[group] = torch.arange(len(group))
+    # Of equals the last, whatever the order in which a device comes to them.
+    rows = torch.arange(len(group), device=group.device)
+    first = group.new_zeros(int(group.max()) + 1).scatter_reduce(0, group, rows, reduce="amax")
     projected = forward.projections({name: value[first] for name, value in latents.items()}, resolution)
     return forward.factor(latents, resolution) * projected[group]

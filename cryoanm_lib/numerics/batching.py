@@ -12,6 +12,9 @@ _Answer = TypeVar("_Answer")
 #: Bytes that may be in work at a time: about the second-level cache of two cores, and what keeps a GPU busy.
 WORKING_SET = {"cpu": 2**21, "elsewhere": 2**28}
 
+# Of what a CPU is given at a time, so many times as much fills the working set of another device.
+_WIDER = WORKING_SET["elsewhere"] // WORKING_SET["cpu"]
+
 
 def pieces(count: int, bytes_each: int, device: torch.device) -> list[slice]:
     """All of some things in order, as many at a time as the working set holds, and one at least.
@@ -29,6 +32,17 @@ def pieces(count: int, bytes_each: int, device: torch.device) -> list[slice]:
     allowed = WORKING_SET.get(device.type, WORKING_SET["elsewhere"])
     at_a_time = max(1, allowed // max(1, bytes_each))
     return [slice(start, min(start + at_a_time, count)) for start in range(0, count, at_a_time)]
+
+
+def many(few: int, device: torch.device) -> int:
+    """How many things a device is given at a time, of which a CPU does best with a few.
+
+    Examples
+    --------
+    >>> many(256, torch.device("cpu")), many(256, torch.device("cuda"))
+    (256, 32768)
+    """
+    return few if device.type == "cpu" else few * _WIDER
 
 
 def machine_memory() -> float:

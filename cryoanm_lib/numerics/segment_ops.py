@@ -19,9 +19,8 @@ def segment_max(values: Rows, image: Owners, n_images: int) -> Float[Tensor, "im
 def segment_argmax(values: Rows, image: Owners, n_images: int) -> Int[Tensor, "images"]:
     """The row of the largest value of each image, the first of equals; every image needs a row."""
     best = torch.nonzero(values == segment_max(values, image, n_images)[image])[:, 0]
-    first = torch.zeros(n_images, dtype=torch.long)
-    first[image[best].flip(0)] = best.flip(0)
-    return first
+    none = image.new_zeros(n_images)
+    return none.scatter_reduce(0, image[best], best, reduce="amin", include_self=False)
 
 
 def segment_logsumexp(values: Rows, image: Owners, n_images: int) -> Float[Tensor, "images"]:

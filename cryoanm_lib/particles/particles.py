@@ -40,6 +40,11 @@ class Particles:
     def __getitem__(self: _Images, index: Tensor | slice) -> _Images:
         return self._changed(lambda value: value[index], self.noise[index])
 
+    @property
+    def device(self) -> torch.device:
+        """Where the images are."""
+        return self.coefficients.device
+
     def to(self: _Images, device: torch.device | str) -> _Images:
         """The same images on another device."""
         return self._changed(lambda value: value.to(device), self.noise.to(device))
@@ -69,20 +74,21 @@ class Simulated(Particles):
         return replace(self, given={name: self.truth[name] for name in names if name in self.truth})
 
 
-def require_images(particles: Particles) -> None:
-    """Refuse images of which no posterior can be computed.
+def require_images(particles: Particles, device: torch.device) -> None:
+    """Refuse images of which no posterior can be computed on a device, which is the model's.
 
     Raises
     ------
     CryoANMError
-        If there is none, one is not finite, or they are on another device than the CPU.
+        If there is none, one is not finite, or they or what is given of them are on another device.
     """
-    device = particles.coefficients.device
-    if device.type != "cpu":
-        raise CryoANMError(
-            f"the images are on {device}, and posteriors are computed on the CPU: use particles.to('cpu') "
-            "and guide.cpu()"
-        )
+    given = {f"given {name}": table.device for name, table in particles.given.items()}
+    for name, place in {"images": particles.device, **given}.items():
+        if place != device:
+            raise CryoANMError(
+                f"{name} on {place} and a model on {device} do not meet: use particles.to('{device}') or "
+                f"model.to('{place}')"
+            )
     if not len(particles):
         raise CryoANMError("there are 0 images: give at least one")
     wrong = torch.nonzero(~particles.coefficients.isfinite().all(-1))[:, 0].tolist()

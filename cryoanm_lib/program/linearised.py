@@ -9,6 +9,7 @@ from torch import Tensor
 from cryoanm_lib.errors import ConfigurationError
 from cryoanm_lib.imaging.latents import Values
 from cryoanm_lib.imaging.unknowns import Unknowns
+from cryoanm_lib.numerics.batching import many
 from cryoanm_lib.numerics.fourier import crop_coefficients, half_plane_frequencies
 from cryoanm_lib.particles.particles import Particles
 from cryoanm_lib.program.gauss_newton import HasPosterior, gauss_newton
@@ -70,7 +71,7 @@ class ComputedOthers:
         batch, device = pose.shape[:-1], pose.device
         image = torch.arange(len(self.particles), device=device).expand(batch).reshape(-1)
         flat, parts = pose.flatten(end_dim=-2), []
-        for rows in torch.arange(len(image), device=device).split(_ROWS):
+        for rows in torch.arange(len(image), device=device).split(many(_ROWS, device)):
             parts.append(self._of_rows(self.particles[image[rows]], flat[rows]))
         mean, spread = (torch.cat(found) for found in zip(*parts, strict=True))
         return mean.view(*batch, -1), spread.view(*batch, *spread.shape[1:])
@@ -103,8 +104,8 @@ class ComputedOthers:
         k = min(_SHIFT_RESOLUTION, self.resolution)
         here = {**particles.given, **values}
         predicted = forward.coefficients({n: v.to(forward.reference) for n, v in here.items()}, k)
-        grid = shift_grid(_REACH * scale, 0.5 * forward.box_size / k).to(predicted.real)
-        phase = 2 * math.pi * half_plane_frequencies(k).to(grid) @ grid.T / forward.box_size
+        grid = shift_grid(_REACH * scale, 0.5 * forward.box_size / k, predicted.device).to(predicted.real)
+        phase = 2 * math.pi * half_plane_frequencies(k, predicted.device).to(grid) @ grid.T / forward.box_size
         # Moving the image back is moving the prediction there; whitened, their product is the likelihood's.
         observed, expected = (
             particles.noise.whiten(c, k) for c in (crop_coefficients(particles.coefficients, k), predicted)
@@ -121,7 +122,9 @@ def _from_real(values: Float[Tensor, "*batch dof"]) -> Tensor:
     return torch.cat([mean, rest], dim=-1)
 
 
-def shift_grid(reach: float, step: float) -> Float[Tensor, "shifts 2"]:
+def shift_grid(
+    reach: float, step: float, device: torch.device | str | None = None
+) -> Float[Tensor, "shifts 2"]:
     """Shifts within a circle, on a square grid about zero.
 
     Examples
@@ -130,6 +133,6 @@ def shift_grid(reach: float, step: float) -> Float[Tensor, "shifts 2"]:
     5
     """
     ends = math.floor(reach / step)
-    line = step * torch.arange(-ends, ends + 1)
+    line = step * torch.arange(-ends, ends + 1, device=device)
     grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), dim=-1).flatten(0, 1)
     return grid[grid.norm(dim=1) <= reach + 1e-9]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from cryoanm_lib.imaging.latents import Values
 from cryoanm_lib.imaging.likelihood import log_likelihood
-from cryoanm_lib.numerics.batching import in_parts
+from cryoanm_lib.numerics.batching import in_parts, many
 from cryoanm_lib.numerics.fourier import crop_coefficients
 from cryoanm_lib.particles.particles import Particles
 from cryoanm_lib.program.program import Model
@@ -38,4 +38,4 @@ def log_joint(
         fit = log_likelihood(observed[image], predicted, particles.noise[image], resolution)
         return fit.double() + model.log_prior(here, given)
 
-    return torch.cat(in_parts(scored, len(every), _CHUNK)).view(*draws, n_images)
+    return torch.cat(in_parts(scored, len(every), many(_CHUNK, every.device))).view(*draws, n_images)

@@ -1,5 +1,6 @@
 """The probabilistic program: the model p (Algorithm 1) and the guide q (Algorithm 2), side by side."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import pyro
@@ -83,6 +84,17 @@ class Model(nn.Module):
         self.given = tuple(name for name in prior.names if name not in inferred)
         self._checked: set[int] = set()  # resolutions at which the transfer is known to fit the box
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes: `to` moves it, and images must be there too."""
+        return self.forward_model.reference.device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Model":
+        """What `to` and its like do to every tensor; the noise goes along."""
+        super()._apply(fn, recurse)
+        self.noise = self.noise.to(self.device)
+        return self
+
     def log_prior(self, latents: Values, given: Values | None = None) -> Float[Tensor, "*batch"]:
         """Log-density in float64 of the latents that are inferred, before an image is seen."""
         like, n_modes = self.forward_model.reference.double(), self.forward_model.n_modes
@@ -116,12 +128,14 @@ class Model(nn.Module):
         ForwardModelError
             Naming the box that would do; or if nothing tells one in physical units from one in focus.
         """
-        like, forward = torch.zeros(1, dtype=torch.float64), self.forward_model
+        # Looked at here, wherever the images are: a GPU would be asked for each number.
+        like, forward = torch.zeros(1, dtype=torch.float64, device="cpu"), self.forward_model
         values = {}
         for latent in forward.transfer.latents:
             mean, scale = self.prior.moments(latent.name, forward.n_modes, like)
             values[latent.name] = latent.unrows(torch.stack([mean - 3 * scale, mean + 3 * scale])[:, None])
-        forward.transfer.check({**values, **given}, forward.box_size, resolution)
+        known = {name: value.cpu() for name, value in given.items()}
+        forward.transfer.check({**values, **known}, forward.box_size, resolution)
 
     @torch.no_grad()
     def simulate(self, n_images: int, resolution: int, given: Values | None = None) -> Simulated:
