@@ -1,5 +1,6 @@
 """Stochastic variational inference, stage by stage in resolution: frequency marching."""
 
+import contextlib
 import math
 import time
 import warnings
@@ -12,7 +13,6 @@ import torch
 from pydantic import Field, model_validator
 from pyro import poutine
 from pyro.infer import Trace_ELBO
-from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,6 +21,7 @@ from cryoanm_lib.errors import CryoANMError, TrainingError
 from cryoanm_lib.imaging.latents import LatentName
 from cryoanm_lib.inference.amortised import draw_from
 from cryoanm_lib.inference.captured import Captured, overwrite
+from cryoanm_lib.inference.clipped_adam import TogetherClippedAdam
 from cryoanm_lib.inference.divergence import first_not_finite
 from cryoanm_lib.numerics.batching import is_out_of_memory
 from cryoanm_lib.numerics.fourier import degrees_of_freedom
@@ -137,17 +138,22 @@ class Trainer:
         self.progress = Progress()
         self.truth = {name: value.cpu() for name, value in test.truth.items()}
         # Pyro's Adam, which is torch's with each number of a gradient kept within ±10.
-        self.optimizer = ClippedAdam(guide.encoders.parameters())
+        self.optimizer = TogetherClippedAdam(guide.encoders.parameters())
         self.device = test.coefficients.device
         self._recorded: tuple[int, Callable[[], float | Tensor]] | None = None
 
     def _objective(self) -> Trace_ELBO | StratifiedELBO:
-        """The loss of this stage: the paper's `Trace_ELBO`, on a GPU its twin, or one of ours."""
+        """The loss of this stage: the paper's `Trace_ELBO`, off the CPU its twin, or one of ours."""
         if self.stage.objective == "forward_kl":
             return ForwardKL()
         if self.guide.stratified:
             return StratifiedELBO()
-        return SampledELBO() if self.device.type == "cuda" else Trace_ELBO()
+        return SampledELBO() if self._waits else Trace_ELBO()
+
+    @property
+    def _waits(self) -> bool:
+        """Whether a question to the device where training runs would be waited for."""
+        return self.device.type != "cpu"
 
     @property
     def stage(self) -> Stage:
@@ -217,8 +223,9 @@ class Trainer:
             self.progress.step += 1
             self.progress.total_steps += 1
             after_step()
-        # A GPU is waited for once, when all of them are due.
-        self.progress.losses += [self._above_noise(float(loss)) for loss in losses]
+        if self._waits:  # once, when all of them are due
+            losses = torch.stack(losses).tolist()
+        self.progress.losses += self._recorded_losses(losses)
 
     def _recording(self) -> Callable[[], float | Tensor]:
         """A step of this stage as a CUDA graph, recorded at its first; as ever where that is impossible."""
@@ -265,8 +272,15 @@ class Trainer:
         kept = max(resolution, self.guide.resolution_seen(resolution))
         return self.source(kept, self.progress.total_steps)
 
-    def _step(self) -> float:
+    def _step(self) -> float | Tensor:
         """One gradient step; the mean loss of an image before it."""
+        # Checks of arguments are questions: off the CPU the first step of a stage asks them for all.
+        unasked = self._waits and self.progress.step
+        with pyro.validation_enabled(False) if unasked else contextlib.nullcontext():
+            return self._guarded_step()
+
+    def _guarded_step(self) -> float | Tensor:
+        """The same; what goes wrong is said with the step and the remedy."""
         resolution, particles = self.stage.resolution, self._images()
         try:
             loss = self._descend(particles, resolution)
@@ -282,11 +296,13 @@ class Trainer:
                 f"a step of {size} images at K = {resolution} does not fit into memory: lower the "
                 f"experiment's batch_size to {max(1, size // 2)}, or its guide's channels or image_size"
             ) from error
+        if self._waits:
+            return loss
         if not math.isfinite(loss):
-            raise self._diverged(f"the loss is {loss}", particles)
-        return loss
+            raise self._diverged(f"the loss is {loss.item()}", particles)
+        return loss.item()
 
-    def _descend(self, particles: Particles, resolution: int) -> float:
+    def _descend(self, particles: Particles, resolution: int) -> Tensor:
         """Move the networks by one gradient, and say what the loss was before.
 
         One image of which the guide is sure, and wrong, has a gradient that is large beyond measure: as a
@@ -296,7 +312,7 @@ class Trainer:
         self._shorten_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss.item()
+        return loss
 
     def _leave_gradients(self, particles: Particles, resolution: int) -> Tensor:
         """The loss, its gradients left with the networks."""
@@ -314,13 +330,13 @@ class Trainer:
         networks = [self.guide.encoders[name] for name in self._networks()]
         return [parameter for network in networks for parameter in network.parameters()]
 
-    def _above_noise(self, loss: float) -> float:
-        """A loss as it is recorded: for the ELBO in nats above the noise floor."""
-        if not math.isfinite(loss):
-            raise self._diverged(f"the loss is {loss}", self.test[:1])
-        if self.stage.objective == "forward_kl":
-            return loss
-        return loss - self.noise_floor(self.stage.resolution)
+    def _recorded_losses(self, losses: list[float]) -> list[float]:
+        """Losses as they are kept: for the ELBO in nats above the noise floor."""
+        if wrong := [loss for loss in losses if not math.isfinite(loss)]:
+            raise self._diverged(f"the loss is {wrong[0]}", self.test[:1])
+        compared = self.stage.objective == "elbo"
+        floor = self.noise_floor(self.stage.resolution) if compared else 0.0
+        return [loss - floor for loss in losses]
 
     def _diverged(self, what: str, particles: Particles) -> TrainingError:
         bad = first_not_finite(self.guide, particles, self.stage.resolution)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from cryoanm_lib.numerics.constants import constant
 from cryoanm_lib.numerics.rotation import (
     angle_distance,
     angle_to_unit_vector,
@@ -166,7 +167,7 @@ class Rotations(Line):
         """Further turns about the same axis."""
         angle = step.norm(dim=-1, keepdim=True)
         # Where there is no turn, any axis will do.
-        any_axis = step.new_tensor([1.0, 0.0, 0.0])
+        any_axis = constant((1.0, 0.0, 0.0), step)
         axis = torch.where(angle < 1e-12, any_axis, step / angle.clamp(min=1e-12))
         return [(angle + 2 * math.pi * turns) * axis for turns in TURNS]
 

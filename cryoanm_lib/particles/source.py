@@ -1,9 +1,12 @@
 """Where particles come from: a model that simulates them, or a set that is kept."""
 
+import functools
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from cryoanm_lib.particles.particles import Particles, Simulated
 
@@ -49,7 +52,13 @@ class FixedSet:
     def __call__(self, resolution: int, step: int) -> Particles:
         """The next batch of this epoch's order."""
         epoch, position = divmod(step, len(self.particles) // self.batch_size)
-        shuffle = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.particles), generator=shuffle)
-        chosen = order[position * self.batch_size :][: self.batch_size]
-        return self.particles[chosen.to(self.particles.coefficients.device)]
+        order = _order(len(self.particles), self.seed * 1_000_003 + epoch, self.particles.device)
+        return self.particles[order[position * self.batch_size :][: self.batch_size]]
+
+
+# Made, and sent to a GPU, once an epoch.
+@functools.lru_cache(maxsize=4)
+def _order(count: int, seed: int, device: torch.device) -> Int[Tensor, "images"]:
+    """All images in the order of an epoch."""
+    shuffle = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=shuffle, device="cpu").to(device)

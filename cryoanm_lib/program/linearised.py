@@ -1,5 +1,6 @@
 """What the model itself says of shift, bend, focus and contrast, once the pose is given."""
 
+import functools
 import math
 
 import torch
@@ -51,7 +52,8 @@ class ComputedOthers:
     def __init__(self, model: HasPosterior, particles: Particles, resolution: int) -> None:
         self.model, self.particles, self.resolution = model, particles, resolution
         if "contrast" in model.unknowns.names:
-            like = model.forward_model.reference
+            # Numbers of the prior, asked for here: a guide is asked anew at each step.
+            like = torch.zeros((), dtype=model.forward_model.reference.dtype, device="cpu")
             moments = model.prior.moments("contrast", model.unknowns.n_modes, like)
             mean, scale = (part.item() for part in moments)
             if abs(mean) < _DEFINITE * scale:
@@ -91,11 +93,11 @@ class ComputedOthers:
             about = gauss_newton(model, particles, at, k, unknowns.latents)
             # In deviations of the prior, so that numbers of all units weigh alike.
             precision = scale[:, None] * about.precision * scale
-            factor = torch.linalg.cholesky(precision)
+            factor = _cholesky(precision)
             step = torch.cholesky_solve((scale * about.slope)[..., None], factor)[..., 0]
             points = points + scale * step * (_LONGEST / step.abs().amax(1, keepdim=True)).clamp(max=1.0)
         covariance = torch.cholesky_inverse(factor)
-        spread = scale[:, None] * torch.linalg.cholesky(covariance)
+        spread = scale[:, None] * _cholesky(covariance)
         return points.to(pose), spread.to(pose)
 
     def _best_shift(self, particles: Particles, values: Values) -> Float[Tensor, "rows 2"]:
@@ -115,6 +117,14 @@ class ComputedOthers:
         return grid[(score - 0.5 * (grid / scale).square().sum(1)).argmax(1)]
 
 
+def _cholesky(matrices: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
+    """Cholesky factors; off the CPU, where one would wait for an error, not a number where there is none."""
+    if matrices.device.type == "cpu":
+        return torch.linalg.cholesky(matrices)
+    factor, failed = torch.linalg.cholesky_ex(matrices)
+    return torch.where(failed[..., None, None] == 0, factor, math.nan)
+
+
 def _from_real(values: Float[Tensor, "*batch dof"]) -> Tensor:
     """Coefficients from values in the order of `to_real`, up to its factors."""
     mean = torch.view_as_complex(torch.stack([values[..., :1], torch.zeros_like(values[..., :1])], dim=-1))
@@ -122,6 +132,8 @@ def _from_real(values: Float[Tensor, "*batch dof"]) -> Tensor:
     return torch.cat([mean, rest], dim=-1)
 
 
+# Which points are within the circle decides how many there are: asked once, and not at every step.
+@functools.lru_cache(maxsize=64)
 def shift_grid(
     reach: float, step: float, device: torch.device | str | None = None
 ) -> Float[Tensor, "shifts 2"]:

@@ -23,6 +23,7 @@ WAITS = {
     torch.ops.aten.nonzero.default: "nonzero",
     torch.ops.aten.masked_select.default: "nonzero",
     torch.ops.aten.equal.default: "item",
+    torch.ops.aten._linalg_check_errors.default: "check",
     torch.ops.aten._unique2.default: "nonzero",
     torch.ops.aten.unique_dim.default: "nonzero",
 }
@@ -72,8 +73,8 @@ class Emulated(TorchDispatchMode):
                 raise AssertionError(f"{func} mixes tensors on the device with {shapes} of the CPU")
         if there and func in WAITS:
             self.waits[WAITS[func]] += 1
-        if there and func is torch.ops.aten.index.Tensor:
-            self.waits["nonzero"] += any(x.dtype == torch.bool for x in there[1:])
+        if func is torch.ops.aten.index.Tensor and any(x.dtype == torch.bool for x in there[1:]):
+            self.waits["nonzero"] += 1
         if func in _ACROSS and self._crosses(func, args, there, asked):
             self.waits["copy"] += 1
         made_there = DEVICE == torch.device(asked) if asked is not None else bool(there)
