@@ -109,16 +109,18 @@ def against_matrix_products(n_images: int = 500, resolution: int = 32, size: int
 class OneTask:
     """Images of a molecule that bends along a mode, turns in the plane, and comes in and out of focus."""
 
-    def __init__(self, n_images: int) -> None:
+    def __init__(self, n_images: int, device: torch.device | str = "cpu") -> None:
         reference = load_structure("adk_open").coordinates
         modes = normal_modes(reference).vectors
         # At 1.25 Å a pixel no atom comes near the edge, where the library wraps round and others cut off.
-        self.model = ForwardModel(reference.float(), modes.float(), pixel_size=1.25)
+        self.model, self.noise = ForwardModel(reference.float(), modes.float(), pixel_size=1.25), _NOISE
         generator = torch.Generator().manual_seed(1)
         draws = torch.randn(2, n_images, generator=generator)
         self.amplitude, self.defocus = 3 * draws[0, :, None], 50 + 3 * draws[1]
         self.pose = 6.2832 * torch.rand(n_images, generator=generator)
         self.weights = torch.randn(n_images, 64, 64, generator=generator)
+        for name in ("model", "amplitude", "defocus", "pose", "weights"):
+            setattr(self, name, getattr(self, name).to(device))
 
     def latents(self, needs_gradient: bool = False) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The numbers, and the model's view of them."""
@@ -133,7 +135,7 @@ class OneTask:
 
     def observed(self, resolution: int) -> Tensor:
         """Coefficients with noise."""
-        generator = torch.Generator().manual_seed(2)
+        generator = torch.Generator(self.pose.device).manual_seed(2)
         return _NOISE.sample(self.model.coefficients(self.latents()[1], resolution), generator)
 
     def gradient(self) -> tuple[Tensor, ...]:

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from benchmarks import gpu
 from benchmarks.projection import (
     against_matrix_products,
     against_the_paper,
@@ -61,3 +62,25 @@ def test_benchmarks_compare_equal_work(benchmark, sizes) -> None:
     assert rows
     for row in rows:
         assert row.low <= row.value <= row.high and row.value > 0
+
+
+@pytest.mark.thorough
+def test_every_row_of_a_gpu_is_taken_or_says_why_not(tmp_path, capsys) -> None:
+    """On the CPU, few and small ones, most of which their share of a few seconds stops."""
+    gpu.main(["--quick", "--device", "cpu", "--minutes", "0.1", "--results", str(tmp_path)])
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    told = capsys.readouterr().out
+    for row in found["rows"]:
+        assert (row["value"] is None and row["note"]) or row["value"] > 0, row
+        assert row["name"] in told
+    for name in (
+        "step of joint",
+        "guide in space",
+        "log-likelihood",
+        "N = 64",
+        "SNR 2.6",
+        "SNR 0.1",
+        "recipe",
+    ):
+        assert any(name in row["name"] for row in found["rows"]), name
+    assert any("used up" in row["note"] for row in found["rows"])
