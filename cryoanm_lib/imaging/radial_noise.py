@@ -107,7 +107,8 @@ class RadialNoise(Noise):
     def summary(self, n_images: int, like: Float[Tensor, "..."]) -> Float[Tensor, "images 1"]:
         """log of the root mean square of a pixel's noise, without the level."""
         told = self.scale.log() + self.deviations(self.box_size)[1:].square().mean().sqrt().log()
-        return told.to(like).expand(n_images)[:, None]
+        told = told.to(like)
+        return (told if told.ndim else told.repeat(n_images))[:, None]
 
     def __getitem__(self, index: Index) -> "RadialNoise":
         """That of some images."""

@@ -5,6 +5,7 @@
 
 import itertools
 import math
+from collections.abc import Iterable
 
 import torch
 from pyro.optim.clipped_adam import ClippedAdam
@@ -18,8 +19,18 @@ class TogetherClippedAdam(ClippedAdam):
 
         m ← β₁ m + (1 - β₁) g,    v ← β₂ v + (1 - β₂) g²,    w ← w - η √(1 - β₂ᵗ)/(1 - β₁ᵗ) m / (√v + ε).
 
-    Parameters as of `ClippedAdam`; weight decay and a centred variance are Pyro's alone.
+    Weight decay and a centred variance are Pyro's alone.
+
+    Parameters
+    ----------
+    parameters : iterable of Tensor
+        What is moved.
+    lr : float
+        η, the learning rate.
     """
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float = 1e-3) -> None:
+        super().__init__(parameters, lr)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:

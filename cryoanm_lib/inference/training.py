@@ -223,7 +223,7 @@ class Trainer:
             self.progress.step += 1
             self.progress.total_steps += 1
             after_step()
-        if self._waits:  # once, when all of them are due
+        if self._waits and losses:  # once, when all of them are due
             losses = torch.stack(losses).tolist()
         self.progress.losses += self._recorded_losses(losses)
 
