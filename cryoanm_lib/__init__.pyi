@@ -7,8 +7,8 @@ from cryoanm_lib.analysis.infer import infer as infer
 from cryoanm_lib.analysis.molecule import molecule_of as molecule_of
 from cryoanm_lib.analysis.molecule import read_molecule as read_molecule
 from cryoanm_lib.analysis.plan import Plan as Plan
-from cryoanm_lib.analysis.run_population import RunPopulation as RunPopulation
 from cryoanm_lib.analysis.reference import learn_reference as learn_reference
+from cryoanm_lib.analysis.run_population import RunPopulation as RunPopulation
 from cryoanm_lib.analysis.simulate import simulate_stack as simulate_stack
 from cryoanm_lib.book import costs as costs
 from cryoanm_lib.book import figures as figures
