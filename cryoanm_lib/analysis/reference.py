@@ -1,5 +1,6 @@
 """A run's reference, moved to where all of its images have it, with what is left of doubt."""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,8 +41,9 @@ def learn_reference(folder: str | Path, directions: int = 40, progress: bool = T
     under the elastic energy as prior; and posteriors, noise, scale, D and widths move with it. `moved.cif`
     and `.pdb` are the model from which `cryoanm infer --reference` goes on; `places.safetensors` has the
     displacement of each atom in Å, its error along x, y and z, and the amplitudes of the directions with
-    their covariance; `reference.json` what was found, and alarms. What is wrong along the run's own modes, or
-    along none of the directions, stays as it is and is not in these errors.
+    their covariance; `reference.json` what was found, and alarms. Where one rings no model is written, and a
+    warning says why: of noise or of another molecule there is none. What is wrong along the run's own modes,
+    or along none of the directions, stays as it is and is not in these errors.
 
     Parameters
     ----------
@@ -195,9 +197,17 @@ def _written(
     spread = torch.einsum("jax,jk,kax->ax", directions, error.covariance, directions).clamp(min=0.0).sqrt()
     # where the model's file has it, so that it lies on whatever that lay on
     place = torch.tensor(plan.origin or source.centroid, dtype=torch.float64)
-    written = [out / f"moved{kind}" for kind in ((".cif", ".pdb") if fits_pdb(source) else (".cif",))]
-    for path in written:
-        write_models(source, (place + source.coordinates + away)[None], path)
+    alarms = _alarms(moved, again)
+    models = [out / f"moved{kind}" for kind in ((".cif", ".pdb") if fits_pdb(source) else (".cif",))]
+    for path in models:
+        if alarms:  # of noise, or of another molecule, there is no reference
+            path.unlink(missing_ok=True)
+        else:
+            write_models(source, (place + source.coordinates + away)[None], path)
+    if alarms:
+        told = "; ".join(f"{name}, {why}" for name, why in alarms.items())
+        warnings.warn(f"no moved model is written, for alarms ring: {told}", stacklevel=3)
+    written = [] if alarms else models
     written.append(out / "places.safetensors")
     save_tensors(
         written[-1],
@@ -222,7 +232,7 @@ def _written(
             "p_value_of_halves": moved.half_p_value,
             "excess": moved.excess,
             "steps": list(moved.steps),
-            "alarms": _alarms(moved, again),
+            "alarms": alarms,
         },
     )
     return written

@@ -1,6 +1,7 @@
 """A run whose reference was displaced, on images of the right one, at the poses of a table."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,8 +18,12 @@ from cryoanm_lib import (
     write_star,
 )
 from cryoanm_lib.analysis.folder import RunFolder
+from cryoanm_lib.analysis.reference import _written
 from cryoanm_lib.commands.cryoanm import main
 from cryoanm_lib.errors import CryoANMError
+from cryoanm_lib.inference.moved_reference import MovedReference
+from cryoanm_lib.inference.place_error import PlaceError
+from cryoanm_lib.inference.reference_error import ReferenceEstimate, ReferenceStatistics
 from cryoanm_lib.io.storage import load_json, load_tensors
 from cryoanm_lib.molecule.movie import write_models
 
@@ -75,3 +80,34 @@ def test_a_displaced_reference_comes_back(displaced, capsys) -> None:
     expected = load_atoms(str(run.plan().reference)).coordinates + moved["displacement"]
     expected = expected - expected.mean(0)
     torch.testing.assert_close(on_file.coordinates, expected, atol=2e-3, rtol=0)
+
+
+@pytest.mark.mistyped
+@pytest.mark.parametrize("settled", [True, False])
+def test_no_model_is_written_where_an_alarm_rings(tmp_path: Path, settled: bool) -> None:
+    """Nor left from before; what was found is told in either case."""
+    atoms, run = load_atoms("adk_open"), RunFolder(tmp_path)
+    directions = torch.randn(2, *atoms.coordinates.shape, generator=torch.Generator().manual_seed(0)).double()
+    eye = torch.eye(2, dtype=torch.float64)
+    halves = tuple(ReferenceStatistics(torch.zeros(2).double(), eye, eye, 50) for _ in range(2))
+    error = ReferenceEstimate(0.01 * torch.ones(2).double(), 1e-4 * eye, 0.1, 3.0, 0.01)
+    moved = MovedReference(error, halves, (0.02,), settled)
+    again = SimpleNamespace(
+        scores=[torch.zeros(100)],
+        explained=[torch.ones(100, dtype=torch.bool)],
+        learned={0: SimpleNamespace(place=PlaceError(0.0, 0.0))},
+    )
+    model = tmp_path / "reference" / "moved.cif"
+    model.parent.mkdir()
+    model.write_text("of a run before")
+    asked = (run, plan_of(tmp_path / "few.star", "adk_open"), atoms, directions, moved, again)
+    if settled:
+        assert model in _written(*asked)
+        assert len(load_atoms(str(model))) == len(atoms)
+    else:
+        with pytest.warns(UserWarning, match="no moved model is written, for alarms ring: unsettled"):
+            written = _written(*asked)
+        assert not model.exists() and model not in written
+    assert list(load_json(tmp_path / "reference" / "reference.json")["alarms"]) == (
+        [] if settled else ["unsettled"]
+    )
