@@ -4,6 +4,8 @@ from cryoanm_lib.analysis.export import export as export
 from cryoanm_lib.analysis.folder import RunFolder as RunFolder
 from cryoanm_lib.analysis.folder import particles_of as particles_of
 from cryoanm_lib.analysis.infer import infer as infer
+from cryoanm_lib.analysis.infer import infer_shards as infer_shards
+from cryoanm_lib.analysis.infer import prepare as prepare
 from cryoanm_lib.analysis.molecule import molecule_of as molecule_of
 from cryoanm_lib.analysis.molecule import read_molecule as read_molecule
 from cryoanm_lib.analysis.plan import Plan as Plan

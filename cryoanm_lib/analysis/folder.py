@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from jaxtyping import Float64
+from torch import Tensor
+
 from cryoanm_lib.analysis.answers import Answers
 from cryoanm_lib.analysis.learned import Learned
+from cryoanm_lib.analysis.microscope import shards_of
 from cryoanm_lib.analysis.plan import Plan
 from cryoanm_lib.errors import ArtifactError, ParticleError
 from cryoanm_lib.inference.place_error import PlaceError
@@ -46,6 +50,7 @@ class RunFolder:
         """
         asked = {"plan": json.loads(plan.model_dump_json()), "inputs": _digests(plan)}
         asked |= {"library": library_hash(), "stacks": _stacks(particles)}
+        asked["shards"] = len(shards_of(particles, plan.shard))
         learned = (self.path / "learned").exists()
         before = load_json(self.asked) if learned or self.asked.exists() else {}
         changed, stacks = _changed(before, asked), before.get("stacks", {})
@@ -120,6 +125,11 @@ class RunFolder:
     def shard(self, number: int) -> Path:
         return self.path / "shards" / f"{number:05d}.safetensors"
 
+    def missing(self) -> list[int]:
+        """Numbers of the shards that are still to be inferred."""
+        count = load_json(self.asked)["shards"]
+        return [number for number in range(count) if not self.shard(number).exists()]
+
     def shards(self) -> list[Path]:
         return sorted((self.path / "shards").glob("[0-9]*.safetensors"))
 
@@ -149,6 +159,7 @@ class RunFolder:
             return None
         tensors, told = load_tensors(path)
         values = json.loads(told["values"])
+        del tensors["directions"]
         return Learned(
             **tensors,
             optics=OpticsGroup(**values.pop("optics")),
@@ -157,14 +168,38 @@ class RunFolder:
             **values,
         )
 
-    def save_learned(self, number: int, learned: Learned) -> None:
-        """Keep what the images of one microscope said."""
+    def directions(self) -> Float64[Tensor, "modes places 3"]:
+        """Along which the molecule moved when the first microscope was learned.
+
+        Modes are computed anew where a run goes on, and another machine rounds otherwise: what decides about
+        the sign of one, or about two of equal stiffness, must be decided once for all shards.
+
+        Raises
+        ------
+        ArtifactError
+            If nothing was learned yet, or the file is damaged.
+        """
+        path = self.path / "learned" / "0.safetensors"
+        if not path.exists():
+            raise not_prepared(self.path)
+        return load_tensors(path)[0]["directions"]
+
+    def save_learned(
+        self, number: int, learned: Learned, directions: Float64[Tensor, "modes places 3"]
+    ) -> None:
+        """Keep what the images of one microscope said, of a molecule that moves along these directions."""
         values = {field.name: getattr(learned, field.name) for field in dataclasses.fields(learned)}
         tensors = {name: values.pop(name) for name in ("power", "luzzati", "centre")}
+        tensors["directions"] = directions
         values["optics"] = dataclasses.asdict(learned.optics)
         values["prior"] = json.loads(learned.prior.model_dump_json())
         path = self.path / "learned" / f"{number}.safetensors"
         save_tensors(path, tensors, values=json.dumps(values))
+
+
+def not_prepared(path: Path) -> ArtifactError:
+    """The error for a run of which not all is learned."""
+    return ArtifactError(f"{path} is not prepared: run cryoanm infer --prepare --out {path} to its end")
 
 
 def particles_of(plan: Plan) -> ParticleSet:

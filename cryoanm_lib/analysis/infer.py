@@ -1,7 +1,8 @@
 """A run: learn from some images, infer all in shards, and test the answers on a twin; each part once."""
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,16 +13,16 @@ from tqdm import tqdm
 
 from cryoanm_lib.analysis.answering import answer, search_of
 from cryoanm_lib.analysis.answers import Answers
-from cryoanm_lib.analysis.folder import RunFolder, particles_of
+from cryoanm_lib.analysis.folder import RunFolder, not_prepared, particles_of
 from cryoanm_lib.analysis.learn import learn
-from cryoanm_lib.analysis.microscope import Microscope, same_microscope
+from cryoanm_lib.analysis.microscope import Microscope, Shard, same_microscope, shards_of
 from cryoanm_lib.analysis.molecule import Molecule, molecule_of
 from cryoanm_lib.analysis.plan import Plan
 from cryoanm_lib.analysis.run_population import RunPopulation, each_shard
 from cryoanm_lib.analysis.shown import shown
 from cryoanm_lib.analysis.twin import Trial, judged
 from cryoanm_lib.checks.consistency import check_particles
-from cryoanm_lib.errors import ParticleError
+from cryoanm_lib.errors import CryoANMError, ParticleError
 from cryoanm_lib.inference.place_error import with_place_error
 from cryoanm_lib.io.locks import alone
 from cryoanm_lib.io.storage import load_json, save_json, save_tensors
@@ -56,16 +57,17 @@ def infer(plan: Plan, folder: str | Path, despite_check: bool = False, progress:
     """
     run = RunFolder(Path(folder))
     with alone(run.path, Path("run")):
-        particles, molecule = particles_of(plan), molecule_of(plan)
-        if plan.pose == "search":
-            particles = _to_be_searched(particles)
-        run.begin(plan, particles)
-        run.sweep()
-        _check(run, plan, particles, molecule, despite_check)
-        microscopes = list(_microscopes(run, plan, particles, molecule))
+        particles, molecule = _prepared(run, plan, despite_check)
+        microscopes = [
+            _microscope(run, plan, number, rows, molecule)
+            for number, rows in enumerate(same_microscope(particles))
+        ]
         total = len(particles) + plan.twin + 2 * plan.nulls
         with tqdm(total=total, unit="image", disable=not progress, desc="infer") as bar:
-            _infer_all(run, plan, particles, microscopes, bar)
+            for shard in shards_of(particles, plan.shard):
+                if not run.shard(shard.number).exists():
+                    _infer_shard(run, plan, particles, microscopes[shard.microscope], shard)
+                bar.update(len(shard.rows))
             if not run.population.exists():
                 found = RunPopulation.of(each_shard(run.shards()), len(particles), plan.seed)
                 if found is not None:
@@ -75,6 +77,82 @@ def infer(plan: Plan, folder: str | Path, despite_check: bool = False, progress:
             if plan.twin and not run.twin.exists():
                 save_json(run.twin, _judged(run, plan, particles, microscopes, molecule, bar))
     return run
+
+
+def prepare(plan: Plan, folder: str | Path, despite_check: bool = False) -> RunFolder:
+    """The first part of `infer`: check the table, and learn from the images of each microscope.
+
+    After it `infer_shards` makes any shard, anywhere, and `infer` what is still missing. Arguments and errors
+    are those of `infer`.
+    """
+    run = RunFolder(Path(folder))
+    with alone(run.path, Path("run")):
+        _prepared(run, plan, despite_check)
+    return run
+
+
+def infer_shards(folder: str | Path, numbers: Iterable[int]) -> None:
+    """Some shards of a run that is prepared, beside others that make others; none that is there already.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Of the run.
+    numbers : iterable of int
+        Of the shards, counted from 0.
+
+    Raises
+    ------
+    ArtifactError
+        If the run is not prepared, or what it was prepared with has changed.
+    CryoANMError
+        If there is no such shard; or, when the others are there, naming those that failed.
+    """
+    run = RunFolder(Path(folder))
+    plan, failed = run.plan(), {}
+    directions = run.directions()
+    with alone(run.path, Path("run"), shared=True):
+        particles, molecule = _read(plan)
+        run.begin(plan, particles)
+        molecule = replace(molecule, directions=directions)
+        shards, rows = shards_of(particles, plan.shard), same_microscope(particles)
+        asked = sorted(set(numbers))
+        if wrong := [number for number in asked if not 0 <= number < len(shards)]:
+            raise CryoANMError(f"{run.path} has no shard {wrong[0]}: they are from 0 to {len(shards) - 1}")
+        for microscope, some in itertools.groupby((shards[n] for n in asked), lambda s: s.microscope):
+            model = _microscope(run, plan, microscope, rows[microscope], molecule)
+            for shard in some:
+                if run.shard(shard.number).exists():  # somebody else was asked for it too
+                    continue
+                try:
+                    _infer_shard(run, plan, particles, model, shard)
+                except Exception as error:  # whatever it is, it costs this shard alone
+                    failed[shard.number] = f"{type(error).__name__}: {error}"
+    if failed:
+        told = "; ".join(f"shard {number}: {why}" for number, why in failed.items())
+        again = " ".join(map(str, failed))
+        raise CryoANMError(f"{told}; go on by cryoanm shard {run.path} {again}")
+
+
+def _read(plan: Plan) -> tuple[ParticleSet, Molecule]:
+    """The table, and the molecule."""
+    particles, molecule = particles_of(plan), molecule_of(plan)
+    return _to_be_searched(particles) if plan.pose == "search" else particles, molecule
+
+
+def _prepared(run: RunFolder, plan: Plan, despite_check: bool) -> tuple[ParticleSet, Molecule]:
+    """Table and molecule of a run of which all is learned."""
+    particles, molecule = _read(plan)
+    run.begin(plan, particles)
+    run.sweep()
+    _check(run, plan, particles, molecule, despite_check)
+    for number, rows in enumerate(same_microscope(particles)):
+        if run.learned(number) is None:
+            generator = torch.Generator().manual_seed(plan.seed + number)
+            learned = learn(particles[rows], molecule, plan, generator)
+            run.save_learned(number, learned, molecule.directions)
+        molecule = replace(molecule, directions=run.directions())
+    return particles, molecule
 
 
 def _to_be_searched(particles: ParticleSet) -> ParticleSet:
@@ -117,49 +195,29 @@ def _check(
         save_json(run.check, found)
 
 
-def _microscopes(
-    run: RunFolder, plan: Plan, particles: ParticleSet, molecule: Molecule
-) -> Iterator[Microscope]:
-    for number, rows in enumerate(same_microscope(particles)):
-        learned = run.learned(number)
-        if learned is None:
-            generator = torch.Generator().manual_seed(plan.seed + number)
-            learned = learn(particles[rows], molecule, plan, generator)
-            run.save_learned(number, learned)
-        model = learned.model(molecule)
-        yield Microscope(number, rows, learned, model, search_of(plan, model))
-
-
-def _infer_all(
-    run: RunFolder, plan: Plan, particles: ParticleSet, microscopes: list[Microscope], bar: tqdm
-) -> None:
-    number = 0
-    for microscope in microscopes:
-        for rows in microscope.rows.split(plan.shard):
-            if not run.shard(number).exists():
-                _infer_shard(run, plan, particles, microscope, rows, number)
-            bar.update(len(rows))
-            number += 1
+def _microscope(
+    run: RunFolder, plan: Plan, number: int, rows: Int64[Tensor, "particles"], molecule: Molecule
+) -> Microscope:
+    """Particles that were imaged alike, by what was learned of them."""
+    if (learned := run.learned(number)) is None:
+        raise not_prepared(run.path)
+    model = learned.model(molecule)
+    return Microscope(number, rows, learned, model, search_of(plan, model))
 
 
 def _infer_shard(
-    run: RunFolder,
-    plan: Plan,
-    particles: ParticleSet,
-    microscope: Microscope,
-    rows: Int64[Tensor, "particles"],
-    number: int,
+    run: RunFolder, plan: Plan, particles: ParticleSet, microscope: Microscope, shard: Shard
 ) -> None:
     """Read some images, infer them and write the answers."""
-    generator = torch.Generator().manual_seed(1_000_003 * plan.seed + number)
+    generator = torch.Generator().manual_seed(1_000_003 * plan.seed + shard.number)
     try:
-        read = particles.images(rows, plan.skip_bad)
+        read = particles.images(shard.rows, plan.skip_bad)
     except ParticleError as error:
         if not plan.skip_bad:
             raise
         # none of these is usable, which is no reason to leave out the rest
-        bad = dict.fromkeys(particles[rows].names, str(error))
-        save_tensors(run.shard(number), {"row": rows[:0]}, bad=json.dumps(bad))
+        bad = dict.fromkeys(particles[shard.rows].names, str(error))
+        save_tensors(run.shard(shard.number), {"row": shard.rows[:0]}, bad=json.dumps(bad))
         return
     names = dict(zip(read.bad, particles[torch.tensor(list(read.bad), dtype=torch.long)].names, strict=True))
     learned = microscope.learned
@@ -168,7 +226,7 @@ def _infer_shard(
     wider = with_place_error(posterior, learned.place.deviation)
     answers = Answers.of(posterior, wider, read.rows, shift, plan.draws, generator)
     bad = {names[row]: why for row, why in read.bad.items()}
-    answers.save(run.shard(number), bad=json.dumps(bad), microscope=str(microscope.number))
+    answers.save(run.shard(shard.number), bad=json.dumps(bad), microscope=str(microscope.number))
 
 
 def _judged(
@@ -180,7 +238,7 @@ def _judged(
     bar: tqdm,
 ) -> dict:
     """The twin and the nulls, of all microscopes by their shares of the particles."""
-    answers, trials = run.answers(draws=True), []
+    answers, trials = run.answers(), []
     for microscope in microscopes:
         here = torch.isin(answers.row, microscope.rows)
         generator = torch.Generator().manual_seed(2_000_003 * plan.seed + microscope.number)

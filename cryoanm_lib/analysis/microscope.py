@@ -1,6 +1,7 @@
 """Particles that were imaged alike, and all that it takes to infer them."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int64
@@ -28,3 +29,19 @@ def same_microscope(particles: ParticleSet) -> list[Int64[Tensor, "particles"]]:
     unnamed = [replace(group, name="") for group in particles.optics]
     first = torch.tensor([unnamed.index(group) for group in unnamed])[particles.group]
     return [torch.nonzero(first == number)[:, 0] for number in first.unique().tolist()]
+
+
+class Shard(NamedTuple):
+    """Particles of one microscope that are inferred and written together."""
+
+    number: int
+    microscope: int
+    rows: Int64[Tensor, "particles"]
+
+
+def shards_of(particles: ParticleSet, size: int) -> list[Shard]:
+    """All particles, of one microscope after the other, so many at a time; numbered from 0."""
+    parts = [
+        (number, part) for number, rows in enumerate(same_microscope(particles)) for part in rows.split(size)
+    ]
+    return [Shard(number, *part) for number, part in enumerate(parts)]

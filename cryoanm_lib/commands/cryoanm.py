@@ -1,4 +1,4 @@
-"""The command line for particles of one's own: cryoanm check, infer, reference, report, export, simulate."""
+"""The command line for particles of one's own: cryoanm check, infer, shard, reference, report …"""
 
 import argparse
 import json
@@ -20,8 +20,10 @@ from cryoanm_lib import (
     check_particles,
     export,
     infer,
+    infer_shards,
     learn_reference,
     particles_of,
+    prepare,
     read_molecule,
     simulate_stack,
 )
@@ -52,6 +54,13 @@ The same command goes on with a run that was stopped.
     "reference": """examples:
   cryoanm reference run/
   cryoanm infer particles.star --reference run/reference/moved.cif --modes 3 --out run2/
+""",
+    "shard": """examples:
+  cryoanm infer particles.star --reference model.cif --out run/ --prepare
+  cryoanm shard run/ 0 1 2
+
+Shards are made in any order and at once, on any machines; cryoanm infer makes what is missing, and ends the
+run. workflow/particles.smk does all of it by Snakemake.
 """,
     "report": "example:\n  cryoanm report run/\n",
     "export": "examples:\n  cryoanm export run/\n  cryoanm export run/ --subsets 3 --direction 2\n",
@@ -99,6 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, required=True, help="folder of the run")
     run.add_argument("--despite-check", action="store_true", help="go on where check finds a mistake")
     run.add_argument("--quiet", action="store_true", help="show no progress")
+    run.add_argument("--prepare", action="store_true", help="check and learn, and leave the rest to shard")
+    shard = command("shard", "some particles of a run that is prepared, beside those that others infer")
+    shard.add_argument("run", type=Path, help="folder of the run")
+    shard.add_argument("numbers", type=int, nargs="+", help="of the shards, from 0")
     reference = command("reference", "where do all particles together have the reference structure?")
     reference.add_argument(
         "--directions", type=int, default=40, help="along so many further modes; default %(default)s"
@@ -182,8 +195,16 @@ def _check(given: argparse.Namespace) -> None:
 
 
 def _infer(given: argparse.Namespace) -> None:
+    if given.prepare:
+        left = prepare(_plan(given), given.out, given.despite_check).missing()
+        print(f"{len(left)} shards are to be inferred: cryoanm shard {given.out} NUMBER")
+        return
     infer(_plan(given), given.out, given.despite_check, progress=not given.quiet)
     print(f"done: cryoanm report {given.out}")
+
+
+def _shard(given: argparse.Namespace) -> None:
+    infer_shards(given.run, given.numbers)
 
 
 def _reference(given: argparse.Namespace) -> None:
@@ -212,6 +233,7 @@ def _simulate(given: argparse.Namespace) -> None:
 _COMMANDS = {
     "check": _check,
     "infer": _infer,
+    "shard": _shard,
     "reference": _reference,
     "report": _report,
     "export": _export,

@@ -1,4 +1,4 @@
-"""One run at a time for each artifact: a second one waits, however it was started."""
+"""One run at a time for each artifact, or several that share it: any other waits, however it was started."""
 
 import sys
 import warnings
@@ -16,7 +16,7 @@ except ImportError:  # Windows
 
 
 @contextmanager
-def alone(results: Path, artifact: Path) -> Iterator[bool]:
+def alone(results: Path, artifact: Path, shared: bool = False) -> Iterator[bool]:
     """Nobody else makes this artifact meanwhile; yields whether somebody did, and had to be waited for.
 
     The operating system lets go of the lock when a process ends, in whatever way. Where it has no such lock
@@ -27,6 +27,8 @@ def alone(results: Path, artifact: Path) -> Iterator[bool]:
     ----------
     results, artifact : Path
         Folder of results, which holds the locks in `.locks/`, and where the artifact will be, below it.
+    shared : bool
+        Nobody but others that share it too, each of whom makes a part of its own.
 
     Raises
     ------
@@ -36,24 +38,25 @@ def alone(results: Path, artifact: Path) -> Iterator[bool]:
     path = results / ".locks" / f"{artifact.name}.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a")
+        handle = path.open("a+")  # on some file systems a shared lock is for files that can be read
     except OSError as error:
         raise ArtifactError(
             f"{results} cannot be written to ({error}): choose another results folder"
         ) from error
     with handle:
-        yield _lock(handle, results / artifact)
+        yield _lock(handle, results / artifact, shared)
 
 
-def _lock(handle: IO[str], made: Path) -> bool:
+def _lock(handle: IO[str], made: Path, shared: bool) -> bool:
     """Lock a file until it is closed; returns whether somebody else had locked it."""
+    kind = 0 if fcntl is None else fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
         if fcntl is None:
             raise OSError("this system has no flock")
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         print(f"another run is making {made}: waiting until it ends", file=sys.stderr)
-        fcntl.flock(handle, fcntl.LOCK_EX)  # pyright: ignore[reportOptionalMemberAccess]
+        fcntl.flock(handle, kind)  # pyright: ignore[reportOptionalMemberAccess]
         return True
     except OSError as error:
         warnings.warn(

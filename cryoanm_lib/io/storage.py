@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import platform
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +35,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     ArtifactError
         If the folder cannot be written to, or the disk is full; what stood at `path` is still there.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")  # see HALF_WRITTEN
+    # numbers of processes repeat from machine to machine, some of which may share a folder; see HALF_WRITTEN
+    beside = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(beside)

@@ -58,6 +58,17 @@ def test_the_second_waits_and_says_so(tmp_path, capsys) -> None:
         assert not waited
 
 
+def test_those_that_share_wait_for_nobody_but_the_one_who_does_not(tmp_path) -> None:
+    """Read by a lock that does not wait: who shares one finds it taken by nobody who shares it too."""
+    artifact, lock = Path("run"), tmp_path / ".locks" / "run.lock"
+    with alone(tmp_path, artifact, shared=True) as first, alone(tmp_path, artifact, shared=True) as second:
+        assert not first and not second
+        with lock.open("a") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with alone(tmp_path, artifact), lock.open("a+") as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
 def test_a_killed_run_lets_go(tmp_path) -> None:
     with holder(tmp_path, 60) as other:
         other.send_signal(signal.SIGKILL)
