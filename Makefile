@@ -35,12 +35,13 @@ given = '$(subst ','\'',$(value $(1)))'
 BOOK_READY  := .venv/.ready-book
 TEST_READY  := .venv/.ready-test
 BENCH_READY := .venv/.ready-bench
+CLUSTER_READY := .venv/.ready-cluster
 
 PARALLEL  := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 NOTEBOOKS := OMP_NUM_THREADS=2 pytest -p no:cacheprovider --nbval-lax --nbval-current-env notebooks
-WHOLE     := -m "not slow and not launch"
+WHOLE     := -m "not slow and not launch and not cluster"
 
-.PHONY: help book pdf address test test-all test-types check-types test-slow test-book test-launch bench lint format lock clean distclean
+.PHONY: help book pdf address test test-all test-types check-types test-slow test-book test-launch test-cluster bench lint format lock clean distclean
 
 help: ## Show this list
 	@echo "make <target> [PROFILE=smoke|laptop|full|paper] [STRUCTURE=adk_open|<PDB ID>|<file>] [CORES=4] [PYTHON=python3.11]"
@@ -80,6 +81,9 @@ test-book: $(TEST_READY) ## Run the tests that look at a built book
 
 test-launch: $(TEST_READY) ## Open notebooks alone in a fresh environment, as Colab does
 	pytest -m launch tests/launch
+
+test-cluster: $(CLUSTER_READY) ## Run shards through a SLURM of Debian that it starts, where root may install it
+	pytest -m cluster tests/cluster
 
 bench: $(BENCH_READY) ## Time it side by side with others; leave the machine alone meanwhile
 	python -m benchmarks
@@ -126,6 +130,13 @@ $(BOOK_READY): pyproject.toml $(addprefix requirements/,build.txt torch_cpu.txt 
 $(TEST_READY): $(BOOK_READY) requirements/test.txt
 	$(LISTED) requirements/test.txt
 	$(BIN)/python -m pip check
+	@touch $@
+
+$(CLUSTER_READY): $(TEST_READY)
+	@command -v slurmctld > /dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null \
+	    || { apt-get -qq update && apt-get -qq install -y --no-install-recommends slurmctld slurmd slurm-client; } \
+	    || echo "SLURM was not to be had: its test will be skipped"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt "snakemake-executor-plugin-slurm==2.8.0"
 	@touch $@
 
 $(BENCH_READY): $(BOOK_READY) benchmarks/requirements.txt

@@ -1,0 +1,111 @@
+"""Shards as jobs of Snakemake: those of one machine, whatever fails or is killed on the way."""
+
+import contextlib
+import os
+import random
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cryoanm_lib import RunFolder
+from cryoanm_lib.io.storage import load_json
+from tests.cluster.particles import CRYOANM, assert_same, environment, local, settings_of, snakemake
+from tests.killed import SIGNALS
+
+#: Those of the long test, and how often workers and Snakemake are killed meanwhile.
+SHARDS, KILLS = 200, 40
+
+#: A command that fails for one of the shards.
+_FAILS = """#!/bin/sh
+if [ "$1" = shard ] && [ -e "{broken}" ]; then
+    for number in "$@"; do [ "$number" != 2 ] || {{ echo "error: no room left"; exit 1; }}; done
+fi
+exec {cryoanm} "$@"
+"""
+
+
+def workers_of(out: Path) -> list[int]:
+    """Processes that infer shards of a run, whoever began them."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if words[2:5] == [b"cryoanm_lib.commands.cryoanm", b"shard", os.fsencode(out)]:
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "run"
+    for process in workers_of(tmp_path / "run"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+@pytest.mark.thorough
+def test_a_shard_that_fails_is_named_and_made_by_the_same_command(tmp_path: Path, out: Path) -> None:
+    """The other shards are there, and stay."""
+    settings, broken = settings_of(tmp_path, particles=40, shard=10), tmp_path / "broken"
+    wrapped = tmp_path / "cryoanm"
+    wrapped.write_text(_FAILS.format(broken=broken, cryoanm=CRYOANM))
+    wrapped.chmod(0o755)
+    broken.touch()
+    configuration = {**settings, "out": str(out), "shards_per_job": 1, "cryoanm": str(wrapped)}
+    told = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True, "timeout": 600}
+    command = snakemake(tmp_path, configuration, "--cores", "2", "--keep-going", "--retries", "0")
+    first = subprocess.run(command, **told)
+    assert first.returncode == 1
+    assert f"missing: cryoanm shard {shlex.quote(str(out))} 2\n  error: no room left" in first.stderr
+    there = {path: path.stat().st_mtime_ns for path in out.glob("shards/0*")}
+    assert [path.stem for path in sorted(there)] == ["00000", "00001", "00003"]
+    broken.unlink()
+    assert subprocess.run(command, **told).returncode == 0
+    assert all(path.stat().st_mtime_ns == when for path, when in there.items())
+    assert_same(out, local(settings, tmp_path / "local"))
+
+
+@pytest.mark.slow
+def test_two_hundred_shards_survive_random_kills(
+    tmp_path: Path, out: Path, count: Callable[[str, float], None]
+) -> None:
+    """Of workers, and of Snakemake, whose jobs may live on: nothing is lost, nothing is there twice."""
+    settings = settings_of(tmp_path, particles=SHARDS, shard=1)
+    configuration = {**settings, "out": str(out), "shards_per_job": 5}
+    chosen = ("--cores", "2", "--keep-going", "--rerun-incomplete", "--nolock", "--retries", "3")
+    command, source, kills = snakemake(tmp_path, configuration, *chosen), random.Random(11), 0
+    seen: set[Path] = set()
+    for _ in range(2 * KILLS):
+        with (tmp_path / "log").open("a") as log:
+            running = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=log, stderr=log)
+        try:
+            while running.poll() is None and kills < KILLS:
+                time.sleep(source.uniform(2.0, 12.0))
+                workers = workers_of(out)
+                if not workers:
+                    continue
+                kills += 1
+                if source.random() < 0.25:
+                    running.send_signal(source.choice(SIGNALS))
+                    break
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(source.choice(workers), source.choice(SIGNALS))
+            outcome = running.wait(timeout=1800)
+        finally:
+            running.kill()
+            running.wait()
+        now = set(out.glob("shards/0*"))
+        assert seen <= now, "what was there is lost"
+        seen = now
+        if outcome == 0:
+            break
+    assert outcome == 0 and kills >= KILLS / 2, (tmp_path / "log").read_text()[-3000:]
+    assert load_json(RunFolder(out).asked)["shards"] == SHARDS and RunFolder(out).missing() == []
+    assert RunFolder(out).answers().row.tolist() == list(range(SHARDS))
+    assert_same(out, local(settings, tmp_path / "local"))
+    count("kills of workers and of Snakemake in a run of 200 shards", kills)
