@@ -23,6 +23,7 @@ OWN = {"out": None, "shards_per_job": 10, "threads": 1, "cryoanm": "cryoanm"}
 if missing := [key for key in ("particles", "reference", "out") if not config.get(key)]:
     raise WorkflowError(f"the configuration lacks {', '.join(missing)}: give it by --configfile or --config")
 OUT, PER_JOB, THREADS, CRYOANM = (config.get(key, default) for key, default in OWN.items())
+OUT = str(Path(OUT))
 JOBS = f"{OUT}/jobs"
 
 
@@ -101,7 +102,6 @@ rule shards:
         run=RUN,
         out=shlex.quote(OUT),
         numbers=lambda wildcards: list(range(int(wildcards.first), int(wildcards.last) + 1)),
-    retries: 2
     threads: THREADS
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,

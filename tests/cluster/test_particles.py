@@ -18,7 +18,7 @@ from tests.cluster.particles import CRYOANM, assert_same, environment, local, se
 from tests.killed import SIGNALS
 
 #: Those of the long test, and how often workers and Snakemake are killed meanwhile.
-SHARDS, KILLS = 200, 40
+SHARDS, KILLS = 200, 20
 
 #: A command that fails for one of the shards.
 _FAILS = """#!/bin/sh
@@ -76,7 +76,7 @@ def test_two_hundred_shards_survive_random_kills(
 ) -> None:
     """Of workers, and of Snakemake, whose jobs may live on: nothing is lost, nothing is there twice."""
     settings = settings_of(tmp_path, particles=SHARDS, shard=1)
-    configuration = {**settings, "out": str(out), "shards_per_job": 5}
+    configuration = {**settings, "out": str(out), "shards_per_job": 10}
     chosen = ("--cores", "2", "--keep-going", "--rerun-incomplete", "--nolock", "--retries", "3")
     command, source, kills = snakemake(tmp_path, configuration, *chosen), random.Random(11), 0
     seen: set[Path] = set()
@@ -85,9 +85,10 @@ def test_two_hundred_shards_survive_random_kills(
             running = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=log, stderr=log)
         try:
             while running.poll() is None and kills < KILLS:
-                time.sleep(source.uniform(2.0, 12.0))
+                before = len(list(out.glob("shards/0*")))
+                time.sleep(source.uniform(0.0, 5.0))
                 workers = workers_of(out)
-                if not workers:
+                if not workers or len(list(out.glob("shards/0*"))) == before:  # nothing is gained to be lost
                     continue
                 kills += 1
                 if source.random() < 0.25:

@@ -73,3 +73,13 @@ def test_times_are_those_of_the_jobs_that_ran(tmp_path):
     (tmp_path / "fit" / "joint-12345678.tsv").write_text("s\tmax_rss\n30\tNA\n")
     *_, row = script("build_facts").times(tmp_path).splitlines()
     assert row == "| fit | 2 | 50 s | joint, 30 s | 1.0 GiB |"
+
+
+def test_the_cost_of_particles_follows_from_the_rate():
+    """A fifth of a second of a core for each, but for what jobs take to begin; and money as hours."""
+    cheap, dear = (script("build_facts").core_hours(price).splitlines() for price in (1.0, 3.0))
+    for line, tripled, images in zip(cheap[2:], dear[2:], (10**5, 10**6, 10**7), strict=True):
+        cells = [cell.strip().replace(",", "") for cell in line.strip("|").split("|")]
+        hours, begun = float(cells[2]), float(cells[3].removesuffix(" %")) / 100
+        assert hours * (1 - begun) == pytest.approx(images * 594 / 2900 / 3600, rel=0.1)
+        assert float(tripled.split("|")[6].replace(",", "")) == pytest.approx(3 * float(cells[5]), rel=1e-2)

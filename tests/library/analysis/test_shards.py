@@ -61,6 +61,14 @@ def test_parts_in_any_order_are_the_whole(plan: Plan, copied: RunFolder, tmp_pat
     assert differences(copied.path, whole.path, ALL) == []
 
 
+def test_a_shard_may_be_of_one_particle(plan: Plan, tmp_path: Path) -> None:
+    """As the last one of 501; its answer differs from that beside others by its random numbers alone."""
+    alone = prepare(plan.model_copy(update={"shard": 1}), tmp_path / "run")
+    infer_shards(alone.path, [3])
+    answers = alone.answers(draws=True)
+    assert answers.row.tolist() == [3] and answers.draws["amplitude"].shape == (1, 16, 1)
+
+
 def test_shards_move_as_was_prepared(copied: RunFolder) -> None:
     """Where another machine takes the other sign of a mode, amplitudes would be told with either."""
     infer_shards(copied.path, [0])
