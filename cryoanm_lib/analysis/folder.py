@@ -159,7 +159,7 @@ class RunFolder:
             return None
         tensors, told = load_tensors(path)
         values = json.loads(told["values"])
-        del tensors["directions"]
+        tensors.pop("directions", None)  # which runs of older versions lack, and can be reported
         return Learned(
             **tensors,
             optics=OpticsGroup(**values.pop("optics")),

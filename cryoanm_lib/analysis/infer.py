@@ -110,11 +110,10 @@ def infer_shards(folder: str | Path, numbers: Iterable[int]) -> None:
     """
     run = RunFolder(Path(folder))
     plan, failed = run.plan(), {}
-    directions = run.directions()
     with alone(run.path, Path("run"), shared=True):
         particles, molecule = _read(plan)
         run.begin(plan, particles)
-        molecule = replace(molecule, directions=directions)
+        molecule = replace(molecule, directions=run.directions())
         shards, rows = shards_of(particles, plan.shard), same_microscope(particles)
         asked = sorted(set(numbers))
         if wrong := [number for number in asked if not 0 <= number < len(shards)]:

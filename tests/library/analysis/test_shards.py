@@ -82,6 +82,14 @@ def test_shards_move_as_was_prepared(copied: RunFolder) -> None:
     torch.testing.assert_close(after, -before, rtol=1e-2, atol=1.0)
 
 
+def test_what_an_older_version_learned_is_read(copied: RunFolder) -> None:
+    """It has no directions, and can be reported all the same."""
+    before, path = copied.learned(0), copied.path / "learned" / "0.safetensors"
+    tensors, told = load_tensors(path)
+    save_tensors(path, {name: v for name, v in tensors.items() if name != "directions"}, **told)
+    assert torch.equal(copied.learned(0).power, before.power)
+
+
 def test_a_shard_that_fails_costs_itself_alone(copied: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     infers = module._infer_shard
 
