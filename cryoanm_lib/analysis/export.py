@@ -59,7 +59,7 @@ def export(folder: str | Path, subsets: int = 5, direction: int = 1) -> list[Pat
     """
     run = RunFolder(Path(folder))
     plan, answers = run.plan(), run.answers(draws=True)
-    out, particles, molecule = run.path / "export", particles_of(plan), molecule_of(plan)
+    out, particles, molecule = run.path / "export", particles_of(plan), run.moving(molecule_of(plan))
     if not 1 <= direction <= plan.modes or not 0 <= subsets <= len(answers):
         raise CryoANMError(
             f"direction = {direction} and subsets = {subsets} are not usable: there are {plan.modes} "

@@ -1,19 +1,16 @@
 """The folder of a run: what was asked, what was learned, and the answers so far."""
 
 import contextlib
-import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-
-from jaxtyping import Float64
-from torch import Tensor
 
 from cryoanm_lib.analysis.answers import Answers
 from cryoanm_lib.analysis.learned import Learned
 from cryoanm_lib.analysis.microscope import shards_of
+from cryoanm_lib.analysis.molecule import Molecule
 from cryoanm_lib.analysis.plan import Plan
 from cryoanm_lib.errors import ArtifactError, ParticleError
 from cryoanm_lib.inference.place_error import PlaceError
@@ -32,6 +29,9 @@ from cryoanm_lib.particles.optics_group import OpticsGroup
 from cryoanm_lib.particles.particle_set import ParticleSet
 from cryoanm_lib.particles.star import read_star
 from cryoanm_lib.program.prior import OpticsPrior
+
+#: How a molecule moves, of all that it is.
+_MOTION = ("directions", "of_atoms")
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,8 @@ class RunFolder:
             return None
         tensors, told = load_tensors(path)
         values = json.loads(told["values"])
-        tensors.pop("directions", None)  # which runs of older versions lack, and can be reported
+        for name in _MOTION:  # runs of older versions lack it, and can be reported
+            tensors.pop(name, None)
         return Learned(
             **tensors,
             optics=OpticsGroup(**values.pop("optics")),
@@ -168,11 +169,11 @@ class RunFolder:
             **values,
         )
 
-    def directions(self) -> Float64[Tensor, "modes places 3"]:
-        """Along which the molecule moved when the first microscope was learned.
+    def moving(self, molecule: Molecule) -> Molecule:
+        """The molecule as it moved when the first microscope was learned.
 
-        Modes are computed anew where a run goes on, and another machine rounds otherwise: what decides about
-        the sign of one, or about two of equal stiffness, must be decided once for all shards.
+        Modes are computed anew where a run goes on or is exported, and another machine rounds otherwise: what
+        decides about the sign of one, or about two of equal stiffness, must be decided once.
 
         Raises
         ------
@@ -182,16 +183,15 @@ class RunFolder:
         path = self.path / "learned" / "0.safetensors"
         if not path.exists():
             raise not_prepared(self.path)
-        return load_tensors(path)[0]["directions"]
+        kept = load_tensors(path)[0]
+        return replace(molecule, **{name: kept[name] for name in _MOTION if name in kept})
 
-    def save_learned(
-        self, number: int, learned: Learned, directions: Float64[Tensor, "modes places 3"]
-    ) -> None:
-        """Keep what the images of one microscope said, of a molecule that moves along these directions."""
-        values = {field.name: getattr(learned, field.name) for field in dataclasses.fields(learned)}
+    def save_learned(self, number: int, learned: Learned, molecule: Molecule) -> None:
+        """Keep what the images of one microscope said, of a molecule that moves as it does."""
+        values = {field.name: getattr(learned, field.name) for field in fields(learned)}
         tensors = {name: values.pop(name) for name in ("power", "luzzati", "centre")}
-        tensors["directions"] = directions
-        values["optics"] = dataclasses.asdict(learned.optics)
+        tensors |= {name: getattr(molecule, name).clone() for name in _MOTION}
+        values["optics"] = asdict(learned.optics)
         values["prior"] = json.loads(learned.prior.model_dump_json())
         path = self.path / "learned" / f"{number}.safetensors"
         save_tensors(path, tensors, values=json.dumps(values))
@@ -223,8 +223,8 @@ def particles_of(plan: Plan) -> ParticleSet:
                 "that it is bright: leave dark out, or where `check` finds it dark set blob/sign to -1"
             )
     if plan.dark:
-        dark = tuple(dataclasses.replace(group, sign=-1) for group in particles.optics)
-        particles = dataclasses.replace(particles, optics=dark)
+        dark = tuple(replace(group, sign=-1) for group in particles.optics)
+        particles = replace(particles, optics=dark)
     return particles
 
 

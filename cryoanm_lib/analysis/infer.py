@@ -113,7 +113,7 @@ def infer_shards(folder: str | Path, numbers: Iterable[int]) -> None:
     with alone(run.path, Path("run"), shared=True):
         particles, molecule = _read(plan)
         run.begin(plan, particles)
-        molecule = replace(molecule, directions=run.directions())
+        molecule = run.moving(molecule)
         shards, rows = shards_of(particles, plan.shard), same_microscope(particles)
         asked = sorted(set(numbers))
         if wrong := [number for number in asked if not 0 <= number < len(shards)]:
@@ -149,8 +149,8 @@ def _prepared(run: RunFolder, plan: Plan, despite_check: bool) -> tuple[Particle
         if run.learned(number) is None:
             generator = torch.Generator().manual_seed(plan.seed + number)
             learned = learn(particles[rows], molecule, plan, generator)
-            run.save_learned(number, learned, molecule.directions)
-        molecule = replace(molecule, directions=run.directions())
+            run.save_learned(number, learned, molecule)
+        molecule = run.moving(molecule)
     return particles, molecule
 
 

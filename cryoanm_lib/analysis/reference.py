@@ -95,7 +95,7 @@ class _Again:
     """
 
     def __init__(self, run: RunFolder, plan: Plan, bar: tqdm) -> None:
-        self.plan, self.bar, self.molecule = plan, bar, molecule_of(plan)
+        self.plan, self.bar, self.molecule = plan, bar, run.moving(molecule_of(plan))
         self.particles, self.answers = particles_of(plan), run.answers()
         groups = enumerate(same_microscope(self.particles))
         self.rows = {number: rows[torch.isin(rows, self.answers.row)] for number, rows in groups}
