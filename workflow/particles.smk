@@ -34,7 +34,9 @@ def options(name, value):
         return [f"{flag}={label}={number}" for label, number in value.items()]
     if isinstance(value, list):
         return [flag, *map(str, value)]
-    return [flag] if value is True else [] if value in (None, False) else [f"{flag}={value}"]
+    if value is None or value is False:  # and not 0, which is a number
+        return []
+    return [flag] if value is True else [f"{flag}={value}"]
 
 
 PLAN = {name: value for name, value in config.items() if name not in (*OWN, "particles")}
@@ -46,6 +48,19 @@ def jobs():
     """The first and the last shard of each job."""
     total = json.loads(Path(OUT, "plan.json").read_text(encoding="utf-8"))["shards"]
     return [(first, min(first + PER_JOB, total) - 1) for first in range(0, total, PER_JOB)]
+
+
+def forget():
+    """Marks of what is no longer there, because somebody has removed it."""
+    if not Path(OUT, "learned").exists():
+        Path(JOBS, "prepared").unlink(missing_ok=True)
+    for first, last in jobs() if Path(OUT, "plan.json").exists() else ():
+        if not all(Path(OUT, "shards", f"{n:05d}.safetensors").exists() for n in range(first, last + 1)):
+            Path(JOBS, f"{first:05d}-{last:05d}").unlink(missing_ok=True)
+            Path(JOBS, "finished").unlink(missing_ok=True)
+
+
+forget()
 
 
 def marks(wildcards):

@@ -17,7 +17,7 @@ from cryoanm_lib.io.storage import flat, grouped, load_tensors, save_tensors
 
 #: What there is of each image beside its latents.
 _OF_EACH = (
-    *("row", "deviation", "covariance", "prior"),
+    *("row", "deviation", "covariance", "narrower", "prior"),
     *("noise_scale", "log_evidence", "ess_fraction", "p_value", "matched"),
 )
 
@@ -34,8 +34,8 @@ class Answers:
         Of each latent: the pose a quaternion, the shift in Å.
     deviation : Float[Tensor, "images columns"]
         In the same units, of the pose in radians about each axis.
-    covariance : Float[Tensor, "images modes modes"]
-        Of the amplitudes together, in Å².
+    covariance, narrower : Float[Tensor, "images modes modes"]
+        Of the amplitudes together, in Å²; and as it were if atoms were where the model has them.
     prior : Float[Tensor, "images modes"]
         Deviations of the amplitudes' prior, about 0, that they were found with.
     noise_scale : Float64[Tensor, "images"]
@@ -54,6 +54,7 @@ class Answers:
     mean: dict[str, Float[Tensor, "images ..."]]
     deviation: Float[Tensor, "images columns"]
     covariance: Float[Tensor, "images modes modes"]
+    narrower: Float[Tensor, "images modes modes"]
     prior: Float[Tensor, "images modes"]
     noise_scale: Float64[Tensor, "images"]
     log_evidence: Float64[Tensor, "images"]
@@ -86,7 +87,6 @@ class Answers:
         own = {name: value[0] for name, value in posterior.sample(1, generator).items()}
         drawn, mean = wider.sample(max(draws, 1), generator), posterior.mean()
         of_draw = (model, posterior.particles, own, posterior.resolution)
-        p_values = (explained_p_value(*of_draw).double(), matched_p_value(*of_draw).double())
         covariance = wider.covariance()
         deviation = covariance.diagonal(dim1=1, dim2=2).sqrt()
         bends = model.unknowns.of(lambda latent: latent.name == "amplitude")
@@ -99,11 +99,17 @@ class Answers:
             drawn["shift"] = pixel_size * (drawn["shift"] + shift[:, None])
             own["shift"] = pixel_size * (own["shift"] + shift)
         return cls(
-            *(row, {name: value.float() for name, value in mean.items()}, deviation.float()),
-            *(covariance[:, bends][:, :, bends].float(), width.float().expand(len(posterior), -1).clone()),
-            posterior.particles.noise.unit()[1].expand(len(posterior)).clone(),
-            *(posterior.log_evidence.double(), posterior.ess_fraction.double()),
-            *p_values,
+            row=row,
+            mean={name: value.float() for name, value in mean.items()},
+            deviation=deviation.float(),
+            covariance=covariance[:, bends][:, :, bends].float(),
+            narrower=posterior.covariance()[:, bends][:, :, bends].float(),
+            prior=width.float().expand(len(posterior), -1).clone(),
+            noise_scale=posterior.particles.noise.unit()[1].expand(len(posterior)).clone(),
+            log_evidence=posterior.log_evidence.double(),
+            ess_fraction=posterior.ess_fraction.double(),
+            p_value=explained_p_value(*of_draw).double(),
+            matched=matched_p_value(*of_draw).double(),
             own={name: value.float() for name, value in own.items()},
             draws={name: value.float() for name, value in drawn.items()},
         )
@@ -114,8 +120,9 @@ class Answers:
         Of one it is with all others anywhere that their prior has them.
         """
         columns = slice(None) if number is None else slice(number, number + 1)
-        mean, covariance = self.mean["amplitude"][:, columns], self.covariance[:, columns, columns]
-        return Likelihoods.of_posteriors(mean.double(), covariance.double(), self.prior[:, columns].double())
+        wider, narrower = (part[:, columns, columns].double() for part in (self.covariance, self.narrower))
+        mean, prior = self.mean["amplitude"][:, columns].double(), self.prior[:, columns].double()
+        return Likelihoods.of_posteriors(mean, narrower, prior, wider)
 
     def explained(self) -> Bool[Tensor, "images"]:
         """Where the molecule leaves no more of an image than noise would."""

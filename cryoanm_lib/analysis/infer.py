@@ -69,7 +69,7 @@ def infer(plan: Plan, folder: str | Path, despite_check: bool = False, progress:
                     _infer_shard(run, plan, particles, microscopes[shard.microscope], shard)
                 bar.update(len(shard.rows))
             if not run.population.exists():
-                found = RunPopulation.of(each_shard(run.shards()), len(particles), plan.seed)
+                found = RunPopulation.of(each_shard(run.shards()), plan.seed)
                 if found is not None:
                     found.save(run.population)
             if not run.shown.exists():

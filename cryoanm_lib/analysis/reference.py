@@ -72,6 +72,10 @@ def learn_reference(folder: str | Path, directions: int = 40, progress: bool = T
     run = RunFolder(Path(folder))
     with alone(run.path, Path("run")):
         plan = run.plan()
+        if missing := run.missing():
+            raise ArtifactError(
+                f"{run.path} lacks {len(missing)} shards, such as {missing[0]}: run cryoanm infer to its end"
+            )
         wider = molecule_of(plan.model_copy(update={"modes": plan.modes + directions}))
         if not isinstance(wider.source, Atoms):
             raise CryoANMError("a map has no atoms that move: run cryoanm infer with a model of the molecule")

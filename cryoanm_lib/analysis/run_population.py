@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 from torch import Tensor
 
 from cryoanm_lib.analysis.answers import Answers
@@ -23,8 +23,6 @@ from cryoanm_lib.io.storage import flat, grouped, load_tensors, save_tensors
 FEWEST = 50
 #: Points at which densities are kept; and bootstraps of their bands.
 _POINTS, _BOOTSTRAPS = 241, 200
-#: Images, about, that say how all amplitudes go together.
-_TOGETHER = 20_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +35,6 @@ class RunPopulation:
         How many.
     smooth, gaussians : tuple of Population
         Of each amplitude alone: a smooth density of no form, and as few Gaussians as images ask for.
-    together : Population
-        Of all amplitudes, as few Gaussians as images ask for.
     at, low, high : tuple of Float64[Tensor, "points"]
         Where, in Å, and between what each density is with 95 % confidence.
     """
@@ -46,21 +42,18 @@ class RunPopulation:
     particles: int
     smooth: tuple[Population, ...]
     gaussians: tuple[Population, ...]
-    together: Population
     at: tuple[Float64[Tensor, "points"], ...]
     low: tuple[Float64[Tensor, "points"], ...]
     high: tuple[Float64[Tensor, "points"], ...]
 
     @classmethod
-    def of(cls, shards: Iterable[Answers], total: int, seed: int = 0) -> "RunPopulation | None":
+    def of(cls, shards: Iterable[Answers], seed: int = 0) -> "RunPopulation | None":
         """Of the answers of some shards, which are looked at once, and held one at a time.
 
         Parameters
         ----------
         shards : iterable of Answers
             In any division, which does not matter.
-        total : int
-            Particles in all of them, about.
         seed : int
             Of the bootstrap.
 
@@ -70,21 +63,16 @@ class RunPopulation:
             None where fewer than `FEWEST` images are explained.
         """
         tallies: list[Tally] = []
-        chosen: list[tuple[Int64[Tensor, "images"], Likelihoods]] = []
         for answers in shards:
             explained = torch.nonzero(answers.explained())[:, 0]
-            units = answers.prior[0].double().tolist() if not tallies else [each.unit for each in tallies]
-            columns = range(len(units))
-            here = [Tally.of(answers.likelihoods(column)[explained], units[column]) for column in columns]
+            columns = range(answers.prior.shape[1])
+            here = [Tally.of(answers.likelihoods(column)[explained]) for column in columns]
             tallies = [a + b for a, b in zip(tallies, here, strict=True)] if tallies else here
-            some = explained[_some(answers.row[explained], total)]
-            chosen.append((answers.row[some], answers.likelihoods()[some]))
         particles = int(tallies[0].count.sum()) if tallies else 0
         if particles < FEWEST:
             return None
         found = [_of_one(tally.likelihoods(), seed) for tally in tallies]
-        smooth, gaussians, at, low, high = zip(*found, strict=True)
-        return cls(particles, smooth, gaussians, gaussian_population(_in_order(chosen)), at, low, high)
+        return cls(particles, *zip(*found, strict=True))
 
     def posterior(
         self, answers: Answers
@@ -98,7 +86,7 @@ class RunPopulation:
 
     def save(self, path: Path) -> None:
         """Keep it in a file."""
-        groups: dict[str, dict[str, Tensor]] = {"together": _tensors(self.together)}
+        groups: dict[str, dict[str, Tensor]] = {}
         for number, (smooth, gaussians) in enumerate(zip(self.smooth, self.gaussians, strict=True)):
             groups |= {f"smooth{number}": _tensors(smooth), f"gaussians{number}": _tensors(gaussians)}
             groups[f"band{number}"] = {name: getattr(self, name)[number] for name in ("at", "low", "high")}
@@ -121,7 +109,6 @@ class RunPopulation:
             int(told["particles"]),
             smooth=tuple(Population(**groups[f"smooth{n}"]) for n in numbers),
             gaussians=tuple(Population(**groups[f"gaussians{n}"]) for n in numbers),
-            together=Population(**groups["together"]),
             **bands,
         )
 
@@ -139,18 +126,6 @@ def _of_one(seen: Likelihoods, seed: int) -> tuple[Population, Population, Tenso
     at = torch.linspace(*ends, _POINTS, dtype=torch.float64)
     low, high = density_band(smooth, seen, at[:, None], _BOOTSTRAPS, generator=generator)
     return smooth, gaussian_population(seen), at, low, high
-
-
-def _some(row: Int64[Tensor, "images"], total: int) -> Tensor:
-    """Which of the images say how amplitudes go together: by a hash of the row, in whatever shard it is."""
-    return (row * 2_654_435_761) % 2**32 < 2**32 * min(1.0, _TOGETHER / max(total, 1))
-
-
-def _in_order(chosen: list[tuple[Int64[Tensor, "images"], Likelihoods]]) -> Likelihoods:
-    """All together, by their rows."""
-    order = torch.cat([row for row, _ in chosen]).argsort()
-    parts = [(seen.mean, seen.covariance, seen.count) for _, seen in chosen]
-    return Likelihoods(*(torch.cat(part)[order] for part in zip(*parts, strict=True)))
 
 
 def _tensors(population: Population) -> dict[str, Tensor]:

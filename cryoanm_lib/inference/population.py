@@ -22,6 +22,8 @@ _STEPS, _GAUSSIAN_STEPS = 300, 400
 _SETTLED = 1e-3
 #: Kernels on a grid are so many of their widths apart; and there are no more of them than this.
 _APART, _MOST = 0.5, 4096
+#: Images at a time, of which each has all kernels beside it.
+_IMAGES = 10_000
 #: Of what a latent may vary by, the least that an image may seem to say, and a Gaussian may be narrow.
 _NOTHING, _NARROW = 1e-4, 1e-3
 
@@ -56,19 +58,26 @@ class Likelihoods:
         mean: Float64[Tensor, "images columns"],
         covariance: Float64[Tensor, "images columns columns"],
         prior: Float64[Tensor, "*images columns"],
+        wider: Float64[Tensor, "images columns columns"] | None = None,
     ) -> "Likelihoods":
         """Posteriors less the prior N(0, diag(s²)) that they were computed with, s its deviations.
 
         With Σ the covariance of a posterior, S⁻¹ = Σ⁻¹ - diag(s⁻²) and m = S Σ⁻¹ μ. Where a posterior is as
-        wide as the prior, or wider as one of several peaks may be, the image says next to nothing.
+        wide as the prior, or wider as one of several peaks may be, the image says nothing: m is 0, S wide.
+        Where posteriors are `wider` for what the model has wrong, their means are where they were, and
+        S + S Σ⁻¹ (Σ_wider - Σ) Σ⁻¹ S is how precisely m is known.
         """
         # in units of the prior's deviations, where it is N(0, 1)
         unit = prior[..., :, None] * prior[..., None, :]
         precision = torch.linalg.inv(covariance / unit)
         values, axes = torch.linalg.eigh(precision)
-        said = axes @ ((values - 1).clamp(min=_NOTHING)[..., None] * axes.transpose(1, 2))
-        found = torch.linalg.inv(said)
-        at = (found @ precision @ (mean / prior)[..., None])[..., 0]
+        left = (values - 1).clamp(min=_NOTHING)
+        found = axes @ (axes.transpose(1, 2) / left[..., None])
+        # S Σ⁻¹, of which nothing is left where nothing is said
+        gain = axes @ ((values / left * (values - 1 > _NOTHING))[..., None] * axes.transpose(1, 2))
+        at = (gain @ (mean / prior)[..., None])[..., 0]
+        if wider is not None:
+            found = found + gain @ ((wider - covariance) / unit) @ gain.transpose(1, 2)
         return cls(prior * at, unit * found, torch.ones(len(mean), dtype=torch.float64))
 
 
@@ -112,11 +121,15 @@ class Population:
         self, seen: Likelihoods
     ) -> tuple[Float64[Tensor, "images columns"], Float64[Tensor, "images columns columns"]]:
         """Mean and covariance of each particle's numbers, with the population for a prior."""
-        share, mean, covariance = _expected(seen, self)
-        together = (share[..., None] * mean).sum(1)
-        away = mean - together[:, None]
-        every = covariance + away[..., None] * away[..., None, :]
-        return together, (share[..., None, None] * every).sum(1)
+        found = []
+        for rows in torch.arange(len(seen)).split(_IMAGES):
+            share, mean, covariance = _expected(seen[rows], self)
+            together = (share[..., None] * mean).sum(1)
+            away = mean - together[:, None]
+            every = covariance + away[..., None] * away[..., None, :]
+            found.append((together, (share[..., None, None] * every).sum(1)))
+        means, covariances = zip(*found, strict=True)
+        return torch.cat(means), torch.cat(covariances)
 
     def sample(
         self, count: int, generator: torch.Generator | None = None
@@ -131,9 +144,9 @@ class Population:
 def gaussian_population(seen: Likelihoods, most: int = 5) -> Population:
     """A mixture of as many Gaussians as images that it was not learned from ask for.
 
-    Expectation and maximisation with each image's own error (Bovy, Hogg and Roweis 2011). Another Gaussian is
-    taken as long as it makes the images of each of five parts, learned from the others, more probable by more
-    than twice the standard error of that.
+    Expectation and maximisation with each image's own error (Bovy, Hogg and Roweis 2011). More Gaussians are
+    taken if they make the images of each of five parts, learned from the others, more probable than fewer do
+    by more than twice the standard error of that.
 
     Parameters
     ----------
@@ -155,9 +168,12 @@ def gaussian_population(seen: Likelihoods, most: int = 5) -> Population:
         share, gain = fold / fold.sum(), after - before
         mean = (share * gain).sum()
         error = ((share * (gain - mean).square()).sum() / fold.sum()).sqrt()
-        if mean <= BETTER * error:
+        if mean > BETTER * error:
+            chosen, before = number, after
+        elif (
+            number > chosen + 1
+        ):  # and not at once: outliers may need one of their own before states are told
             break
-        chosen, before = number, after
     return _gaussians(seen, chosen)
 
 
@@ -185,7 +201,18 @@ def smooth_population(seen: Likelihoods, widths: Sequence[float] = WIDTHS) -> Po
             "gaussian_population"
         )
     fold, extent, held = _folds(seen), _extent(seen), []
-    parts = [kernels for width in widths if (kernels := _kernels(extent, width)) is not None]
+    # a band, of one column, takes kernels half as wide
+    finest = 0.5 if len(extent[2]) == 1 else 1.0
+    parts = [
+        kernels
+        for width in widths
+        if _kernels(extent, finest * width) is not None and (kernels := _kernels(extent, width)) is not None
+    ]
+    if not parts:
+        raise CryoANMError(
+            f"amplitudes from {extent[0].tolist()} to {extent[1].tolist()} are too many widths of "
+            f"{min(widths):g} to {max(widths):g} deviations apart: leave out images that are not explained"
+        )
     for kernels in parts:
         log_each = _log_normal(seen, kernels)
         learned = _weights(log_each, seen.count - fold)
@@ -209,6 +236,9 @@ def density_band(
     Kernels are half as wide as those of the estimate, whose own smoothing is then small beside its spread. In
     each bootstrap there is one particle more, that may be anywhere, and counts as much as an exponential draw
     says: where no particle was seen some may be nevertheless.
+
+    It is of how particles happened to fall, point by point. Where images err by more than states are wide,
+    the estimate itself fills the valleys between them, and a barrier is at least as high as it seems.
 
     Parameters
     ----------

@@ -394,7 +394,9 @@ def of_cs(run: RunFolder, path: Path, stacks: Path, to: Path) -> RunFolder:
     plan = plan_of(path, data=str(stacks))
     found = RunFolder(to)
     found.begin(plan, particles_of(plan))
-    shutil.copytree(run.path / "shards", to / "shards")
+    for part in ("shards", "learned"):
+        shutil.copytree(run.path / part, to / part)
+    shutil.copy(run.population, found.population)
     return found
 
 

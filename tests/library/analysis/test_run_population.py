@@ -34,6 +34,7 @@ def answers_of(n: int, seed: int = 0, unexplained: int = 0) -> tuple[Answers, to
         mean={"pose": torch.zeros(n, 4), "amplitude": (said / error / precision).float()},
         deviation=torch.ones(n, 5),
         covariance=torch.diag_embed(1 / precision).float(),
+        narrower=torch.diag_embed(1 / precision).float(),
         prior=PRIOR.expand(n, 2).clone(),
         **{name: torch.zeros(n, dtype=torch.float64) for name in unasked},
         p_value=p_value,
@@ -49,7 +50,7 @@ def saved(answers: Answers, folder: Path, sizes: Sequence[int]) -> list[Path]:
         part = slice(start, start + size)
         each = {
             name: getattr(answers, name)[part]
-            for name in ("row", "deviation", "covariance", "prior", "noise_scale")
+            for name in ("row", "deviation", "covariance", "narrower", "prior", "noise_scale")
         }
         each |= {n: getattr(answers, n)[part] for n in ("log_evidence", "ess_fraction", "p_value", "matched")}
         mean, own = ({k: v[part] for k, v in group.items()} for group in (answers.mean, answers.own))
@@ -66,7 +67,7 @@ def many() -> tuple[Answers, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def found(many: tuple[Answers, torch.Tensor]) -> RunPopulation:
-    population = RunPopulation.of([many[0]], 400)
+    population = RunPopulation.of([many[0]])
     assert population is not None
     return population
 
@@ -77,7 +78,7 @@ def test_states_and_their_shares_are_found(found: RunPopulation) -> None:
     weight, mean = found.gaussians[0].weight, found.gaussians[0].mean[:, 0]
     assert mean.sort().values.tolist() == pytest.approx([-4, 4], abs=0.4)
     assert weight[mean.argmax()].item() == pytest.approx(0.6, abs=4 * 0.5 / 380**0.5)
-    assert len(found.gaussians[1].weight) == 1 and len(found.together.weight) == 2
+    assert len(found.gaussians[1].weight) == 1
     for low, high in zip(found.low, found.high, strict=True):
         assert (low <= high).all()
 
@@ -86,12 +87,11 @@ def test_shards_may_be_divided_in_any_way(
     many: tuple[Answers, torch.Tensor], found: RunPopulation, tmp_path: Path
 ) -> None:
     """One pass over files, one in memory at a time, gives what all at once give, to the bit."""
-    once_more = RunPopulation.of(each_shard(saved(many[0], tmp_path, (37, 163, 200))), 400)
+    once_more = RunPopulation.of(each_shard(saved(many[0], tmp_path, (37, 163, 200))))
     assert once_more is not None
     for kind in ("smooth", "gaussians"):
         for a, b in zip(getattr(found, kind), getattr(once_more, kind), strict=True):
             assert torch.equal(a.weight, b.weight) and torch.equal(a.mean, b.mean)
-    assert torch.equal(found.together.mean, once_more.together.mean)
     assert all(torch.equal(a, b) for a, b in zip(found.high, once_more.high, strict=True))
 
 
@@ -114,7 +114,7 @@ def test_what_is_kept_is_what_was_found(found: RunPopulation, tmp_path: Path) ->
     for name in ("smooth", "gaussians"):
         for a, b in zip(getattr(kept, name), getattr(found, name), strict=True):
             assert torch.equal(a.covariance, b.covariance)
-    assert torch.equal(kept.at[1], found.at[1]) and torch.equal(kept.together.weight, found.together.weight)
+    assert torch.equal(kept.at[1], found.at[1])
 
 
 @pytest.mark.slow
@@ -150,5 +150,5 @@ def test_states_that_relion_drew(tmp_path: Path) -> None:
 
 def test_of_few_there_is_none() -> None:
     answers, _ = answers_of(FEWEST + 10, unexplained=11)
-    assert RunPopulation.of([answers], len(answers)) is None
-    assert RunPopulation.of([], 0) is None
+    assert RunPopulation.of([answers]) is None
+    assert RunPopulation.of([]) is None

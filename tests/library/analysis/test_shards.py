@@ -86,7 +86,9 @@ def test_what_an_older_version_learned_is_read(copied: RunFolder) -> None:
     """It has no directions, and can be reported all the same."""
     before, path = copied.learned(0), copied.path / "learned" / "0.safetensors"
     tensors, told = load_tensors(path)
-    save_tensors(path, {name: v for name, v in tensors.items() if name not in ("directions", "of_atoms")}, **told)
+    save_tensors(
+        path, {name: v for name, v in tensors.items() if name not in ("directions", "of_atoms")}, **told
+    )
     assert torch.equal(copied.learned(0).power, before.power)
 
 

@@ -57,8 +57,13 @@ def test_posteriors_less_their_prior_are_what_images_say() -> None:
     found = Likelihoods.of_posteriors(mean, covariance, prior)
     torch.testing.assert_close(found.mean, at)
     torch.testing.assert_close(found.covariance, said)
-    nothing = Likelihoods.of_posteriors(torch.zeros(1, 2).double(), torch.diag(prior.square())[None], prior)
+    wider = Likelihoods.of_posteriors(mean, covariance, prior, covariance + 0.1 * torch.eye(2))
+    torch.testing.assert_close(wider.mean, at)
+    gain = torch.linalg.solve(covariance, said)  # by which an error of a mean becomes one of what is said
+    torch.testing.assert_close(wider.covariance, said + 0.1 * gain.mT @ gain)
+    nothing = Likelihoods.of_posteriors(torch.ones(1, 2).double(), torch.diag(prior.square())[None], prior)
     assert (nothing.covariance[0].diagonal() > 1e3 * prior.square()).all()
+    assert not nothing.mean.any()
 
 
 def test_one_gaussian_is_what_is_left_of_the_variance() -> None:
@@ -105,6 +110,36 @@ def test_one_state_is_one(runs: int) -> None:
         len(gaussian_population(two_states(500, 0.9, seed, share=1.0)[1]).weight) for seed in range(runs)
     ]
     assert counts.count(1) >= 0.95 * runs
+
+
+def test_outliers_do_not_hide_two_states() -> None:
+    """Five images at a wrong pose take a Gaussian of their own."""
+    _, seen = two_states(1500, 0.9, seed=0)
+    mean = seen.mean.clone()
+    mean[:5] = 40.0
+    found = gaussian_population(likelihoods(mean, seen.covariance))
+    assert len(found.weight) == 3
+    for middle in (-4.0, 4.0):
+        assert (found.mean - middle).abs().min() < 0.3
+
+
+def test_one_image_far_off_stops_nothing() -> None:
+    """Kernels are as wide as such a grid allows, and a band's half as wide."""
+    _, seen = two_states(1000, 0.05, seed=1)
+    mean = 0.05 * seen.mean
+    mean[0] = 40.0
+    seen = likelihoods(mean, torch.full((1000, 1, 1), 0.0025).double())
+    low, high = density_band(smooth_population(seen), seen, torch.zeros(1, 1).double(), 5)
+    assert 0 <= low <= high
+
+
+def test_posteriors_of_many_are_those_of_each() -> None:
+    _, seen = two_states(12_000, 0.9, seed=1)
+    population = gaussian_population(seen[torch.arange(500)])
+    mean, covariance = population.posterior(seen)
+    for number in (0, 9_999, 10_000, 11_999):
+        one = population.posterior(seen[torch.tensor([number])])
+        torch.testing.assert_close((mean[number], covariance[number]), (one[0][0], one[1][0]))
 
 
 def test_particles_under_the_population_are_as_by_quadrature() -> None:
