@@ -5,6 +5,7 @@ A row has a share of the time, and stops when that is used up, which it then say
 
 import argparse
 import importlib.util
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -140,6 +141,7 @@ def likelihoods(place: Place, share: float, resolution: int = 32) -> Iterator[Fi
 
 def _of_cryojax(task: OneTask, observed: torch.Tensor, resolution: int) -> dict[str, Callable[[], object]]:
     """The same by cryoJAX, on the device that JAX takes; each waits until it has finished."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or torch finds no memory afterwards
     from benchmarks.with_cryojax import WithCryoJAX, to_jax
 
     theirs = WithCryoJAX(task.model.cpu(), n_spread=None)
@@ -222,12 +224,20 @@ def main(arguments: list[str] | None = None) -> None:
     name = torch.cuda.get_device_name() if place.device.type == "cuda" else processor()
     print(f"on {name}", flush=True)
     rows, began = [], time.perf_counter()
+
+    def keep(figure: Figure) -> None:
+        print(figure, flush=True)
+        rows.append(asdict(figure))
+        made = {"commit": commit(), "device": name, "seconds": time.perf_counter() - began}
+        save_json(given.results / "gpu.json", {"made": made, "rows": rows})
+
     for row, part in ROWS.items():
-        for figure in row(place, 60 * part * given.minutes):
-            print(figure, flush=True)
-            rows.append(asdict(figure))
-    made = {"commit": commit(), "device": name, "seconds": time.perf_counter() - began}
-    save_json(given.results / "gpu.json", {"made": made, "rows": rows})
+        try:
+            for figure in row(place, 60 * part * given.minutes):
+                keep(figure)
+        except Exception as error:  # a row that fails costs no other
+            called = row.keywords["name"] if isinstance(row, partial) else row.__name__
+            keep(Figure(called, None, "", f"{type(error).__name__}: {error}"))
 
 
 if __name__ == "__main__":

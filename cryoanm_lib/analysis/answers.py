@@ -87,6 +87,7 @@ class Answers:
         own = {name: value[0] for name, value in posterior.sample(1, generator).items()}
         drawn, mean = wider.sample(max(draws, 1), generator), posterior.mean()
         of_draw = (model, posterior.particles, own, posterior.resolution)
+        explained, matched = explained_p_value(*of_draw), matched_p_value(*of_draw)
         covariance = wider.covariance()
         deviation = covariance.diagonal(dim1=1, dim2=2).sqrt()
         bends = model.unknowns.of(lambda latent: latent.name == "amplitude")
@@ -108,8 +109,8 @@ class Answers:
             noise_scale=posterior.particles.noise.unit()[1].expand(len(posterior)).clone(),
             log_evidence=posterior.log_evidence.double(),
             ess_fraction=posterior.ess_fraction.double(),
-            p_value=explained_p_value(*of_draw).double(),
-            matched=matched_p_value(*of_draw).double(),
+            p_value=explained.double(),
+            matched=matched.double(),
             own={name: value.float() for name, value in own.items()},
             draws={name: value.float() for name, value in drawn.items()},
         )

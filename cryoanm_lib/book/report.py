@@ -218,8 +218,9 @@ def _of_population(population: RunPopulation, answers: Answers) -> str:
     text = (
         f"<p>How {population.particles} explained particles are distributed. Means of posteriors, in grey, "
         "are each off by its error, and drawn to the prior; these densities are neither. The band is where "
-        "the density is with 95 % confidence, by a bootstrap over particles. Two Gaussians where one would "
-        "do are not taken; how wide one is has no error of the images in it.</p>"
+        "the density is with 95 % confidence, by a bootstrap over particles. Where images err by more than "
+        "states are wide, valleys between these are filled, and no band shows it. Two Gaussians where one "
+        "would do are not taken; how wide one is has no error of the images in it.</p>"
         + _figure(own_particles.plot_population(population, answers), "densities of amplitudes")
         + _table(("amplitude", "share", "mean (Å)", "width (Å)"), rows)
     )

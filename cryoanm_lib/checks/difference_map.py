@@ -10,7 +10,7 @@ from torch import Tensor
 from cryoanm_lib.imaging.latents import Values, pose_to_rotation
 from cryoanm_lib.numerics.fourier import crop_coefficients, half_plane_frequencies
 from cryoanm_lib.numerics.rotation import rotation_from_quaternion
-from cryoanm_lib.particles.particles import Particles
+from cryoanm_lib.particles.particles import Particles, require_cpu
 from cryoanm_lib.program.gauss_newton import all_latents
 from cryoanm_lib.program.program import Model
 
@@ -86,6 +86,7 @@ def difference_map(
     group : Float[Tensor, "turns 4"], optional
         Turns after which the molecule looks the same, as of `point_group`: an image is one from each side.
     """
+    require_cpu(particles)
     turns = torch.eye(3, dtype=torch.float64)[None] if group is None else rotation_from_quaternion(group)
     cells, shape = resolution**3, (resolution,) * 3
     matched = torch.zeros(cells, 2, dtype=torch.float64)

@@ -8,7 +8,7 @@ from cryoanm_lib.imaging.latents import Values
 from cryoanm_lib.imaging.noise_spectrum import Spectrum, solved
 from cryoanm_lib.imaging.radial_noise import shell_hats
 from cryoanm_lib.numerics.fourier import crop_coefficients
-from cryoanm_lib.particles.particles import Particles
+from cryoanm_lib.particles.particles import Particles, require_cpu
 from cryoanm_lib.program.gauss_newton import Tangent, tangent
 from cryoanm_lib.program.program import Model
 
@@ -40,6 +40,7 @@ def residual_spectrum(model: Model, particles: Particles, values: Values, resolu
     Spectrum
         In the shells that K reaches; beyond, not a number.
     """
+    require_cpu(particles)
     box_size, n_shells = model.forward_model.box_size, model.forward_model.box_size // 2 + 1
     hats, seen, free = shell_hats(resolution, n_shells), [], []
     for some in torch.arange(len(particles)).split(_IMAGES):

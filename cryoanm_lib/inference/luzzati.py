@@ -11,6 +11,7 @@ from cryoanm_lib.imaging.radial_noise import shell_hats
 from cryoanm_lib.inference.refinement import RefinedPosterior
 from cryoanm_lib.numerics.fourier import crop_coefficients
 from cryoanm_lib.numerics.smoothing import smoothed
+from cryoanm_lib.particles.particles import require_cpu
 
 #: Draws from the posterior of each image.
 _DRAWS = 8
@@ -69,6 +70,7 @@ def luzzati_factor(posterior: RefinedPosterior, generator: torch.Generator | Non
     CryoANMError
         If there are less than two images, which tell no error.
     """
+    require_cpu(posterior.particles)
     if len(posterior) < 2:
         raise CryoANMError(f"{len(posterior)} images tell no error of D: give two or more")
     model, resolution = posterior.model, posterior.resolution

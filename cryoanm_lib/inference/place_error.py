@@ -11,6 +11,7 @@ from cryoanm_lib.checks.predictive import standard_residual
 from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.inference.displacement import pull_back, push_forward
 from cryoanm_lib.inference.refinement import RefinedPosterior
+from cryoanm_lib.particles.particles import require_cpu
 from cryoanm_lib.program.gauss_newton import Tangent, tangent
 from cryoanm_lib.program.program import Model
 
@@ -73,6 +74,7 @@ def place_error(posterior: RefinedPosterior, generator: torch.Generator | None =
     CryoANMError
         If there are less than two images, or too few to tell what a displacement does.
     """
+    require_cpu(posterior.particles)
     if len(posterior) < 2:
         raise CryoANMError("1 image shares nothing with another: give two or more")
     model, resolution = posterior.model, _linear_resolution(posterior.model, posterior.resolution)
@@ -150,6 +152,7 @@ def with_place_error(posterior: RefinedPosterior, deviation: float) -> RefinedPo
     CryoANMError
         If it is negative or not finite.
     """
+    require_cpu(posterior.particles)
     if not 0 <= deviation < float("inf"):
         raise CryoANMError(f"deviation = {deviation:g} Å is not usable: it must be 0 or greater")
     if deviation == 0:

@@ -11,6 +11,7 @@ from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.imaging.latents import Values
 from cryoanm_lib.inference.displacement import pull_back, push_forward
 from cryoanm_lib.inference.refinement import RefinedPosterior
+from cryoanm_lib.particles.particles import require_cpu
 from cryoanm_lib.program.gauss_newton import tangent
 
 #: Draws from the posterior of each image.
@@ -88,6 +89,7 @@ def reference_statistics(
     generator : torch.Generator, optional
         Source of draws.
     """
+    require_cpu(posterior.particles)
     count = len(directions)
     slope, (information, squares) = torch.zeros(count).double(), torch.zeros(2, count, count).double()
     draws, mean = posterior.sample(_DRAWS, generator), posterior.mean()

@@ -332,8 +332,10 @@ class Trainer:
 
     def _recorded_losses(self, losses: list[float]) -> list[float]:
         """Losses as they are kept: for the ELBO in nats above the noise floor."""
-        if wrong := [loss for loss in losses if not math.isfinite(loss)]:
-            raise self._diverged(f"the loss is {wrong[0]}", self.test[:1])
+        for number, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                step = self.progress.total_steps - len(losses) + number
+                raise self._diverged(f"the loss of step {step} is {loss}", self.test[:1])
         compared = self.stage.objective == "elbo"
         floor = self.noise_floor(self.stage.resolution) if compared else 0.0
         return [loss - floor for loss in losses]

@@ -74,6 +74,21 @@ class Simulated(Particles):
         return replace(self, given={name: self.truth[name] for name in names if name in self.truth})
 
 
+def require_cpu(particles: Particles) -> None:
+    """Refuse images that are elsewhere, where something is computed on the CPU alone.
+
+    Raises
+    ------
+    CryoANMError
+        Naming where they are.
+    """
+    if particles.device.type != "cpu":
+        raise CryoANMError(
+            f"this is computed on the CPU, and the images are on {particles.device}: refine them there, by "
+            "particles.to('cpu') and model.cpu()"
+        )
+
+
 def require_images(particles: Particles, device: torch.device) -> None:
     """Refuse images of which no posterior can be computed on a device, which is the model's.
 

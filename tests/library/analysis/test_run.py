@@ -536,7 +536,7 @@ def test_the_command_line_does_the_same(
     assert main(["report", str(out)]) == 0
     assert capsys.readouterr().out.strip().endswith("report.html")
     assert main(["export", str(out), "--subsets", "2"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 10
+    assert len(capsys.readouterr().out.splitlines()) == 13
     assert main(["infer", str(table), "--reference", "adk_open", "--out", str(out), "--detail", "-3"]) == 1
     assert "--detail -3.0 is not usable" in capsys.readouterr().err
     clean = tmp_path / "clean.mrcs"
