@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cryoanm_lib import RunFolder
-from cryoanm_lib.io.storage import load_json
+from cryoanm_lib.io.storage import load_json, save_json
 from tests.cluster.particles import CRYOANM, assert_same, environment, local, settings_of, snakemake
 from tests.killed import SIGNALS
 
@@ -110,3 +110,24 @@ def test_two_hundred_shards_survive_random_kills(
     assert RunFolder(out).answers().row.tolist() == list(range(SHARDS))
     assert_same(out, local(settings, tmp_path / "local"))
     count("kills of workers and of Snakemake in a run of 200 shards", kills)
+
+
+def test_a_setting_of_0_is_asked_for_and_marks_of_what_is_gone_are_forgotten(
+    tmp_path: Path, out: Path
+) -> None:
+    """0 is a number and not nothing; and a shard that somebody deleted is made again."""
+    settings = settings_of(tmp_path, particles=20, shard=10) | {"twin": 0, "dark": False}
+    command = snakemake(tmp_path, {**settings, "out": str(out), "shards_per_job": 1}, "-n", "-p")
+    told = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True, "timeout": 300}
+    asked = subprocess.run(command, **told).stdout
+    assert "--twin=0" in asked and "--dark" not in asked
+    for mark in ("prepared", "00000-00000", "00001-00001", "finished"):
+        (out / "jobs").mkdir(parents=True, exist_ok=True)
+        (out / "jobs" / mark).touch()
+    save_json(out / "plan.json", {"shards": 2})
+    (out / "learned").mkdir()
+    (out / "shards").mkdir()
+    (out / "shards" / "00001.safetensors").touch()
+    planned = subprocess.run(command, **told).stdout
+    assert "shard " + str(out) + " 0" in planned
+    assert "shard " + str(out) + " 1" not in planned
