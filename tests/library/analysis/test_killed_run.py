@@ -30,6 +30,7 @@ FILES = (
     "check.json",
     "learned/0.safetensors",
     *(f"shards/{number:05d}.safetensors" for number in range(3)),
+    "population.safetensors",
     "shown.safetensors",
     "twin.json",
 )
