@@ -100,8 +100,8 @@ checkpoint prepare:
         asked=ASKED,
     threads: THREADS
     resources:
-        mem_mb=4000,
-        runtime=240,
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 240 * attempt,
     shell:
         "{params.run} infer {params.asked} --prepare > {log:q} 2>&1"
 
@@ -137,8 +137,8 @@ rule finish:
         asked=ASKED,
     threads: THREADS
     resources:
-        mem_mb=8000,
-        runtime=240,
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 240 * attempt,
     shell:
         "{params.run} infer {params.asked} --quiet > {log:q} 2>&1"
 

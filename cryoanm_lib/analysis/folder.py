@@ -127,7 +127,7 @@ class RunFolder:
 
     def missing(self) -> list[int]:
         """Numbers of the shards that are still to be inferred."""
-        count = load_json(self.asked)["shards"]
+        count = load_json(self.asked).get("shards", 0)  # runs of older versions do not say
         return [number for number in range(count) if not self.shard(number).exists()]
 
     def shards(self) -> list[Path]:

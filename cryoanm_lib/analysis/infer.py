@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -69,9 +70,7 @@ def infer(plan: Plan, folder: str | Path, despite_check: bool = False, progress:
                     _infer_shard(run, plan, particles, microscopes[shard.microscope], shard)
                 bar.update(len(shard.rows))
             if not run.population.exists():
-                found = RunPopulation.of(each_shard(run.shards()), plan.seed)
-                if found is not None:
-                    found.save(run.population)
+                _populate(run, plan)
             if not run.shown.exists():
                 save_tensors(run.shown, shown(plan, particles, microscopes[0], run.answers()))
             if plan.twin and not run.twin.exists():
@@ -152,6 +151,17 @@ def _prepared(run: RunFolder, plan: Plan, despite_check: bool) -> tuple[Particle
             run.save_learned(number, learned, molecule)
         molecule = run.moving(molecule)
     return particles, molecule
+
+
+def _populate(run: RunFolder, plan: Plan) -> None:
+    """How amplitudes are distributed, if images tell; where they do not, what else a run finds is found."""
+    try:
+        found = RunPopulation.of(each_shard(run.shards()), plan.seed)
+    except CryoANMError as error:
+        warnings.warn(f"the population of {run.path} is not known: {error}", stacklevel=3)
+        return
+    if found is not None:
+        found.save(run.population)
 
 
 def _to_be_searched(particles: ParticleSet) -> ParticleSet:

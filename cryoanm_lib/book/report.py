@@ -105,7 +105,7 @@ def _in_short(run: RunFolder, plan: Plan, answers: Answers, twin: dict | None) -
         lines.append(f"{len(bad)} images were not usable, such as {escape(first[0])}: {escape(first[1])}.")
     unexplained = 1 - answers.explained().double().mean().item()
     lines.append(f"{100 * unexplained:.1f} % of them are not explained by the model.")
-    if not run.shown.exists() or (plan.twin and twin is None):
+    if run.missing() or not run.shown.exists() or (plan.twin and twin is None):
         lines.append("The run is not at its end: cryoanm infer goes on with it, to what is missing here.")
     if twin is None:
         lines.append("There was no twin: nothing here says that the error bars are right.")

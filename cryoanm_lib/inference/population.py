@@ -170,10 +170,8 @@ def gaussian_population(seen: Likelihoods, most: int = 5) -> Population:
         error = ((share * (gain - mean).square()).sum() / fold.sum()).sqrt()
         if mean > BETTER * error:
             chosen, before = number, after
-        elif (
-            number > chosen + 1
-        ):  # and not at once: outliers may need one of their own before states are told
-            break
+        elif number > chosen + 1:
+            break  # and not at once: outliers may need one of their own before states are told
     return _gaussians(seen, chosen)
 
 
