@@ -219,17 +219,18 @@ def _of_population(population: RunPopulation, answers: Answers) -> str:
         f"<p>How {population.particles} explained particles are distributed. Means of posteriors, in grey, "
         "are each off by its error, and drawn to the prior; these densities are neither. The band is where "
         "the density is with 95 % confidence, by a bootstrap over particles. Where images err by more than "
-        "states are wide, valleys between these are filled, and no band shows it. Two Gaussians where one "
-        "would do are not taken; how wide one is has no error of the images in it.</p>"
+        "states are wide, valleys between these are filled, and no band shows it. Gaussians are as few as "
+        "images ask for, and their widths have no error of the images in them; where particles lie evenly "
+        "between two ends it takes several, and these are no states.</p>"
         + _figure(own_particles.plot_population(population, answers), "densities of amplitudes")
         + _table(("amplitude", "share", "mean (Å)", "width (Å)"), rows)
     )
     told = "; ".join(
-        f"amplitude {n + 1}: {m:.2f} of its error bar, which is then {w:.2f} of what it was"
+        f"along amplitude {n + 1} by {m:.2f} of their error bars, which are then {w:.2f} of what they were"
         for n, (m, w) in enumerate(zip(moved.tolist(), narrower.tolist(), strict=True))
     )
     return text + (
-        f"<p>With this in place of the prior a particle moves by (root mean square) {told} (median). Export "
+        f"<p>With this in place of the prior particles move: {told} (root mean square, and median). Export "
         "writes both. As an energy in kT, minus the logarithm of a density holds where particles were frozen "
         "from equilibrium, and picked whatever their state.</p>"
     )
