@@ -1,8 +1,9 @@
 """Posteriors of many particles as they are kept: a file a shard, and all of them side by side."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -11,7 +12,7 @@ from torch import Tensor
 from cryoanm_lib.checks.predictive import explained_p_value, matched_p_value
 from cryoanm_lib.errors import ArtifactError
 from cryoanm_lib.imaging.latents import LATENTS
-from cryoanm_lib.inference.population import Likelihoods
+from cryoanm_lib.inference.likelihoods import Likelihoods
 from cryoanm_lib.inference.refinement import SUSPICIOUS, RefinedPosterior
 from cryoanm_lib.io.storage import flat, grouped, load_tensors, save_tensors
 
@@ -137,25 +138,51 @@ class Answers:
         )
 
     @classmethod
+    def each(cls, paths: Iterable[Path], draws: bool = False) -> Iterator["Answers"]:
+        """Those of a shard after the other; those without a usable image are left out.
+
+        Raises
+        ------
+        ArtifactError
+            If one is missing or damaged, or of a version that kept something else.
+        """
+        for path in paths:
+            tensors, _ = load_tensors(path)
+            if not len(tensors["row"]):
+                continue  # and there is nothing else
+            if lacking := [name for name in _OF_EACH if name not in tensors]:
+                raise ArtifactError(
+                    f"{path} is of another version and lacks {', '.join(lacking)}: infer into another folder "
+                    "(--out)"
+                )
+            groups = grouped({name: value for name, value in tensors.items() if "." in name})
+            # a file has its tensors in the order of their names, and columns are in that of the latents
+            mean = {name: groups["mean"][name] for name in LATENTS if name in groups["mean"]}
+            drawn = groups.get("draws", {}) if draws else {}
+            each: dict[str, Any] = {name: tensors[name] for name in _OF_EACH}
+            yield cls(**each, mean=mean, own=groups["own"], draws=drawn)
+
+    @classmethod
     def load(cls, paths: Iterable[Path], draws: bool = False) -> "Answers":
         """Those of some shards together, in the order of their rows.
 
         Raises
         ------
         ArtifactError
-            If one is missing or damaged, or there is no answer in them.
+            As of `each`; or if there is no answer in them.
         """
-        parts = []
-        for path in paths:
-            tensors, _ = load_tensors(path)
-            if len(tensors["row"]):  # of a shard without a usable image there is nothing else
-                parts.append({k: v for k, v in tensors.items() if draws or not k.startswith("draws.")})
+        parts = list(cls.each(paths, draws))
         if not parts:
             raise ArtifactError("no image of the run was usable: see the reasons in its shards")
-        together = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        order = together["row"].argsort()
-        groups = grouped({name: value[order] for name, value in together.items() if "." in name})
-        # a file has its tensors in the order of their names, and columns are in that of the latents
-        mean = {name: groups["mean"][name] for name in LATENTS if name in groups["mean"]}
-        each = {name: together[name][order] for name in _OF_EACH}
-        return cls(**each, mean=mean, own=groups["own"], draws=groups.get("draws", {}))
+        order = torch.cat([part.row for part in parts]).argsort()
+        each: dict[str, Any] = {
+            name: torch.cat([getattr(part, name) for part in parts])[order] for name in _OF_EACH
+        }
+        groups: dict[str, Any] = {
+            group: {
+                name: torch.cat([getattr(part, group)[name] for part in parts])[order]
+                for name in getattr(parts[0], group)
+            }
+            for group in ("mean", "own", "draws")
+        }
+        return cls(**each, **groups)

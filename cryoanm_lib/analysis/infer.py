@@ -19,7 +19,7 @@ from cryoanm_lib.analysis.learn import learn
 from cryoanm_lib.analysis.microscope import Microscope, Shard, same_microscope, shards_of
 from cryoanm_lib.analysis.molecule import Molecule, molecule_of
 from cryoanm_lib.analysis.plan import Plan
-from cryoanm_lib.analysis.run_population import RunPopulation, each_shard
+from cryoanm_lib.analysis.run_population import RunPopulation
 from cryoanm_lib.analysis.shown import shown
 from cryoanm_lib.analysis.twin import Trial, judged
 from cryoanm_lib.checks.consistency import check_particles
@@ -156,7 +156,7 @@ def _prepared(run: RunFolder, plan: Plan, despite_check: bool) -> tuple[Particle
 def _populate(run: RunFolder, plan: Plan) -> None:
     """How amplitudes are distributed, if images tell; where they do not, what else a run finds is found."""
     try:
-        found = RunPopulation.of(each_shard(run.shards()), plan.seed)
+        found = RunPopulation.of(Answers.each(run.shards()), plan.seed)
     except CryoANMError as error:
         warnings.warn(f"the population of {run.path} is not known: {error}", stacklevel=3)
         return

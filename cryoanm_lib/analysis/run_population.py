@@ -1,6 +1,6 @@
 """The population of a run: how each amplitude is distributed over all particles."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +9,10 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from cryoanm_lib.analysis.answers import Answers
-from cryoanm_lib.inference.population import (
-    Likelihoods,
-    Population,
-    density_band,
-    gaussian_population,
-    smooth_population,
-)
+from cryoanm_lib.inference.gaussian_population import gaussian_population
+from cryoanm_lib.inference.likelihoods import Likelihoods
+from cryoanm_lib.inference.population import Population
+from cryoanm_lib.inference.smooth_population import density_band, smooth_population
 from cryoanm_lib.inference.tally import Tally
 from cryoanm_lib.io.storage import flat, grouped, load_tensors, save_tensors
 
@@ -111,13 +108,6 @@ class RunPopulation:
             gaussians=tuple(Population(**groups[f"gaussians{n}"]) for n in numbers),
             **bands,
         )
-
-
-def each_shard(paths: Iterable[Path]) -> Iterator[Answers]:
-    """Answers of a shard after the other; those without a usable image are left out."""
-    for path in paths:
-        if len(load_tensors(path)[0]["row"]):
-            yield Answers.load([path])
 
 
 def _of_one(seen: Likelihoods, seed: int) -> tuple[Population, Population, Tensor, Tensor, Tensor]:

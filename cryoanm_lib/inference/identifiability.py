@@ -9,7 +9,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from cryoanm_lib.errors import CryoANMError
-from cryoanm_lib.inference.population import BETTER, FOLDS
+from cryoanm_lib.inference.gaussian_population import BETTER
+from cryoanm_lib.inference.population import FOLDS
 
 #: Nats that three more parameters cost of images that they were not learned from.
 _COST = 1.5 * FOLDS / (FOLDS - 1)

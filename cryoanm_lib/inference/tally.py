@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from cryoanm_lib.inference.population import Likelihoods
+from cryoanm_lib.inference.likelihoods import Likelihoods
 
 #: Steps of what images say, in errors of theirs, and of the logarithm of these.
 _STEP, _LOG_STEP = 0.1, 0.05

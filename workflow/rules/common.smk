@@ -70,7 +70,8 @@ ASSESSING = (
     *("inference/peak_finding", "inference/lattice_search", "inference/so3_", "inference/refinement"),
     *("inference/luzzati", "inference/displacement", "inference/place_error"),
     *("inference/reference_error", "inference/moved_reference"),
-    *("inference/population", "inference/tally", "inference/identifiability"),
+    *("inference/population", "inference/gaussian_population", "inference/smooth_population"),
+    *("inference/likelihoods", "inference/tally", "inference/identifiability"),
     "experiments/assess",
 )
 SHOWING = ("analysis/", "book/", "checks/referees", "experiments/metrics", "experiments/reference", "numerics/timing")

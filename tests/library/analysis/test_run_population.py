@@ -9,7 +9,7 @@ import torch
 
 from cryoanm_lib import Plan, infer
 from cryoanm_lib.analysis.answers import Answers
-from cryoanm_lib.analysis.run_population import FEWEST, RunPopulation, each_shard
+from cryoanm_lib.analysis.run_population import FEWEST, RunPopulation
 from tests.library.inference.test_population import two_states
 from tests.make_particles import make
 from tests.relion import needs_relion
@@ -87,7 +87,7 @@ def test_shards_may_be_divided_in_any_way(
     many: tuple[Answers, torch.Tensor], found: RunPopulation, tmp_path: Path
 ) -> None:
     """One pass over files, one in memory at a time, gives what all at once give, to the bit."""
-    once_more = RunPopulation.of(each_shard(saved(many[0], tmp_path, (37, 163, 200))))
+    once_more = RunPopulation.of(Answers.each(saved(many[0], tmp_path, (37, 163, 200))))
     assert once_more is not None
     for kind in ("smooth", "gaussians"):
         for a, b in zip(getattr(found, kind), getattr(once_more, kind), strict=True):

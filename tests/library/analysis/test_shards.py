@@ -92,6 +92,14 @@ def test_what_an_older_version_learned_is_read(copied: RunFolder) -> None:
     assert torch.equal(copied.learned(0).power, before.power)
 
 
+def test_answers_of_an_older_version_are_refused_by_name(copied: RunFolder) -> None:
+    path = copied.shard(0)
+    tensors, told = load_tensors(path)
+    save_tensors(path, {name: v for name, v in tensors.items() if name != "narrower"}, **told)
+    with pytest.raises(ArtifactError, match="another version and lacks narrower: infer into another folder"):
+        copied.answers()
+
+
 def test_a_shard_that_fails_costs_itself_alone(copied: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     infers = module._infer_shard
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from cryoanm_lib.errors import CryoANMError
+from cryoanm_lib.inference.gaussian_population import gaussian_population
 from cryoanm_lib.inference.identifiability import (
     gain,
     smallest_separation,
     smallest_share,
 )
-from cryoanm_lib.inference.population import gaussian_population
 from tests.library.inference.test_population import likelihoods
 
 torch.set_num_threads(1)

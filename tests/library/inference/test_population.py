@@ -10,13 +10,10 @@ import torch
 from scipy.stats import wasserstein_distance
 
 from cryoanm_lib.errors import CryoANMError
-from cryoanm_lib.inference.population import (
-    Likelihoods,
-    Population,
-    density_band,
-    gaussian_population,
-    smooth_population,
-)
+from cryoanm_lib.inference.gaussian_population import gaussian_population
+from cryoanm_lib.inference.likelihoods import Likelihoods
+from cryoanm_lib.inference.population import Population
+from cryoanm_lib.inference.smooth_population import density_band, smooth_population
 
 torch.set_num_threads(1)
 LINE = torch.linspace(-14, 14, 1401, dtype=torch.float64)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cryoanm_lib.inference.population import smooth_population
+from cryoanm_lib.inference.smooth_population import smooth_population
 from cryoanm_lib.inference.tally import Tally
 from tests.library.inference.test_population import LINE, likelihoods, two_states
 
