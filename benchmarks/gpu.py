@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 from benchmarks.projection import OneTask
-from cryoanm_lib.experiments.device import pick_device
 from cryoanm_lib.experiments.fit import make_trainer
 from cryoanm_lib.experiments.profile import load_profile
 from cryoanm_lib.inference.lattice_search import LatticeSearch
@@ -24,6 +23,7 @@ from cryoanm_lib.inference.refinement import refine
 from cryoanm_lib.inference.training import Trainer
 from cryoanm_lib.io.provenance import commit, processor
 from cryoanm_lib.io.storage import save_json
+from cryoanm_lib.numerics.device import pick_device
 from cryoanm_lib.program.program import Guide, Model
 
 #: Images of a likelihood, and of a posterior.

@@ -6,6 +6,7 @@
 # an underscore for a hyphen), `out`, the folder of the run, and if need be
 #   shards_per_job   how many go together in a job, which reads the table once (default 10)
 #   threads          of each job, the same for all (default 1)
+#   device           that computes posteriors, cuda or auto in place of cpu: each job then asks for a GPU
 #   cryoanm          the command, where it is not on the PATH of the jobs
 #
 # prepare -> shards (many jobs) -> finish
@@ -19,10 +20,10 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-OWN = {"out": None, "shards_per_job": 10, "threads": 1, "cryoanm": "cryoanm"}
+OWN = {"out": None, "shards_per_job": 10, "threads": 1, "device": "cpu", "cryoanm": "cryoanm"}
 if missing := [key for key in ("particles", "reference", "out") if not config.get(key)]:
     raise WorkflowError(f"the configuration lacks {', '.join(missing)}: give it by --configfile or --config")
-OUT, PER_JOB, THREADS, CRYOANM = (config.get(key, default) for key, default in OWN.items())
+OUT, PER_JOB, THREADS, DEVICE, CRYOANM = (config.get(key, default) for key, default in OWN.items())
 OUT = str(Path(OUT))
 JOBS = f"{OUT}/jobs"
 
@@ -41,6 +42,8 @@ def options(name, value):
 
 PLAN = {name: value for name, value in config.items() if name not in (*OWN, "particles")}
 ASKED = shlex.join([config["particles"], "--out", OUT, *(word for item in PLAN.items() for word in options(*item))])
+ON = shlex.join(["--device", DEVICE])
+GPUS = int(DEVICE != "cpu")
 RUN = f"OMP_NUM_THREADS={THREADS} NUMBA_NUM_THREADS={THREADS} {CRYOANM}"
 
 
@@ -97,13 +100,15 @@ checkpoint prepare:
         f"{JOBS}/prepared.log",
     params:
         run=RUN,
+        on=ON,
         asked=ASKED,
     threads: THREADS
     resources:
+        gpu=GPUS,
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 240 * attempt,
     shell:
-        "{params.run} infer {params.asked} --prepare > {log:q} 2>&1"
+        "{params.run} infer {params.asked} {params.on} --prepare > {log:q} 2>&1"
 
 
 rule shards:
@@ -115,14 +120,16 @@ rule shards:
         f"{JOBS}/{{first}}-{{last}}.log",
     params:
         run=RUN,
+        on=ON,
         out=shlex.quote(OUT),
         numbers=lambda wildcards: list(range(int(wildcards.first), int(wildcards.last) + 1)),
     threads: THREADS
     resources:
+        gpu=GPUS,
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 240 * attempt,
     shell:
-        "{params.run} shard {params.out} {params.numbers} > {log:q} 2>&1"
+        "{params.run} shard {params.out} {params.numbers} {params.on} > {log:q} 2>&1"
 
 
 rule finish:
@@ -134,13 +141,15 @@ rule finish:
         f"{JOBS}/finished.log",
     params:
         run=RUN,
+        on=ON,
         asked=ASKED,
     threads: THREADS
     resources:
+        gpu=GPUS,
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=lambda wildcards, attempt: 240 * attempt,
     shell:
-        "{params.run} infer {params.asked} --quiet > {log:q} 2>&1"
+        "{params.run} infer {params.asked} {params.on} --quiet > {log:q} 2>&1"
 
 
 onerror:

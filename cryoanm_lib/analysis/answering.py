@@ -1,5 +1,8 @@
 """Posteriors of images, climbed to from the poses of a table or from those that a search finds."""
 
+import copy
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -7,7 +10,7 @@ from torch import Tensor
 from cryoanm_lib.analysis.plan import Plan
 from cryoanm_lib.inference.peak_finding import Starts
 from cryoanm_lib.inference.refinement import RefinedPosterior, refine
-from cryoanm_lib.inference.so3_search import SO3Search
+from cryoanm_lib.inference.so3_search import SEARCH_RESOLUTION, SO3Search
 from cryoanm_lib.particles.particles import Particles
 from cryoanm_lib.program.prior import GIVEN_POSE
 from cryoanm_lib.program.program import Model
@@ -37,9 +40,47 @@ def answer(
     )
 
 
-def search_of(plan: Plan, model: Model) -> SO3Search | None:
-    """What looks for poses, if the plan says so."""
-    return SO3Search(model, bends=_bends(model), symmetry=plan.symmetry) if plan.pose == "search" else None
+@dataclass(frozen=True, eq=False)
+class Answering:
+    """What answers images: where it computes, and what looks for poses.
+
+    Attributes
+    ----------
+    model : Model
+        How images come about, on the CPU, where they are read and answers are judged and kept.
+    there : Model
+        The same on the device that computes posteriors.
+    resolution : int
+        K.
+    search : SO3Search, optional
+        Looks for poses there.
+    """
+
+    model: Model
+    there: Model
+    resolution: int
+    search: SO3Search | None
+
+    @classmethod
+    def of(cls, plan: Plan, model: Model, resolution: int, device: torch.device) -> "Answering":
+        """As a plan says."""
+        there = model if device.type == "cpu" else copy.deepcopy(model).to(device)
+        if plan.pose != "search":
+            return cls(model, there, resolution, None)
+        coarse = min(resolution, SEARCH_RESOLUTION)
+        search = SO3Search(there, coarse, bends=_bends(there), symmetry=plan.symmetry)
+        return cls(model, there, resolution, search)
+
+    def __call__(
+        self,
+        particles: Particles,
+        generator: torch.Generator,
+        good_share: float = GOOD_SHARE,
+    ) -> RefinedPosterior:
+        """Posteriors of images of the CPU, which are there too whatever computed them."""
+        images = particles.to(self.there.device)
+        found = answer(self.there, images, self.resolution, self.search, generator, good_share)
+        return found.beside(self.model, particles)
 
 
 def _starts(model: Model, pose: Float64[Tensor, "images 4"]) -> Float64[Tensor, "images starts width"]:
@@ -52,7 +93,7 @@ def _starts(model: Model, pose: Float64[Tensor, "images 4"]) -> Float64[Tensor, 
 
 def _bends(model: Model) -> Float64[Tensor, "bends modes"]:
     """None, and some to either side where the molecule bends too far for a climb."""
-    forward, like = model.forward_model, torch.zeros(1, dtype=torch.float64)
+    forward, like = model.forward_model, model.forward_model.reference.new_zeros(1).double()
     _, scale = model.prior.moments("amplitude", forward.n_modes, like)
     moved = scale * forward.modes.double().square().sum(-1).mean(-1).sqrt()
     wide = torch.diag(scale)[moved > _BASIN]

@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from tqdm import tqdm
 
-from cryoanm_lib.analysis.answering import answer, search_of
+from cryoanm_lib.analysis.answering import Answering
 from cryoanm_lib.analysis.answers import Answers
 from cryoanm_lib.analysis.folder import RunFolder, not_prepared, particles_of
 from cryoanm_lib.analysis.learn import learn
@@ -27,13 +27,20 @@ from cryoanm_lib.errors import CryoANMError, ParticleError
 from cryoanm_lib.inference.place_error import with_place_error
 from cryoanm_lib.io.locks import alone
 from cryoanm_lib.io.storage import load_json, save_json, save_tensors
+from cryoanm_lib.numerics.device import pick_device
 from cryoanm_lib.particles.particle_set import ParticleSet
 
 #: Images compared before a run.
 _CHECKED = 200
 
 
-def infer(plan: Plan, folder: str | Path, despite_check: bool = False, progress: bool = True) -> RunFolder:
+def infer(
+    plan: Plan,
+    folder: str | Path,
+    despite_check: bool = False,
+    progress: bool = True,
+    device: str = "cpu",
+) -> RunFolder:
     """Posteriors of all particles of a plan, in a folder; what is there already is not done again.
 
     Parameters
@@ -46,6 +53,9 @@ def infer(plan: Plan, folder: str | Path, despite_check: bool = False, progress:
         Go on where `check_particles` does not find the table consistent.
     progress : bool
         Show how far it is, and when it will end.
+    device : str
+        Where posteriors are computed: "cpu", "cuda", or "auto", a GPU where there is one. It is no part of
+        the plan, for answers are the same but for the rounding of sums in another order.
 
     Raises
     ------
@@ -54,13 +64,13 @@ def infer(plan: Plan, folder: str | Path, despite_check: bool = False, progress:
     ArtifactError
         If the folder belongs to another run, or cannot be written to.
     CryoANMError
-        As of `molecule_of` and `learn`.
+        As of `pick_device`, `molecule_of` and `learn`.
     """
-    run = RunFolder(Path(folder))
+    run, where = RunFolder(Path(folder)), pick_device(device)
     with alone(run.path, Path("run")):
-        particles, molecule = _prepared(run, plan, despite_check)
+        particles, molecule = _prepared(run, plan, despite_check, where)
         microscopes = [
-            _microscope(run, plan, number, rows, molecule)
+            _microscope(run, plan, number, rows, molecule, where)
             for number, rows in enumerate(same_microscope(particles))
         ]
         total = len(particles) + plan.twin + 2 * plan.nulls
@@ -78,19 +88,19 @@ def infer(plan: Plan, folder: str | Path, despite_check: bool = False, progress:
     return run
 
 
-def prepare(plan: Plan, folder: str | Path, despite_check: bool = False) -> RunFolder:
+def prepare(plan: Plan, folder: str | Path, despite_check: bool = False, device: str = "cpu") -> RunFolder:
     """The first part of `infer`: check the table, and learn from the images of each microscope.
 
     After it `infer_shards` makes any shard, anywhere, and `infer` what is still missing. Arguments and errors
     are those of `infer`.
     """
-    run = RunFolder(Path(folder))
+    run, where = RunFolder(Path(folder)), pick_device(device)
     with alone(run.path, Path("run")):
-        _prepared(run, plan, despite_check)
+        _prepared(run, plan, despite_check, where)
     return run
 
 
-def infer_shards(folder: str | Path, numbers: Iterable[int]) -> None:
+def infer_shards(folder: str | Path, numbers: Iterable[int], device: str = "cpu") -> None:
     """Some shards of a run that is prepared, beside others that make others; none that is there already.
 
     Parameters
@@ -99,6 +109,8 @@ def infer_shards(folder: str | Path, numbers: Iterable[int]) -> None:
         Of the run.
     numbers : iterable of int
         Of the shards, counted from 0.
+    device : str
+        As of `infer`.
 
     Raises
     ------
@@ -107,7 +119,7 @@ def infer_shards(folder: str | Path, numbers: Iterable[int]) -> None:
     CryoANMError
         If there is no such shard; or, when the others are there, naming those that failed.
     """
-    run = RunFolder(Path(folder))
+    run, where = RunFolder(Path(folder)), pick_device(device)
     plan, failed = run.plan(), {}
     with alone(run.path, Path("run"), shared=True):
         particles, molecule = _read(plan)
@@ -118,12 +130,12 @@ def infer_shards(folder: str | Path, numbers: Iterable[int]) -> None:
         if wrong := [number for number in asked if not 0 <= number < len(shards)]:
             raise CryoANMError(f"{run.path} has no shard {wrong[0]}: they are from 0 to {len(shards) - 1}")
         for microscope, some in itertools.groupby((shards[n] for n in asked), lambda s: s.microscope):
-            model = _microscope(run, plan, microscope, rows[microscope], molecule)
+            used = _microscope(run, plan, microscope, rows[microscope], molecule, where)
             for shard in some:
                 if run.shard(shard.number).exists():  # somebody else was asked for it too
                     continue
                 try:
-                    _infer_shard(run, plan, particles, model, shard)
+                    _infer_shard(run, plan, particles, used, shard)
                 except Exception as error:  # whatever it is, it costs this shard alone
                     failed[shard.number] = f"{type(error).__name__}: {error}"
     if failed:
@@ -138,7 +150,9 @@ def _read(plan: Plan) -> tuple[ParticleSet, Molecule]:
     return _to_be_searched(particles) if plan.pose == "search" else particles, molecule
 
 
-def _prepared(run: RunFolder, plan: Plan, despite_check: bool) -> tuple[ParticleSet, Molecule]:
+def _prepared(
+    run: RunFolder, plan: Plan, despite_check: bool, device: torch.device
+) -> tuple[ParticleSet, Molecule]:
     """Table and molecule of a run of which all is learned."""
     particles, molecule = _read(plan)
     run.begin(plan, particles)
@@ -147,7 +161,7 @@ def _prepared(run: RunFolder, plan: Plan, despite_check: bool) -> tuple[Particle
     for number, rows in enumerate(same_microscope(particles)):
         if run.learned(number) is None:
             generator = torch.Generator().manual_seed(plan.seed + number)
-            learned = learn(particles[rows], molecule, plan, generator)
+            learned = learn(particles[rows], molecule, plan, generator, device)
             run.save_learned(number, learned, molecule)
         molecule = run.moving(molecule)
     return particles, molecule
@@ -205,13 +219,18 @@ def _check(
 
 
 def _microscope(
-    run: RunFolder, plan: Plan, number: int, rows: Int64[Tensor, "particles"], molecule: Molecule
+    run: RunFolder,
+    plan: Plan,
+    number: int,
+    rows: Int64[Tensor, "particles"],
+    molecule: Molecule,
+    device: torch.device,
 ) -> Microscope:
     """Particles that were imaged alike, by what was learned of them."""
     if (learned := run.learned(number)) is None:
         raise not_prepared(run.path)
-    model = learned.model(molecule)
-    return Microscope(number, rows, learned, model, search_of(plan, model))
+    answering = Answering.of(plan, learned.model(molecule), learned.resolution, device)
+    return Microscope(number, rows, learned, answering)
 
 
 def _infer_shard(
@@ -231,7 +250,7 @@ def _infer_shard(
     names = dict(zip(read.bad, particles[torch.tensor(list(read.bad), dtype=torch.long)].names, strict=True))
     learned = microscope.learned
     images, shift = learned.prepared(particles[read.rows], read.pixels)
-    posterior = answer(microscope.model, images, learned.resolution, microscope.search, generator)
+    posterior = microscope.answering(images, generator)
     wider = with_place_error(posterior, learned.place.deviation)
     answers = Answers.of(posterior, wider, read.rows, shift, plan.draws, generator)
     bad = {names[row]: why for row, why in read.bad.items()}

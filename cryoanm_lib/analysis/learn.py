@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from cryoanm_lib.analysis.answering import answer, search_of
+from cryoanm_lib.analysis.answering import Answering
 from cryoanm_lib.analysis.learned import Learned
 from cryoanm_lib.analysis.molecule import Molecule
 from cryoanm_lib.analysis.plan import Plan
@@ -27,6 +27,8 @@ from cryoanm_lib.numerics.point_groups import point_group
 from cryoanm_lib.numerics.rotation import rotation_from_quaternion
 from cryoanm_lib.particles.particle_set import ParticleSet
 from cryoanm_lib.program.prior import GIVEN_POSE, OpticsPrior
+
+_CPU = torch.device("cpu")
 
 #: Steps of expectation and maximisation, after each of which posteriors are computed again.
 ROUNDS = 3
@@ -52,7 +54,13 @@ _NOTHING_SHARED = (
 
 
 @torch.no_grad()
-def learn(particles: ParticleSet, molecule: Molecule, plan: Plan, generator: torch.Generator) -> Learned:
+def learn(
+    particles: ParticleSet,
+    molecule: Molecule,
+    plan: Plan,
+    generator: torch.Generator,
+    device: torch.device = _CPU,
+) -> Learned:
     """What particles through the same optics say of themselves, from some of their images.
 
     The noise is what surrounds the molecule, and then what predictions leave; the scale is that of the
@@ -65,6 +73,8 @@ def learn(particles: ParticleSet, molecule: Molecule, plan: Plan, generator: tor
         Of one optics; what is on the images; and what is asked.
     generator : torch.Generator
         Chooses the images, and draws from posteriors.
+    device : torch.device
+        Where posteriors are computed.
 
     Raises
     ------
@@ -86,7 +96,7 @@ def learn(particles: ParticleSet, molecule: Molecule, plan: Plan, generator: tor
 
     def answered(learned: Learned) -> RefinedPosterior:
         model, (images, _) = learned.model(molecule), learned.prepared(these, pixels)
-        return answer(model, images, learned.resolution, search_of(plan, model), generator, 0.0)
+        return Answering.of(plan, model, learned.resolution, device)(images, generator, 0.0)
 
     for _ in range(ROUNDS):
         learned = _next(learned, answered(learned), molecule, plan, generator)

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from cryoanm_lib.analysis.answering import Answering
 from cryoanm_lib.analysis.learned import Learned
-from cryoanm_lib.inference.so3_search import SO3Search
 from cryoanm_lib.particles.particle_set import ParticleSet
 from cryoanm_lib.program.program import Model
 
@@ -20,8 +20,12 @@ class Microscope:
     number: int
     rows: Int64[Tensor, "particles"]
     learned: Learned
-    model: Model
-    search: SO3Search | None
+    answering: Answering
+
+    @property
+    def model(self) -> Model:
+        """How images come about."""
+        return self.answering.model
 
 
 def same_microscope(particles: ParticleSet) -> list[Int64[Tensor, "particles"]]:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from tqdm import tqdm
 
-from cryoanm_lib.analysis.answering import GOOD_SHARE, answer
+from cryoanm_lib.analysis.answering import GOOD_SHARE
 from cryoanm_lib.analysis.answers import Answers
 from cryoanm_lib.analysis.microscope import Microscope
 from cryoanm_lib.analysis.molecule import Molecule
@@ -93,9 +93,7 @@ class Trial:
 
     def answered(self, images: Particles, good_share: float = GOOD_SHARE) -> RefinedPosterior:
         """As the data are; or by Gaussians alone, with a share of 0, which tell what is explained."""
-        used = self.microscope
-        sizes = (used.learned.resolution, used.search, self.generator)
-        return answer(used.model, images, *sizes, good_share)
+        return self.microscope.answering(images, self.generator, good_share)
 
 
 def judged(trials: Sequence[Trial], answers: Answers, molecule: Molecule, bar: tqdm) -> dict:

@@ -109,9 +109,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--despite-check", action="store_true", help="go on where check finds a mistake")
     run.add_argument("--quiet", action="store_true", help="show no progress")
     run.add_argument("--prepare", action="store_true", help="check and learn, and leave the rest to shard")
+    _add_device(run)
     shard = command("shard", "some particles of a run that is prepared, beside those that others infer")
     shard.add_argument("run", type=Path, help="folder of the run")
     shard.add_argument("numbers", type=int, nargs="+", help="of the shards, from 0")
+    _add_device(shard)
     reference = command("reference", "where do all particles together have the reference structure?")
     reference.add_argument(
         "--directions", type=int, default=40, help="along so many further modes; default %(default)s"
@@ -130,6 +132,11 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--noise-free", action="store_true", help="leave the noise out")
     made.add_argument("--snr", type=float, help="signal-to-noise ratio, in place of the noise of the images")
     return parser
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    told = "that computes posteriors: cpu, cuda or auto; default %(default)s"
+    parser.add_argument("--device", default="cpu", help=told)
 
 
 def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
@@ -196,15 +203,15 @@ def _check(given: argparse.Namespace) -> None:
 
 def _infer(given: argparse.Namespace) -> None:
     if given.prepare:
-        left = prepare(_plan(given), given.out, given.despite_check).missing()
+        left = prepare(_plan(given), given.out, given.despite_check, given.device).missing()
         print(f"{len(left)} shards are to be inferred: cryoanm shard {given.out} NUMBER")
         return
-    infer(_plan(given), given.out, given.despite_check, progress=not given.quiet)
+    infer(_plan(given), given.out, given.despite_check, not given.quiet, given.device)
     print(f"done: cryoanm report {given.out}")
 
 
 def _shard(given: argparse.Namespace) -> None:
-    infer_shards(given.run, given.numbers)
+    infer_shards(given.run, given.numbers, given.device)
 
 
 def _reference(given: argparse.Namespace) -> None:

@@ -18,7 +18,6 @@ from cryoanm_lib.checks.residuals import FLIP_DEGREES, NEAR_DEGREES, pose_distan
 from cryoanm_lib.errors import ArtifactError
 from cryoanm_lib.experiments.checkpoint import flatten_snapshots, read_snapshots, resume, save_checkpoint
 from cryoanm_lib.experiments.datasets import draw_test_images, training_images
-from cryoanm_lib.experiments.device import deterministic, pick_device
 from cryoanm_lib.experiments.profile import Profile, load_profile
 from cryoanm_lib.experiments.run import Run
 from cryoanm_lib.experiments.weights import load_weights, weights_path, write_weights
@@ -29,6 +28,7 @@ from cryoanm_lib.inference.training import Trainer
 from cryoanm_lib.io.locks import alone
 from cryoanm_lib.io.provenance import beginning, circumstances, provenance
 from cryoanm_lib.io.storage import load_json, load_tensors, save_json, save_tensors, sweep, unusable
+from cryoanm_lib.numerics.device import deterministic, pick_device
 from cryoanm_lib.particles.particles import Particles, Simulated
 from cryoanm_lib.particles.source import FixedSet
 from cryoanm_lib.program.program import Guide, Model

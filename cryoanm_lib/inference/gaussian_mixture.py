@@ -35,6 +35,11 @@ class GaussianMixture:
     def __getitem__(self, which: Tensor) -> "GaussianMixture":
         return GaussianMixture(self.unknowns, self.log_weight[which], self.centre[which], self.scale[which])
 
+    def to(self, device: torch.device | str) -> "GaussianMixture":
+        """The same on another device."""
+        parts = (self.log_weight, self.centre, self.scale)
+        return GaussianMixture(self.unknowns, *(part.to(device) for part in parts))
+
     def with_images(self, which: Tensor, others: "GaussianMixture") -> "GaussianMixture":
         """The same, the mixtures of some images replaced; all get as many components as the largest has."""
         most = max(self.log_weight.shape[1], others.log_weight.shape[1])

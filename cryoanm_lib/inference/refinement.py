@@ -82,6 +82,14 @@ class RefinedPosterior:
             *(part[which] for part in parts),
         )
 
+    def beside(self, model: Model, particles: Particles) -> "RefinedPosterior":
+        """The same where the same model and images are: on another device, as a rule."""
+        parts = (self.log_evidence, self.ess_fraction, self.weighed, self.surprise)
+        return RefinedPosterior(
+            *(model, particles, self.resolution, self.mixture.to(model.device)),
+            *(part.to(model.device) for part in parts),
+        )
+
     def with_images(self, which: Tensor, others: "RefinedPosterior") -> "RefinedPosterior":
         """The same, some images' posteriors replaced."""
         changed: dict[str, Any] = {"mixture": self.mixture.with_images(which, others.mixture)}

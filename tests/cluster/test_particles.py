@@ -131,3 +131,13 @@ def test_a_setting_of_0_is_asked_for_and_marks_of_what_is_gone_are_forgotten(
     planned = subprocess.run(command, **told).stdout
     assert "shard " + str(out) + " 0" in planned
     assert "shard " + str(out) + " 1" not in planned
+
+
+def test_jobs_of_a_gpu_ask_for_one(tmp_path: Path, out: Path) -> None:
+    """Each is told to compute there; without it none asks."""
+    settings = settings_of(tmp_path, particles=20, shard=10)
+    told = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True, "timeout": 300}
+    for device, gpus in (("cpu", 0), ("cuda", 1)):
+        configuration = {**settings, "out": str(out), "device": device}
+        planned = subprocess.run(snakemake(tmp_path, configuration, "-n", "-p"), **told).stdout
+        assert f"--device {device}" in planned and f"gpu={gpus}" in planned

@@ -9,7 +9,6 @@ import torch
 from cryoanm_lib.__main__ import main
 from cryoanm_lib.errors import ArtifactError, ConfigurationError, StructureError
 from cryoanm_lib.experiments import fit as module
-from cryoanm_lib.experiments.device import pick_device
 from cryoanm_lib.experiments.fit import (
     find_results,
     fit,
@@ -21,6 +20,7 @@ from cryoanm_lib.experiments.metrics import check_metrics
 from cryoanm_lib.experiments.profile import load_profile
 from cryoanm_lib.inference.amortised import draw_from
 from cryoanm_lib.io.storage import load_tensors, save_tensors, sweep
+from cryoanm_lib.numerics.device import pick_device
 
 TINY = """
 test_images: 20

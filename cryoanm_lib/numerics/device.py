@@ -8,9 +8,20 @@ import torch
 
 from cryoanm_lib.errors import ConfigurationError
 
+#: What can be asked for.
+DEVICES = ("auto", "cpu", "cuda")
+
 
 def pick_device(device: str) -> torch.device:
-    """The device to train on; "auto" is CUDA where there is one."""
+    """The device to compute on; "auto" is CUDA where there is one.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is none of `DEVICES`, or not there.
+    """
+    if device not in DEVICES:
+        raise ConfigurationError(f"device = {device!r} is not usable: choose one of {', '.join(DEVICES)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError("device = 'cuda', but torch finds no CUDA device: choose 'auto' or 'cpu'")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
