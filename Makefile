@@ -38,7 +38,7 @@ BENCH_READY := .venv/.ready-bench
 CLUSTER_READY := .venv/.ready-cluster
 
 PARALLEL  := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
-NOTEBOOKS := OMP_NUM_THREADS=2 pytest -p no:cacheprovider --nbval-lax --nbval-current-env notebooks
+NOTEBOOKS := pytest -p no:cacheprovider --nbval-lax --nbval-current-env
 WHOLE     := -m "not slow and not launch and not cluster"
 
 .PHONY: help book pdf address test test-all test-types check-types test-slow test-book test-launch test-cluster bench lint format lock clean distclean
@@ -60,11 +60,12 @@ address: $(BOOK_READY) ## Write where this repository is on GitHub, ADDRESS or t
 
 test: lint ## Run ruff, a quick test of each part and one notebook: five minutes
 	$(PARALLEL)
-	$(NOTEBOOKS)/02_projection.ipynb
+	OMP_NUM_THREADS=2 $(NOTEBOOKS) notebooks/02_projection.ipynb
 
-test-all: lint check-types ## Run the whole test suite, each call checked too, and every notebook: what CI runs
-	$(PARALLEL) $(WHOLE)
-	$(NOTEBOOKS)
+test-all: lint check-types ## Run the whole test suite, each call of the library checked, and every notebook: what CI runs
+	$(PARALLEL) $(WHOLE) --ignore=tests/library
+	$(PARALLEL) -m "mistyped and not slow" tests/library
+	OMP_NUM_THREADS=1 $(NOTEBOOKS) -n 2 --dist loadscope notebooks
 	$(MAKE) test-types test-launch
 
 test-types: $(TEST_READY) ## Run the library's tests, each call checked against its annotations
@@ -77,7 +78,7 @@ test-slow: $(TEST_READY) ## Run the long tests, which count what they try for th
 	OMP_NUM_THREADS=2 pytest -m slow --keep-counts
 
 test-book: $(TEST_READY) ## Run the tests that look at a built book
-	pytest $(WHOLE) tests/book
+	pytest -n 2 --dist worksteal $(WHOLE) tests/book
 
 test-launch: $(TEST_READY) ## Open notebooks alone in a fresh environment, as Colab does
 	pytest -m launch tests/launch
