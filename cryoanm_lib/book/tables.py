@@ -7,12 +7,15 @@ import torch
 
 from cryoanm_lib.checks.calibration import LEVELS, coverage, credible_level
 from cryoanm_lib.checks.residuals import FLIP_DEGREES, residuals
+from cryoanm_lib.experiments.assess import Assessment
 from cryoanm_lib.experiments.fit import Fit
 from cryoanm_lib.experiments.profile import Profile
 from cryoanm_lib.experiments.reference import Reference
 from cryoanm_lib.imaging.latents import LATENTS, Latent, Values
 from cryoanm_lib.inference.fisher import information_limit
-from cryoanm_lib.inference.refinement import RefinedPosterior
+from cryoanm_lib.inference.gaussian_population import gaussian_population
+from cryoanm_lib.inference.likelihoods import Likelihoods
+from cryoanm_lib.inference.refinement import SUSPICIOUS, RefinedPosterior
 from cryoanm_lib.particles.particles import Simulated
 from cryoanm_lib.program.program import Model
 
@@ -190,6 +193,31 @@ def space_table(assessments: Iterable[Mapping]) -> str:
         rows.append([f"inside {level} %", *(f"{100 * m[f'coverage_{level}']:.1f} %" for m in ordered)])
     rows.append(["images/s", *(two_digits(metrics["images_per_second"]) for metrics in ordered)])
     return markdown_table(["SNR", *(two_digits(metrics["snr"]) for metrics in ordered)], rows)
+
+
+def population_table(assessments: Iterable[Assessment]) -> str:
+    """How the first amplitude is distributed, by what the explained images of each assessment say together.
+
+    How many Gaussians they ask for and how wide these are in all, beside the amplitudes that made the images,
+    and the means of their posteriors, which the prior draws together.
+    """
+    heading = ["images", "SNR", "explained", "Gaussians", "width", "of the true", "of the means"]
+    rows = []
+    for assessment in assessments:
+        refined, model = assessment.tested["refined"], assessment.of.run.model()
+        explained = refined["surprise"] >= SUSPICIOUS
+        mean = refined["mean.amplitude"][explained, :1].double()
+        column = model.unknowns.columns.index("amplitude")
+        variance = refined["deviation"][explained, column].double().square()[:, None, None]
+        width = mean.new_tensor(model.prior.amplitude_scales(model.forward_model.n_modes)[:1])
+        population = gaussian_population(Likelihoods.of_posteriors(mean, variance, width))
+        middle = population.weight @ population.mean[:, 0]
+        spread = population.covariance[:, 0, 0] + (population.mean[:, 0] - middle).square()
+        true = assessment.truth["amplitude"][: len(explained)][explained, 0]
+        widths = ((population.weight @ spread).sqrt(), true.std(), mean.std())
+        row = [assessment.metrics["title"], two_digits(assessment.metrics["snr"]), len(mean)]
+        rows.append([*row, len(population.weight), *(f"{each:.2f} Å" for each in widths)])
+    return markdown_table(heading, rows)
 
 
 def coverage_table(fits: Iterable[Fit]) -> str:

@@ -1,6 +1,7 @@
 """Tables and figures of finished fits, and the reference made of them, from one small profile."""
 
 import json
+import types
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,14 @@ from cryoanm_lib.book.tables import (
     headline_table,
     markdown_table,
     older_runs,
+    population_table,
     reach_table,
     stage_table,
     tasks_of,
     two_digits,
 )
 from cryoanm_lib.errors import ArtifactError
+from cryoanm_lib.experiments.assess import Assessment
 from cryoanm_lib.experiments.datasets import draw_test_images
 from cryoanm_lib.experiments.fit import Fit, fit_or_load, load_fit
 from cryoanm_lib.experiments.metrics import gather_metrics
@@ -208,6 +211,41 @@ def test_a_guide_s_coverage_stands_in_a_table(folder) -> None:
     *_, first, second = coverage_table(fits).splitlines()
     assert f"| {100 * fits[0].metrics['coverage_80']:.1f} |" in first
     assert fits[1].metrics["title"] in second and ("ELBO" in second or "forward KL" in second)
+
+
+@pytest.mark.mistyped  # a namespace stands for the configuration
+def test_a_population_is_as_wide_as_what_made_the_images(folder) -> None:
+    """Under a prior of 3 Å and with an error of 4 Å means scatter by 1.8 Å, and the population by 3 Å.
+
+    The width of 4000 amplitudes so seen is within 0.4 Å of that but once in 10⁴ times. An image that is not
+    explained says nothing, though it says it loudly.
+    """
+    settings = load_profile(folder / "tiny.yaml")
+    generator = torch.Generator().manual_seed(5)
+    true, noise = torch.randn(2, 4000, generator=generator).double()
+    shrunk, columns = 9 / (9 + 16), settings.run("all").model().unknowns.columns
+    mean = shrunk * (3 * true + 4 * noise)
+    mean[0] = 1e3
+    surprise = torch.ones(4000)
+    surprise[0] = 0.0
+    refined = {
+        "surprise": surprise,
+        "mean.amplitude": mean[:, None].float(),
+        "deviation": torch.full((4000, len(columns)), 4 * shrunk**0.5),
+    }
+    run = types.SimpleNamespace(run=settings.run("all"))
+    made = Assessment(
+        run,  # pyright: ignore[reportArgumentType] all that is asked of it
+        {"title": "far", "snr": 0.1},
+        {"amplitude": 3 * true[:, None].float()},
+        {},
+        {"refined": refined},
+    )
+    row = population_table([made]).splitlines()[-1]
+    _, title, snr, count, gaussians, *widths, _ = (cell.strip() for cell in row.split("|"))
+    assert (title, snr, count, gaussians) == ("far", "0.10", "3999", "1")
+    population, own, means = (float(width.removesuffix(" Å")) for width in widths)
+    assert abs(population - 3) < 0.4 and abs(own - 3) < 0.15 and abs(means - 1.8) < 0.1
 
 
 def test_a_reference_run_is_of_the_books_protein(folder) -> None:
