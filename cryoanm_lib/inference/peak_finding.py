@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cryoanm_lib.checks.predictive import explained_p_value
 from cryoanm_lib.imaging.unknowns import Unknowns
 from cryoanm_lib.numerics.batching import in_parts, many
 from cryoanm_lib.numerics.fourier import crop_coefficients
@@ -24,6 +25,9 @@ MARCH = (16, 24, 32)
 # A climb ends where Newton's step would gain less than this many nats; on the march, that many.
 _GAIN, _NEARLY = 1e-3, 0.1
 _STEPS = 25
+
+# K at which bends are reversed: below, a right one is no higher than what a tilt makes up for.
+_REVERSED = 24
 
 #: A peak lower than the best one of its image by this many nats is given up.
 HOPELESS = 40.0
@@ -219,6 +223,36 @@ def march(
         best = segment_max(found, at.image, n_images)
         at = at.joined(starts[before > best[starts.image]])
     return distinct(finder.find(at), unknowns, n_images, group)
+
+
+@torch.no_grad()
+def with_reversed_bends(
+    model: Model,
+    particles: Particles,
+    peaks: Peaks,
+    resolution: int,
+    group: Float[Tensor, "turns 4"] | None = None,
+) -> Peaks:
+    """Peaks, and those reached from the highest of each image with its bends reversed, α to -α.
+
+    A tilt moves atoms along the image by their depth, and so does many a bend. A climb in both can end at a
+    bend that is far off, at a pose some degrees off that makes up for most of it; seen from there the right
+    bend is on the other side. Images are passed over of which less is left than noise leaves in half of all
+    cases, or whose bends or poses in space are not asked for.
+    """
+    if model.prior.pose != "space" or not {"pose", "amplitude"} <= set(model.inferred):
+        return peaks
+    unknowns, highest = model.unknowns, peaks[peaks.first(len(particles))]
+    values = unknowns.values(highest.points.to(model.forward_model.reference))
+    doubtful = explained_p_value(model, particles, values, resolution) < 0.5
+    if not doubtful.any():
+        return peaks
+    values["amplitude"] = -values["amplitude"]
+    starts = Starts(highest.image, unknowns.points(values).double())
+    # most end at the highest one beside them, or hopeless, before the last resolution
+    both = starts[doubtful].joined(Starts(highest.image, highest.points)[doubtful])
+    found = march(model, particles, both, resolution, _REVERSED, group)
+    return distinct(peaks.joined(found), unknowns, len(particles), group)
 
 
 def distinct(

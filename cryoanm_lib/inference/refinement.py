@@ -13,7 +13,7 @@ from cryoanm_lib.imaging.latents import Values
 from cryoanm_lib.imaging.unknowns import Unknowns
 from cryoanm_lib.inference.amortised import propose
 from cryoanm_lib.inference.gaussian_mixture import GaussianMixture
-from cryoanm_lib.inference.peak_finding import Peaks, Search, Starts, distinct, march
+from cryoanm_lib.inference.peak_finding import Peaks, Search, Starts, distinct, march, with_reversed_bends
 from cryoanm_lib.numerics.per_image_rng import PerImageRNG
 from cryoanm_lib.particles.particles import Particles, require_images
 from cryoanm_lib.program.log_joint import log_joint
@@ -179,10 +179,11 @@ def refine(
     """The posterior of each image, from where somebody thinks that its peaks are.
 
     Every start is climbed at rising resolution. If there is a wide search, what it sees beside the peaks that
-    were found is climbed too. Each peak becomes a Gaussian with the curvature at its top, weighed by its
-    evidence. Then draws check the shape: where they are worth less than `good_share` of their number, the
-    mixture is moved to the moments of its weighted draws, round by round, until these are worth
-    `ENOUGH_SHARE` or no more than the round before, and what is drawn from it afterwards is picked by weight.
+    were found is climbed too; then the highest of each image once more with its bends reversed. Each peak
+    becomes a Gaussian with the curvature at its top, weighed by its evidence. Then draws check the shape:
+    where they are worth less than `good_share` of their number, the mixture is moved to the moments of its
+    weighted draws, round by round, until these are worth `ENOUGH_SHARE` or no more than the round before, and
+    what is drawn from it afterwards is picked by weight.
 
     Parameters
     ----------
@@ -218,6 +219,7 @@ def refine(
     if search is not None and len(missed := search.starts(particles, peaks)):
         more = march(model, particles, missed, resolution, search.resolution, group)
         peaks = distinct(peaks.joined(more), unknowns, len(particles), group)
+    peaks = with_reversed_bends(model, particles, peaks, resolution, group)
     mixture = _mixture_of(peaks, unknowns, len(particles))
     highest = unknowns.values(mixture.centre[:, 0].to(model.forward_model.reference))
     surprise = explained_p_value(model, particles, highest, resolution)

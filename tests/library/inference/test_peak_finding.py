@@ -4,11 +4,22 @@ import pyro
 import pytest
 import torch
 
+from cryoanm_lib.checks.predictive import explained_p_value
+from cryoanm_lib.experiments.profile import load_profile
 from cryoanm_lib.imaging.latents import POSE
+from cryoanm_lib.imaging.noise import WhiteNoise
 from cryoanm_lib.imaging.unknowns import Unknowns
-from cryoanm_lib.inference.peak_finding import PeakFinder, Peaks, Starts, distinct, march
+from cryoanm_lib.inference.peak_finding import (
+    PeakFinder,
+    Peaks,
+    Starts,
+    distinct,
+    march,
+    with_reversed_bends,
+)
 from cryoanm_lib.program.log_joint import log_joint
 from cryoanm_lib.program.prior import Prior
+from cryoanm_lib.program.program import Model
 
 ALL = ("pose", "amplitude", "defocus")
 
@@ -78,3 +89,23 @@ def test_a_march_does_not_lose_a_good_start(tiny_model) -> None:
     best = best.scatter_reduce(0, marched.image, marched.log_joint, reduce="amax")
     start = PeakFinder(model, particles, 32).height(Starts(image, truth))
     assert (best >= start - 1e-3).all()
+
+
+def test_bends_that_a_tilt_makes_up_for_are_found() -> None:
+    """Climbs from twice the bend on the wrong side: a few stay there, and none when bends are reversed."""
+    forward = load_profile("laptop").run("so3_any_noise").forward_model()
+    prior = Prior(pose="space", shift_scale=2.0, amplitude_scale=3.0)
+    model = Model(forward, prior, WhiteNoise(0.05, forward.box_size))
+    pyro.set_rng_seed(0)
+    particles, points = model.simulate(100, forward.box_size), model.unknowns.points
+    finder, wrong = PeakFinder(model, particles, 32), dict(particles.truth)
+    wrong["amplitude"] = -2 * wrong["amplitude"]
+    right, climbed = (finder.find(Starts.of_each(points(v)[:, None])) for v in (particles.truth, wrong))
+    assert (climbed.log_joint < right.log_joint - 5).any()
+    found = with_reversed_bends(model, particles, climbed, 32)
+    assert (found.log_joint[found.first(100)] > right.log_joint - 5).all()
+    # of an image that leaves less than noise does there is nothing to doubt
+    well = explained_p_value(model, particles, particles.truth, 32).argmax()[None]
+    alone, start = particles[well], Starts(torch.zeros(1, dtype=torch.long), right.points[well])
+    peak = PeakFinder(model, alone, 32).find(start)
+    assert with_reversed_bends(model, alone, peak, 32) is peak
