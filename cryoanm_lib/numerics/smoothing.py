@@ -6,9 +6,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
 
 def smoothed(
@@ -36,6 +33,11 @@ def smoothed(
     >>> f"{mean.item():.2f}", bool(deviation < 0.005)
     ('0.25', True)
     """
+    # its import takes a third of the start of a job, and most jobs smooth nothing
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel
+
     middle = np.average(values, weights=errors**-2.0)
     kernel = ConstantKernel(1.0) * RBF(math.sqrt(lengths[0] * lengths[1]), length_scale_bounds=lengths)
     noise: Any = errors**2  # a number or one for each: its annotation knows only the first
