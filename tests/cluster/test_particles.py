@@ -1,6 +1,7 @@
 """Shards as jobs of Snakemake: those of one machine, whatever fails or is killed on the way."""
 
 import contextlib
+import functools
 import os
 import random
 import shlex
@@ -79,10 +80,15 @@ def test_two_hundred_shards_survive_random_kills(
     configuration = {**settings, "out": str(out), "shards_per_job": 10}
     chosen = ("--cores", "2", "--keep-going", "--rerun-incomplete", "--nolock", "--retries", "3")
     command, source, kills = snakemake(tmp_path, configuration, *chosen), random.Random(11), 0
+    # what a shell begins in the background is deaf to Ctrl-C, and so would be all that it begins
+    told = {
+        "env": environment(),
+        "preexec_fn": functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    }
     seen: set[Path] = set()
     for _ in range(2 * KILLS):
         with (tmp_path / "log").open("a") as log:
-            running = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=log, stderr=log)
+            running = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, **told)
         try:
             while running.poll() is None and kills < KILLS:
                 before = len(list(out.glob("shards/0*")))
