@@ -1,6 +1,6 @@
 """Posteriors of many particles as they are kept: a file a shard, and all of them side by side."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from cryoanm_lib.errors import ArtifactError
 from cryoanm_lib.imaging.latents import LATENTS
 from cryoanm_lib.inference.likelihoods import Likelihoods
 from cryoanm_lib.inference.refinement import SUSPICIOUS, RefinedPosterior
-from cryoanm_lib.io.storage import flat, grouped, load_tensors, save_tensors
+from cryoanm_lib.io.storage import flat, grouped, load_tensors, read_shape, save_tensors
 
 #: What there is of each image beside its latents.
 _OF_EACH = (
@@ -130,12 +130,26 @@ class Answers:
         """Where the molecule leaves no more of an image than noise would."""
         return self.p_value >= SUSPICIOUS
 
+    def __getitem__(self, which: Tensor) -> "Answers":
+        """Those of some particles."""
+        return self._of({name: value[which] for name, value in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that there is, by name."""
+        each = {name: getattr(self, name) for name in _OF_EACH}
+        return {**each, **flat({"mean": self.mean, "own": self.own, "draws": self.draws})}
+
+    @classmethod
+    def _of(cls, tensors: Mapping[str, Tensor]) -> "Answers":
+        groups = grouped({name: value for name, value in tensors.items() if "." in name})
+        # a file has its tensors in the order of their names, and columns are in that of the latents
+        mean = {name: groups["mean"][name] for name in LATENTS if name in groups["mean"]}
+        each: dict[str, Any] = {name: tensors[name] for name in _OF_EACH}
+        return cls(**each, mean=mean, own=groups["own"], draws=groups["draws"])
+
     def save(self, path: Path, **told: str) -> None:
         """Write a shard."""
-        each = {name: getattr(self, name) for name in _OF_EACH}
-        save_tensors(
-            path, {**each, **flat({"mean": self.mean, "own": self.own, "draws": self.draws})}, **told
-        )
+        save_tensors(path, self.tensors(), **told)
 
     @classmethod
     def each(cls, paths: Iterable[Path], draws: bool = False) -> Iterator["Answers"]:
@@ -155,12 +169,8 @@ class Answers:
                     f"{path} is of another version and lacks {', '.join(lacking)}: infer into another folder "
                     "(--out)"
                 )
-            groups = grouped({name: value for name, value in tensors.items() if "." in name})
-            # a file has its tensors in the order of their names, and columns are in that of the latents
-            mean = {name: groups["mean"][name] for name in LATENTS if name in groups["mean"]}
-            drawn = groups.get("draws", {}) if draws else {}
-            each: dict[str, Any] = {name: tensors[name] for name in _OF_EACH}
-            yield cls(**each, mean=mean, own=groups["own"], draws=drawn)
+            kept = {name: v for name, v in tensors.items() if draws or not name.startswith("draws.")}
+            yield cls._of(kept)
 
     @classmethod
     def load(cls, paths: Iterable[Path], draws: bool = False) -> "Answers":
@@ -171,18 +181,19 @@ class Answers:
         ArtifactError
             As of `each`; or if there is no answer in them.
         """
-        parts = list(cls.each(paths, draws))
-        if not parts:
+        paths = list(paths)
+        count, start = sum(read_shape(path, "row")[0] for path in paths), 0
+        whole: dict[str, Tensor] = {}
+        for part in cls.each(paths, draws):  # held once, and not in parts beside the whole
+            tensors, stop = part.tensors(), start + len(part)
+            for name, value in tensors.items():
+                if name not in whole:
+                    whole[name] = value.new_empty(count, *value.shape[1:])
+                whole[name][start:stop] = value
+            start = stop
+        if not whole:
             raise ArtifactError("no image of the run was usable: see the reasons in its shards")
-        order = torch.cat([part.row for part in parts]).argsort()
-        each: dict[str, Any] = {
-            name: torch.cat([getattr(part, name) for part in parts])[order] for name in _OF_EACH
-        }
-        groups: dict[str, Any] = {
-            group: {
-                name: torch.cat([getattr(part, group)[name] for part in parts])[order]
-                for name in getattr(parts[0], group)
-            }
-            for group in ("mean", "own", "draws")
-        }
-        return cls(**each, **groups)
+        order = whole["row"].argsort()
+        for name in whole:
+            whole[name] = whole[name][order]
+        return cls._of(whole)

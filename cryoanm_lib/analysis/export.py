@@ -4,15 +4,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from cryoanm_lib.analysis.answers import Answers
 from cryoanm_lib.analysis.folder import RunFolder, particles_of
 from cryoanm_lib.analysis.molecule import molecule_of
 from cryoanm_lib.analysis.run_population import RunPopulation
-from cryoanm_lib.errors import CryoANMError
-from cryoanm_lib.io.storage import save_tensors, write_atomically
+from cryoanm_lib.errors import ArtifactError, CryoANMError
+from cryoanm_lib.io.storage import read_tensor, save_made, write_atomically
 from cryoanm_lib.molecule.atoms import Atoms
 from cryoanm_lib.molecule.movie import fits_pdb, write_models
 from cryoanm_lib.particles.cryosparc import CryosparcParticles, vectors_of_quaternions, write_cs
@@ -25,7 +25,9 @@ _FRAMES, _BEYOND = 21, 0.05
 _NUMBERED = ("amplitude", "astigmatism")
 
 
-def export(folder: str | Path, subsets: int = 5, direction: int = 1) -> list[Path]:
+def export(
+    folder: str | Path, subsets: int = 5, direction: int = 1, particles: str | Path | None = None
+) -> list[Path]:
     """Write what a run found, for RELION, cryoSPARC, viewers and scripts, into its folder `export/`.
 
     `posterior.star` has all tables and columns of the input and ours, `_cryoanm…`, of each particle that was
@@ -44,6 +46,9 @@ def export(folder: str | Path, subsets: int = 5, direction: int = 1) -> list[Pat
         How many; 0 for none.
     direction : int
         Along which particles are divided, counted from 1.
+    particles : str or Path, optional
+        Another table of images of the run, such as some of them or in another order; default the run's.
+        Each image has its own answer, found by its name, or by cryoSPARC's `uid`.
 
     Returns
     -------
@@ -53,49 +58,116 @@ def export(folder: str | Path, subsets: int = 5, direction: int = 1) -> list[Pat
     Raises
     ------
     ArtifactError
-        If there is no answer yet, or a file cannot be written.
+        If there is no answer yet, a file cannot be written, or an image of the table is none of the run's.
     CryoANMError
         If there is no such direction, or there are more subsets than particles.
     """
     run = RunFolder(Path(folder))
-    plan, answers = run.plan(), run.answers(draws=True)
-    out, particles, molecule = run.path / "export", particles_of(plan), run.moving(molecule_of(plan))
-    if not 1 <= direction <= plan.modes or not 0 <= subsets <= len(answers):
+    plan = run.plan(by_row=False)
+    if particles is not None:
+        plan = plan.model_copy(update={"particles": str(particles)})
+    table, molecule, out = particles_of(plan), run.moving(molecule_of(plan)), run.path / "export"
+    population = RunPopulation.load(run.population) if run.population.exists() else None
+    places = run.places_in(table)
+    columns, amplitude, answered = _gathered(run, table, places, population)
+    if not 1 <= direction <= plan.modes or not 0 <= subsets <= len(answered):
         raise CryoANMError(
             f"direction = {direction} and subsets = {subsets} are not usable: there are {plan.modes} "
-            f"directions and {len(answers)} particles"
+            f"directions and {len(answered)} particles"
         )
-    population = RunPopulation.load(run.population) if run.population.exists() else None
-    columns: dict[str, Float64[Tensor, "images ..."]]
-    if isinstance(particles, CryosparcParticles):
-        suffix, columns = ".cs", fields_of(answers, particles.shift_pixel[answers.row], population)
-    else:
-        suffix, columns = ".star", columns_of(answers, _odd(particles)[answers.row], population)
+    suffix = ".cs" if isinstance(table, CryosparcParticles) else ".star"
     written = [out / f"posterior{suffix}"]
-    _write(particles, answers, columns, torch.arange(len(answers)), written[0])
-    order = answers.mean["amplitude"][:, direction - 1].argsort()
+    _write(table, columns, answered, written[0])
+    order = answered[amplitude[answered, direction - 1].argsort()]
     for number, some in enumerate(order.tensor_split(subsets) if subsets else ()):
         written.append(out / f"subset_{direction}_{number + 1}of{subsets}{suffix}")
-        _write(particles, answers, columns, some.sort().values, written[-1])
+        _write(table, columns, some.sort().values, written[-1])
     written.append(out / "draws.safetensors")
-    save_tensors(written[-1], {"row": answers.row, **answers.draws})
+    _write_draws(run, places, answered, written[-1])
     if population is not None:
         written += _write_densities(population, out)
-    if isinstance(molecule.source, Atoms):
-        for number, along in enumerate(molecule.of_atoms):
-            ends = (
-                answers.mean["amplitude"][:, number]
-                .double()
-                .quantile(torch.tensor([_BEYOND, 1 - _BEYOND], dtype=torch.float64))
-            )
-            steps = ends[0] + (ends[1] - ends[0]) * torch.linspace(0, 1, _FRAMES, dtype=torch.float64)
-            # where the model's file has it, so that it lies on whatever that lay on
-            place = torch.tensor(plan.origin or molecule.source.centroid, dtype=torch.float64)
-            frames = place + molecule.source.coordinates + steps[:, None, None] * along
-            kinds = (".cif", ".pdb") if fits_pdb(molecule.source) else (".cif",)
-            for kind in kinds:
-                written.append(out / f"direction_{number + 1}{kind}")
-                write_models(molecule.source, frames, written[-1])
+    if isinstance(source := molecule.source, Atoms):
+        # where the model's file has it, so that it lies on whatever that lay on
+        middle = torch.tensor(plan.origin or source.centroid, dtype=torch.float64)
+        written += _write_movies(source, middle, molecule.of_atoms, amplitude[answered], out)
+    return written
+
+
+def _gathered(
+    run: RunFolder, table: ParticleSet, places: Int64[Tensor, "rows"], population: RunPopulation | None
+) -> tuple[
+    dict[str, Float64[Tensor, "particles ..."]], Float[Tensor, "particles modes"], Int64[Tensor, "images"]
+]:
+    """What we say of each particle, its mean amplitudes, and which are answered; of others there is anything.
+
+    Shards are read one after the other, so that no more than these columns is held.
+    """
+    columns: dict[str, Float64[Tensor, "particles ..."]] = {}
+    answered, odd = torch.zeros(len(table), dtype=torch.bool), _odd(table)
+    for shard in Answers.each(run.shards()):
+        at = places[shard.row]
+        some, at = shard[at >= 0], at[at >= 0]
+        if not len(at):
+            continue
+        here: dict[str, Tensor] = {"": some.mean["amplitude"]}
+        if isinstance(table, CryosparcParticles):
+            here |= fields_of(some, table.shift_pixel[at], population)
+        else:
+            here |= columns_of(some, odd[at], population)
+        for name, values in here.items():
+            if name not in columns:
+                columns[name] = values.new_empty(len(table), *values.shape[1:])
+            columns[name][at] = values
+        answered[at] = True
+    if not answered.any():
+        raise ArtifactError(
+            f"{run.path} holds no answers yet for {str(table.source)!r}: run cryoanm infer to its end"
+        )
+    amplitude = columns.pop("")
+    return columns, amplitude, torch.nonzero(answered)[:, 0]
+
+
+def _write_draws(
+    run: RunFolder, places: Int64[Tensor, "rows"], answered: Int64[Tensor, "images"], path: Path
+) -> None:
+    """Of one latent after the other, since those of all together may not fit into the memory."""
+    into = torch.full((int(answered[-1]) + 2,), -1)  # the last is where -1 leads
+    into[answered] = torch.arange(len(answered))
+    into = into[places.clamp(max=len(into) - 1)]
+
+    def make(name: str) -> Tensor:
+        if name == "row":
+            return answered
+        found = like[name].new_empty(like[name].shape, device="cpu")
+        for shard in run.shards():
+            if len(row := read_tensor(shard, "row")):
+                found[into[row][into[row] >= 0]] = read_tensor(shard, f"draws.{name}")[into[row] >= 0]
+        return found
+
+    first = next(Answers.each(run.shards(), draws=True)).draws
+    like = {
+        name: value.new_empty(len(answered), *value.shape[1:], device="meta") for name, value in first.items()
+    }
+    like["row"] = answered
+    save_made(path, like, make)
+
+
+def _write_movies(
+    source: Atoms,
+    middle: Float64[Tensor, "3"],
+    directions: Float64[Tensor, "modes atoms 3"],
+    amplitude: Float[Tensor, "images modes"],
+    out: Path,
+) -> list[Path]:
+    """The molecule along each direction, between the ends of what particles have."""
+    written, shares = [], torch.tensor([_BEYOND, 1 - _BEYOND], dtype=torch.float64)
+    for number, along in enumerate(directions):
+        ends = amplitude[:, number].double().quantile(shares)
+        steps = ends[0] + (ends[1] - ends[0]) * torch.linspace(0, 1, _FRAMES, dtype=torch.float64)
+        frames = middle + source.coordinates + steps[:, None, None] * along
+        for kind in (".cif", ".pdb") if fits_pdb(source) else (".cif",):
+            written.append(out / f"direction_{number + 1}{kind}")
+            write_models(source, frames, written[-1])
     return written
 
 
@@ -204,14 +276,13 @@ def _label(name: str, number: int) -> str:
 
 
 def _write(
-    particles: ParticleSet,
-    answers: Answers,
-    columns: Mapping[str, Float64[Tensor, "images ..."]],
-    which: Int64[Tensor, "some"],
+    table: ParticleSet,
+    columns: Mapping[str, Float64[Tensor, "particles ..."]],
+    rows: Int64[Tensor, "some"],
     path: Path,
 ) -> None:
-    """Some of the answers, beside all that their table says of them."""
-    these, chosen = particles[answers.row[which]], {name: column[which] for name, column in columns.items()}
+    """Some rows of a table, and what we say of them."""
+    these, chosen = table[rows], {name: column[rows] for name, column in columns.items()}
     if isinstance(these, CryosparcParticles):
         write_cs(these, path, chosen)
     else:

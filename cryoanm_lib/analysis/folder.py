@@ -7,6 +7,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
 from cryoanm_lib.analysis.answers import Answers
 from cryoanm_lib.analysis.learned import Learned
 from cryoanm_lib.analysis.microscope import shards_of
@@ -26,7 +30,7 @@ from cryoanm_lib.io.storage import (
 )
 from cryoanm_lib.particles.cryosparc import read_cs
 from cryoanm_lib.particles.optics_group import OpticsGroup
-from cryoanm_lib.particles.particle_set import ParticleSet
+from cryoanm_lib.particles.particle_set import ParticleSet, found_among
 from cryoanm_lib.particles.star import read_star
 from cryoanm_lib.program.prior import OpticsPrior
 
@@ -59,6 +63,7 @@ class RunFolder:
             return
         if not learned:  # nothing else was computed yet that belongs to another plan
             self.check.unlink(missing_ok=True)
+            save_tensors(self.images, {"key": particles.keys})
             save_json(self.asked, asked)
         elif changed:
             raise ArtifactError(
@@ -78,8 +83,13 @@ class RunFolder:
         for folder in (self.path, self.path / "learned", self.path / "shards"):
             sweep(folder)
 
-    def plan(self) -> Plan:
+    def plan(self, by_row: bool = True) -> Plan:
         """What was asked.
+
+        Parameters
+        ----------
+        by_row : bool
+            Particles are to be found by their rows, and so the table must be what it was.
 
         Raises
         ------
@@ -93,16 +103,57 @@ class RunFolder:
             plan = Plan.model_validate_json(json.dumps(asked["plan"]))
         except (KeyError, ValueError) as error:
             raise unusable(self.asked, error) from error
-        if changed := [path for path, v in _digests(plan).items() if asked.get("inputs", {}).get(path) != v]:
+        changed = {path for path, v in _digests(plan).items() if asked.get("inputs", {}).get(path) != v}
+        if not by_row:
+            changed -= {str(Path(name)) for name in (plan.particles, plan.passthrough) if name is not None}
+        if changed:
             raise ArtifactError(
-                f"{', '.join(changed)} has changed since {self.path} was begun, and answers are kept by the "
-                "rows of its table: put back what it was, or begin another run"
+                f"{', '.join(sorted(changed))} has changed since {self.path} was begun, and answers are kept "
+                "by the rows of its table: put back what it was, or begin another run; cryoanm export alone "
+                "goes by the names of images"
             )
         return plan
+
+    def places_in(self, particles: ParticleSet) -> Int64[Tensor, "rows"]:
+        """Where in any table the image of each row of the run's own is; -1 where it is not there.
+
+        Raises
+        ------
+        ArtifactError
+            If an image is none of the run's; or one stands several times in either table, and they differ.
+        """
+        if self.images.exists():
+            known = load_tensors(self.images)[0]["key"]
+        else:  # a run of an older version, which must have its table
+            known = particles_of(self.plan()).keys
+        if torch.equal(asked := particles.keys, known):  # also where images repeat
+            return torch.arange(len(known))
+        rows, times = found_among(asked, known)
+        unknown, source = times == 0, repr(str(particles.source))
+        if unknown.any():
+            raise ArtifactError(
+                f"{source} has {unknown.sum()} images that are none of {self.path}, such as "
+                f"{_first(particles, unknown)}: leave them out, or infer them in a run of their own"
+            )
+        several = (times > 1) | (found_among(asked, asked)[1] > 1)
+        if several.any():
+            raise ArtifactError(
+                f"{source} is not the table of {self.path}, and {several.sum()} of its rows, such as that of "
+                f"{_first(particles, several)}, are of images that stand in one of them several times: which "
+                "answer is whose is not told by names; put back the table of the run"
+            )
+        places = torch.full_like(known, -1)
+        places[rows] = torch.arange(len(rows))
+        return places
 
     @property
     def asked(self) -> Path:
         return self.path / "plan.json"
+
+    @property
+    def images(self) -> Path:
+        """Which image is in each row of the table."""
+        return self.path / "images.safetensors"
 
     @property
     def check(self) -> Path:
@@ -200,6 +251,11 @@ class RunFolder:
 def not_prepared(path: Path) -> ArtifactError:
     """The error for a run of which not all is learned."""
     return ArtifactError(f"{path} is not prepared: run cryoanm infer --prepare --out {path} to its end")
+
+
+def _first(particles: ParticleSet, which: Bool[Tensor, "particles"]) -> str:
+    """The name of one image of some."""
+    return repr(particles[torch.nonzero(which)[:1, 0]].names[0])
 
 
 def particles_of(plan: Plan) -> ParticleSet:

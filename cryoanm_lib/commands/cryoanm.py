@@ -63,7 +63,11 @@ Shards are made in any order and at once, on any machines; cryoanm infer makes w
 run. workflow/particles.smk does all of it by Snakemake.
 """,
     "report": "example:\n  cryoanm report run/\n",
-    "export": "examples:\n  cryoanm export run/\n  cryoanm export run/ --subsets 3 --direction 2\n",
+    "export": """examples:
+  cryoanm export run/
+  cryoanm export run/ --subsets 3 --direction 2
+  cryoanm export run/ --particles best.star
+""",
     "simulate": """examples:
   cryoanm simulate particles.star --reference model.cif --out twin.mrcs
   cryoanm simulate poses.star --reference model.cif --out clean.mrcs --noise-free
@@ -126,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--to", type=Path, help="the file; default report.html in the folder")
     export_.add_argument("--subsets", type=int, default=5, help="by amplitude; default %(default)s")
     export_.add_argument("--direction", type=int, default=1, help="of which amplitude; default %(default)s")
+    export_.add_argument("--particles", type=Path, help="another table of its images; default the run's")
     made = command("simulate", "images of a model with a table's own poses, optics and noise")
     _add_settings(made, (*_DATA, "beads"))
     made.add_argument("--out", type=Path, required=True, help="stack to write; its star file is beside it")
@@ -229,7 +234,7 @@ def _report(given: argparse.Namespace) -> None:
 
 
 def _export(given: argparse.Namespace) -> None:
-    for path in export(given.run, given.subsets, given.direction):
+    for path in export(given.run, given.subsets, given.direction, given.particles):
         print(path)
 
 

@@ -23,6 +23,9 @@ _Kind = TypeVar("_Kind", dict, list)
 #: What a file is called while it is written, by us and by safetensors.
 HALF_WRITTEN = re.compile(r"\..+\.[0-9]+|\.tmp[A-Za-z0-9]{6}")
 
+#: What safetensors calls some types.
+_KINDS = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
+
 # Key of the checksum among the texts of a file.
 _CHECKSUM = "checksum"
 
@@ -87,6 +90,31 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], **metadata: str) -> Non
     write_atomically(path, lambda beside: save_file(contiguous, beside, metadata))
 
 
+def save_made(path: Path, like: Mapping[str, Tensor], make: Callable[[str], Tensor]) -> None:
+    """Write tensors that are made one at a time, of shapes and types like those given, which need no data.
+
+    Raises
+    ------
+    ArtifactError
+        As of `write_atomically`.
+    """
+    names = sorted(like, key=lambda name: (-like[name].element_size(), name))  # so that all are aligned
+    header, end = {}, 0
+    for name in names:
+        kind, start, end = _KINDS[like[name].dtype], end, end + like[name].nbytes
+        header[name] = {"dtype": kind, "shape": list(like[name].shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(beside: Path) -> None:
+        with open(beside, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in names:
+                make(name).contiguous().numpy().tofile(file)
+
+    write_atomically(path, write)
+
+
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and text of a safetensors file.
 
@@ -133,6 +161,18 @@ def read_header(path: Path) -> dict[str, str]:
     """The text of a safetensors file alone; errors as of `load_tensors`."""
     with _opened(path) as file:
         return {key: value for key, value in (file.metadata() or {}).items() if key != _CHECKSUM}
+
+
+def read_tensor(path: Path, name: str) -> Tensor:
+    """One tensor of a safetensors file alone, whose checksum is of all; errors as of `load_tensors`."""
+    with _opened(path) as file:
+        return file.get_tensor(name)
+
+
+def read_shape(path: Path, name: str) -> tuple[int, ...]:
+    """The shape of one tensor of a safetensors file; errors as of `load_tensors`."""
+    with _opened(path) as file:
+        return tuple(file.get_slice(name).get_shape())
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Tables of particles as cryoSPARC writes them: `.cs` files and what their passthrough files add."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from cryoanm_lib.errors import ParticleError
 from cryoanm_lib.io.storage import write_atomically
 from cryoanm_lib.particles.optics_group import OpticsGroup, ctf_of, require_usable
-from cryoanm_lib.particles.particle_set import ParticleSet, looked_in
+from cryoanm_lib.particles.particle_set import ParticleSet, found_among, looked_in
 
 _MICROSCOPE = ("ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast")
 _DEFOCUS = ("ctf/df1_A", "ctf/df2_A", "ctf/df_angle_rad")
@@ -40,6 +40,11 @@ class CryosparcParticles(ParticleSet):
     uid: Int64[Tensor, "particles"] = field(kw_only=True)
     shift_pixel: Float64[Tensor, "particles"] = field(kw_only=True)
     said_bright: bool = field(kw_only=True)
+
+    @property
+    def keys(self) -> Int64[Tensor, "particles"]:
+        """A number by which each particle is known in any table: its `uid`."""
+        return self.uid
 
 
 def read_cs(
@@ -87,7 +92,7 @@ def read_cs(
         shift=-shift_pixel[:, None] * torch.from_numpy(table.numbers(_SHIFT, 2)) if has_shift else None,
         ctf=_ctf(table) if has_ctf else None,
         absent=absent,
-        uid=torch.from_numpy(table["uid"].astype(np.uint64).view(np.int64)),
+        uid=_uids(table),
         shift_pixel=shift_pixel,
         said_bright=bool((table.or_zero(_SIGN) > 0).any()),
     )
@@ -136,8 +141,7 @@ def write_cs(
                 f"{name!r} has {len(column)} numbers for {len(particles)} particles: give those of each"
             )
     source = _loaded(particles.source)
-    uids = particles.uid.numpy().view(np.uint64).tolist()
-    rows = _rows(source, particles.source, uids, "that were read from it: read it again")
+    rows = _rows(source, particles.source, particles.uid, "that were read from it: read it again")
     kept = [name for name in source.dtype.names if not (columns and name.startswith("cryoanm/"))]
     ours = [(name, "<f4", tuple(column.shape[1:])) for name, column in columns.items()]
     written = np.empty(len(rows), [*((name, source.dtype[name]) for name in kept), *ours])
@@ -159,7 +163,7 @@ class _Fields:
     def __init__(self, path: Path, passthrough: Path | None) -> None:
         self.path, self._tables = path, [_loaded(path)]
         if passthrough is not None:
-            other, uids = _loaded(passthrough), self._tables[0]["uid"].tolist()
+            other, uids = _loaded(passthrough), _uids(self._tables[0])
             remedy = f"of {str(path)!r}: give the passthrough file of the same job"
             self._tables.append(other[_rows(other, passthrough, uids, remedy)])
 
@@ -227,14 +231,20 @@ def _loaded(path: Path) -> Any:
     return table
 
 
-def _rows(table: Any, path: Path, uids: Sequence[int], whose: str) -> list[int]:
+def _uids(table: Any) -> Int64[Tensor, "particles"]:
+    """Their bits: tensors are searched by numbers with a sign."""
+    return torch.from_numpy(table["uid"].astype(np.uint64).view(np.int64))
+
+
+def _rows(
+    table: Any, path: Path, uids: Int64[Tensor, "particles"], whose: str
+) -> Int64[np.ndarray, "particles"]:
     """Where in a table some particles are; or it is told whose particles it lacks, and what to do."""
-    row_of = {uid: row for row, uid in enumerate(table["uid"].tolist())}
-    if missing := [uid for uid in uids if uid not in row_of]:
-        raise ParticleError(
-            f"{str(path)!r} lacks {len(missing)} particles, such as uid {missing[0]}, {whose}"
-        )
-    return [row_of[uid] for uid in uids]
+    rows, times = found_among(uids, _uids(table))
+    if len(missing := uids[times == 0]):
+        uid = missing[:1].numpy().view(np.uint64).item()
+        raise ParticleError(f"{str(path)!r} lacks {len(missing)} particles, such as uid {uid}, {whose}")
+    return rows.numpy()
 
 
 def _optics(table: _Fields) -> tuple[tuple[OpticsGroup, ...], Int64[Tensor, "particles"]]:

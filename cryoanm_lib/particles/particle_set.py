@@ -1,11 +1,13 @@
 """Particles as others have them: which images, through which optics, how turned; and the images on demand."""
 
 import functools
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
@@ -27,6 +29,35 @@ def looked_in(source: Path, data: str | Path | None) -> tuple[tuple[Path, ...], 
     if data is not None:
         return (Path(data),), (Path(data),)
     return (source.parent, *source.absolute().parent.parents, Path()), (source.parent,)
+
+
+def keys_of(names: Iterable[str]) -> Int64[Tensor, "names"]:
+    """A number for each name, of 64 bits: of ten million names two have the same once in 400 000 tables.
+
+    Examples
+    --------
+    >>> a, b, again = keys_of(["000001@one.mrcs", "000002@one.mrcs", "000001@one.mrcs"]).tolist()
+    >>> a == again, a == b
+    (True, False)
+    """
+    digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
+    return torch.tensor(np.frombuffer(b"".join(digests), dtype=np.int64))
+
+
+def found_among(
+    keys: Int64[Tensor, "wanted"], known: Int64[Tensor, "known"]
+) -> tuple[Int64[Tensor, "wanted"], Int64[Tensor, "wanted"]]:
+    """Where among others numbers stand, the first place of each, and how often; anywhere where that is 0.
+
+    Examples
+    --------
+    >>> found_among(torch.tensor([7, 5]), torch.tensor([5, 6, 7, 5]))
+    (tensor([2, 0]), tensor([1, 2]))
+    """
+    order = known.argsort(stable=True)
+    ordered = known[order]
+    first, end = (torch.searchsorted(ordered, keys, right=right) for right in (False, True))
+    return order[first.clamp(max=len(known) - 1)], end - first
 
 
 class Images(NamedTuple):
@@ -105,8 +136,16 @@ class ParticleSet:
     @property
     def names(self) -> list[str]:
         """Of each image, as star files have them: its number in the stack from 1, and the stack."""
+        return list(self._named())
+
+    def _named(self) -> Iterator[str]:
         pairs = zip(self.place.tolist(), self.stack.tolist(), strict=True)
-        return [f"{place + 1:06d}@{self.stacks[stack]}" for place, stack in pairs]
+        return (f"{place + 1:06d}@{self.stacks[stack]}" for place, stack in pairs)
+
+    @property
+    def keys(self) -> Int64[Tensor, "particles"]:
+        """A number by which the image of each particle is known in any table: of its name."""
+        return keys_of(self._named())
 
     def latents(self) -> dict[str, Float64[Tensor, "particles ..."]]:
         """Pose, shift in pixels, and transfer, as a forward model takes them.

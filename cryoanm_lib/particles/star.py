@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from cryoanm_lib.errors import ParticleError
 from cryoanm_lib.io.storage import write_atomically
 from cryoanm_lib.particles.optics_group import OpticsGroup, ctf_of, require_usable
-from cryoanm_lib.particles.particle_set import ParticleSet, looked_in
+from cryoanm_lib.particles.particle_set import ParticleSet, found_among, keys_of, looked_in
 from cryoanm_lib.particles.star_table import IMAGE, StarTable, blocks_of, is_number, loop_of, parsed, unquoted
 
 if TYPE_CHECKING:  # its import takes longer than to read a small file
@@ -37,6 +37,8 @@ _CORRECTED = ("_rlnCtfDataAreCtfPremultiplied", "_rlnCtfDataArePhaseFlipped")
 _NOT_MODELLED = {"_rlnBeamTiltX": 0.0, "_rlnBeamTiltY": 0.0, "_rlnOddZernike": 0.0, "_rlnEvenZernike": 0.0}
 _NOT_MODELLED |= {"_rlnMagMat00": 1.0, "_rlnMagMat01": 0.0, "_rlnMagMat10": 0.0, "_rlnMagMat11": 1.0}
 _NOT_MODELLED |= {"_rlnCtfScalefactor": 1.0}
+#: Rows that are written together; and what stands for all of them meanwhile.
+_AT_ONCE, _ROWS = 10_000, "cryoanm_rows"
 #: A number from 1, and a stack.
 _NAME = re.compile(r"0*([1-9][0-9]{0,8})@(.+)")
 
@@ -160,25 +162,58 @@ def write_star(
             )
         if label in loop.tags and not label.startswith("_cryoanm"):
             raise ParticleError(f"{str(particles.source)!r} has a column {label!r}: choose another name")
-    known = _named(block.find_loop(IMAGE))
-    row_of = {key: row for row, key in enumerate(zip(known, _repeats(known), strict=True))}
-    width, values = loop.width(), loop.values
-    added = [column.tolist() for column in columns.values()]
-    kept: list[str] = []
     old = [at for at, tag in enumerate(loop.tags) if not (columns and tag.startswith("_cryoanm"))]
     tags = [*(loop.tags[place] for place in old), *columns]
-    at = tags.index(IMAGE)
-    for number, key in enumerate(zip(particles.names, particles.repeat.tolist(), strict=True)):
-        if (row := row_of.get(key)) is None:
-            raise ParticleError(f"{str(particles.source)!r} has no image {key[0]!r} any more: read it again")
-        kept += [values[row * width + place] for place in old]
-        if names is not None:
-            kept[at - len(old)] = names[number]
-        kept += [f"{column[number]:.6g}" for column in added]
-    fresh = block.init_loop("", tags)  # in place of the one that has these tags
-    fresh.set_all_values([kept[start :: len(tags)] for start in range(len(tags))])
-    text = unquoted(document.as_string())
-    write_atomically(Path(path), lambda beside: beside.write_text(text, encoding="ascii"))
+    before, after = _around(document, loop, tags)
+    rows, image = _rows_of(particles, block), old.index(loop.tags.index(IMAGE))
+
+    def lines(some: Int64[Tensor, "some"]) -> Iterator[str]:
+        added = zip(*(column[some].tolist() for column in columns.values()), strict=True)
+        for number, row in zip(some.tolist(), rows[some].tolist(), strict=True):
+            kept = [loop[row, place] for place in old]
+            if names is not None:
+                kept[image] = names[int(number)]
+            yield " ".join([*kept, *(f"{x:.6g}" for x in next(added, ()))]) + "\n"
+
+    def write(beside: Path) -> None:
+        with open(beside, "w", encoding="ascii") as file:
+            file.write(before)
+            for some in torch.arange(len(particles)).split(_AT_ONCE):  # as texts all would fill the memory
+                file.write(unquoted("".join(lines(some))))
+            file.write(after)
+
+    write_atomically(Path(path), write)
+
+
+def _around(document: "gemmi.cif.Document", loop: "gemmi.cif.Loop", tags: Sequence[str]) -> tuple[str, str]:
+    """All of a file before and after the rows of a loop, which has these tags now."""
+    import gemmi
+
+    shell = gemmi.cif.Document()
+    for block in document:
+        copied = shell.add_new_block(block.name)
+        for item in block:
+            if item.loop is not None and list(item.loop.tags) == list(loop.tags):
+                copied.init_loop("", list(tags)).add_row([_ROWS] * len(tags))
+            else:
+                copied.add_item(item)
+    before, after = unquoted(shell.as_string()).split(" ".join([_ROWS] * len(tags)) + "\n")
+    return before, after
+
+
+def _rows_of(particles: ParticleSet, block: "gemmi.cif.Block") -> Int64[Tensor, "particles"]:
+    """Where in their file images are, each as often as it is there."""
+    there = _named(block.find_loop(IMAGE))
+    known, asked = _keys(there, _repeats(there)), _keys(particles.names, particles.repeat.tolist())
+    rows, times = found_among(asked, known)
+    if len(missing := torch.nonzero(times == 0)[:, 0]):
+        name = particles[missing[:1]].names[0]
+        raise ParticleError(f"{str(particles.source)!r} has no image {name!r} any more: read it again")
+    return rows
+
+
+def _keys(names: Iterable[str], repeats: Iterable[int]) -> Int64[Tensor, "images"]:
+    return keys_of(f"{name} {repeat}" for name, repeat in zip(names, repeats, strict=True))
 
 
 def _full(label: str) -> str:
@@ -224,9 +259,12 @@ def _pixel_sizes(table: StarTable, as_filed: bool = False) -> Float64[np.ndarray
 
 def _named(values: "gemmi.cif.Column") -> list[str]:
     """Names of images in one form, a number of six digits and the stack; others as they are."""
-    texts = [str(value).strip("'\"") for value in values]
-    matched = [_NAME.fullmatch(text) for text in texts]
-    return [f"{int(m[1]):06d}@{m[2]}" if m else text for m, text in zip(matched, texts, strict=True)]
+    return [_normal(str(value).strip("'\"")) for value in values]
+
+
+def _normal(name: str) -> str:
+    matched = _NAME.fullmatch(name)
+    return f"{int(matched[1]):06d}@{matched[2]}" if matched else name
 
 
 def _repeats(names: Sequence[str]) -> Iterator[int]:
@@ -245,11 +283,14 @@ def _stacks(table: StarTable) -> tuple[tuple[str, ...], Tensor, Tensor, Tensor]:
             f"{str(table.path)!r} has the image {names[wrong[0]][:60]!r} in row {wrong[0] + 1}: a number "
             "from 1, @ and a stack are asked for, such as 000001@stack.mrcs"
         )
-    pairs = [name.split("@", 1) for name in names]
-    number = {stack: place for place, stack in enumerate(dict.fromkeys(stack for _, stack in pairs))}
-    stack = torch.tensor([number[stack] for _, stack in pairs])
-    place = torch.tensor([int(place) - 1 for place, _ in pairs])
-    return tuple(number), stack, place, torch.tensor(list(_repeats(names)))
+    number: dict[str, int] = {}
+    stack, place = [], []
+    for name in names:
+        which, _, file = name.partition("@")
+        stack.append(number.setdefault(file, len(number)))
+        place.append(int(which) - 1)
+    repeat = torch.tensor(list(_repeats(names)))
+    return tuple(number), torch.tensor(stack), torch.tensor(place), repeat
 
 
 def _shift(

@@ -34,7 +34,7 @@ from cryoanm_lib.analysis.export import columns_of
 from cryoanm_lib.analysis.run_population import RunPopulation
 from cryoanm_lib.commands.cryoanm import main
 from cryoanm_lib.errors import ArtifactError, CryoANMError, ParticleError
-from cryoanm_lib.io.storage import load_json
+from cryoanm_lib.io.storage import load_json, load_tensors
 from cryoanm_lib.numerics.fourier import image_to_coefficients
 from cryoanm_lib.numerics.rotation import quaternion_distance
 from cryoanm_lib.particles.stacks import opened
@@ -193,11 +193,88 @@ def test_a_table_that_has_changed_is_refused_by_what_reads_its_rows(
     plan = plan_of(tmp_path / "few.star", data=str(table.parent), twin=0, nulls=0)
     other = infer(plan, tmp_path / "run", progress=False)
     write_star(read_star(table)[torch.arange(FEW).flip(0)], tmp_path / "few.star")
-    for work in (write_report, export):
-        with pytest.raises(ArtifactError, match=r"few.star has changed since .* was begun"):
-            work(other.path)
+    with pytest.raises(ArtifactError, match=r"few.star has changed since .* was begun"):
+        write_report(other.path)
     with pytest.raises(ArtifactError, match=r"other contents of .*few.star: choose another folder"):
         infer(plan, other.path, progress=False)
+
+
+def of_star(run: RunFolder, table: Path, to: Path) -> RunFolder:
+    """The answers of a run, as if they were of this table."""
+    found, plan = RunFolder(to), plan_of(table)
+    found.begin(plan, particles_of(plan))
+    for part in ("shards", "learned"):
+        shutil.copytree(run.path / part, to / part)
+    return found
+
+
+def exported(run: RunFolder, **asked: object) -> dict[str, tuple[float, list[float]]]:
+    """Something that was found of each image, and a draw."""
+    written = {path.name: path for path in export(run.path, subsets=0, **asked)}
+    table = written["posterior.star"]
+    found = gemmi.cif.read_file(str(table)).find_block("particles").find_loop("_cryoanmLogEvidence")
+    draws, names = load_tensors(written["draws.safetensors"])[0], read_star(table).names
+    assert draws["row"].tolist() == list(range(len(names)))
+    return dict(zip(names, zip(map(float, found), draws["pose"][:, 0].tolist(), strict=True), strict=True))
+
+
+def test_each_image_has_its_own_answer_in_any_table(run: RunFolder, table: Path, tmp_path: Path) -> None:
+    """Some of them in another order; and the table of the run itself, that was written anew."""
+    particles, answers, some = read_star(table), run.answers(draws=True), tmp_path / "some.star"
+    whole = exported(run)
+    draws = answers.draws["pose"][:, 0].tolist()
+    for name, evidence, draw in zip(particles.names, answers.log_evidence.tolist(), draws, strict=True):
+        assert whole[name] == (pytest.approx(evidence, rel=1e-5), draw)
+    write_star(particles[torch.tensor([70, 3, 41, 9])], some)
+    assert exported(run, particles=some) == {
+        particles.names[row]: whole[particles.names[row]] for row in (70, 3, 41, 9)
+    }
+    shutil.copy(table, some)
+    of_copy = of_star(run, some, tmp_path / "run")
+    write_star(particles[torch.arange(FEW).flip(0)], some)
+    flipped = exported(of_copy)
+    assert flipped == whole and list(flipped) == particles.names[::-1]
+
+
+def test_an_image_that_is_none_of_the_run_is_named(run: RunFolder, table: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.star"
+    other.write_text(table.read_text().replace("000004@adk", "000400@adk"))
+    told = (
+        r"other.star' has 1 images that are none of .*, such as '000400@adk_particles.mrcs': leave them out"
+    )
+    with pytest.raises(ArtifactError, match=told):
+        export(run.path, particles=other)
+
+
+def test_images_that_repeat_are_told_apart_in_their_own_order_alone(
+    run: RunFolder, table: Path, tmp_path: Path
+) -> None:
+    """As where symmetry was expanded: the same table is exported, and no answer is given to another row."""
+    twice, once = tmp_path / "twice.star", tmp_path / "once.star"
+    twice.write_text(table.read_text().replace("000004@adk", "000003@adk"))
+    with pytest.raises(ArtifactError, match=r"2 of its rows, such as that of '000003@adk_particles.mrcs'"):
+        export(run.path, particles=twice)
+    of_twice = of_star(run, twice, tmp_path / "run")
+    assert len(read_star(export(of_twice.path, subsets=0)[0])) == FEW
+    write_star(read_star(twice)[torch.arange(5)], once)
+    with pytest.raises(ArtifactError, match=r"several times: .* put back the table of the run"):
+        export(of_twice.path, particles=once)
+
+
+def test_a_run_of_an_older_version_goes_by_the_names_of_its_table(
+    run: RunFolder, table: Path, tmp_path: Path
+) -> None:
+    """It kept none; and without its table nobody knows them."""
+    shutil.copy(table, tmp_path / "few.star")
+    older, some = of_star(run, tmp_path / "few.star", tmp_path / "run"), tmp_path / "some.star"
+    older.images.unlink()
+    write_star(read_star(table)[torch.tensor([5, 2])], some)
+    assert exported(older, particles=some) == {
+        name: whole for name, whole in exported(run).items() if name[:6] in ("000003", "000006")
+    }
+    write_star(read_star(table)[torch.arange(FEW).flip(0)], tmp_path / "few.star")
+    with pytest.raises(ArtifactError, match=r"few.star has changed since"):
+        export(older.path, particles=some)
 
 
 @pytest.mark.parametrize("change", ["other", "later", "gone"])
@@ -436,6 +513,9 @@ def test_of_a_cs_file_there_are_cs_files(run: RunFolder, table: Path, tmp_path: 
     second = of_cs(run, written["posterior.cs"], table.parent, tmp_path / "second")
     once_more = np.load(export(second.path, subsets=0)[0], allow_pickle=False)
     np.testing.assert_array_equal(once_more, found)
+    save(path, given[[5, 80, 2]])
+    some = np.load(export(tmp_path / "run", subsets=0)[0])  # found by their uid
+    np.testing.assert_array_equal(some, found[[5, 80, 2]])
 
 
 @pytest.mark.thorough
