@@ -147,8 +147,8 @@ def write_star(
     Raises
     ------
     ParticleError
-        If the source file has changed so that a particle is not there any more, a column has another length,
-        or a label is no label or is there already.
+        If the source file has changed so that a particle is not there any more, has text of several lines in
+        a row, a column has another length, or a label is no label or is there already.
     """
     columns = {_ours(label): column for label, column in (columns or {}).items()}
     document = parsed(particles.source)
@@ -173,7 +173,13 @@ def write_star(
             kept = [loop[row, place] for place in old]
             if names is not None:
                 kept[image] = names[int(number)]
-            yield " ".join([*kept, *(f"{x:.6g}" for x in next(added, ()))]) + "\n"
+            line = " ".join([*kept, *(f"{x:.6g}" for x in next(added, ()))])
+            if "\n" in line:
+                raise ParticleError(
+                    f"{str(particles.source)!r} has text of several lines beside {kept[image]}, which RELION "
+                    "writes nowhere: put it on one"
+                )
+            yield f"{line}\n"
 
     def write(beside: Path) -> None:
         with open(beside, "w", encoding="ascii") as file:

@@ -190,6 +190,10 @@ def test_rows_are_written_back_by_the_names_of_images(tmp_path: Path) -> None:
         write_star(particles, tmp_path / "three.star", {"rlnDefocusU": torch.zeros(4)})
     with pytest.raises(ParticleError, match="3 numbers for 4 particles"):
         write_star(particles, tmp_path / "three.star", {"ours": torch.zeros(3)})
+    several = NEW.replace('"one micrograph.mrc"', "\n;one\nmicrograph.mrc\n;")
+    particles = read_star(data_set(tmp_path, several))
+    with pytest.raises(ParticleError, match=r"text of several lines beside 000002@a.mrcs"):
+        write_star(particles, tmp_path / "three.star")
     assert not (tmp_path / "three.star").exists()
 
 
