@@ -266,9 +266,7 @@ class ForwardModel(nn.Module):
             one amplitude for each mode.
         """
         self._require(latents)
-        factor, projections = self.factor(latents, resolution), self.projections(latents, resolution)
-        # Part by part: a complex number times a real one would take a complex copy of the real one.
-        return torch.view_as_complex(factor[..., None] * torch.view_as_real(projections))
+        return self.factor(latents, resolution) * self.projections(latents, resolution)
 
     def _require(self, latents: Values) -> None:
         """Refuse values that lack what every image depends on, or that do not belong together."""
