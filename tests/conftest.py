@@ -22,6 +22,9 @@ from cryoanm_lib.program.program import Guide, Model
 from cryoanm_lib.program.rings import Rings
 from tests.killed import started
 
+#: To look for examples in it would be to load it, and it changes all that is loaded after it.
+collect_ignore = ["typechecked.py"]
+
 #: What the long tests have counted, which the book shows.
 COUNTS = Path(__file__).with_name("counts.json")
 

@@ -128,8 +128,8 @@ def unit_scales(
 
     Examples
     --------
-    >>> unit_scales(torch.tensor([2.0, 1.0]), torch.eye(6).view(6, 2, 3)[:2])
-    tensor([1.2649, 0.6325])
+    >>> unit_scales(torch.tensor([2.0, 1.0]).double(), torch.eye(6).double().view(6, 2, 3)[:2])
+    tensor([1.2649, 0.6325], dtype=torch.float64)
     """
     squares = scales.square() @ directions.square().sum(dim=(1, 2)) / directions.shape[1]
     return scales / squares.sqrt()
