@@ -66,7 +66,7 @@ def export(
     plan = run.plan(by_row=False)
     if particles is not None:
         plan = plan.model_copy(update={"particles": str(particles)})
-    table, molecule, out = particles_of(plan), run.moving(molecule_of(plan)), run.path / "export"
+    table, out = particles_of(plan), run.path / "export"
     population = RunPopulation.load(run.population) if run.population.exists() else None
     places = run.places_in(table)
     columns, amplitude, answered = _gathered(run, table, places, population)
@@ -75,6 +75,7 @@ def export(
             f"direction = {direction} and subsets = {subsets} are not usable: there are {plan.modes} "
             f"directions and {len(answered)} particles"
         )
+    molecule = run.moving(molecule_of(plan))
     suffix = ".cs" if isinstance(table, CryosparcParticles) else ".star"
     written = [out / f"posterior{suffix}"]
     _write(table, columns, answered, written[0])
@@ -120,9 +121,8 @@ def _gathered(
             columns[name][at] = values
         answered[at] = True
     if not answered.any():
-        raise ArtifactError(
-            f"{run.path} holds no answers yet for {str(table.source)!r}: run cryoanm infer to its end"
-        )
+        source = f" of images of {str(table.source)!r}" if run.shards() else ""
+        raise ArtifactError(f"{run.path} holds no answers yet{source}: run cryoanm infer to its end")
     amplitude = columns.pop("")
     return columns, amplitude, torch.nonzero(answered)[:, 0]
 

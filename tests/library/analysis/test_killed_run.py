@@ -26,6 +26,7 @@ DATA = Path(cryoanm_lib.__file__).parent / "data"
 
 #: All that a run writes, in the order in which it does.
 FILES = (
+    "images.safetensors",
     "plan.json",
     "check.json",
     "learned/0.safetensors",
@@ -38,8 +39,12 @@ FILES = (
 #: What is there before anything else.
 LOCK = ".locks/run.lock"
 
-#: Files that find the disk full; after the first two, a whole run is still to be made.
-FULL_AT = (*(pytest.param(n, marks=pytest.mark.thorough) for n in FILES[:2]), *FILES[2:4], *FILES[-2:])
+#: Files that find the disk full; after the first two, a whole run is still to be made. Without a plan images
+#: are written again too, and are the larger file.
+FULL_AT = (
+    *(pytest.param(n, marks=pytest.mark.thorough) for n in (FILES[0], FILES[2])),
+    *(*FILES[3:5], *FILES[-2:]),
+)
 
 #: What the second of two runs says.
 WAITS = "another run is making"
@@ -142,7 +147,7 @@ def test_a_killed_run_ends_as_one_that_was_not(
     start: Start, plan: Plan, whole: Path, parts: list[Part], tmp_path: Path
 ) -> None:
     """While it learns, infers its second shard, and makes the twin."""
-    some = [parts[FILES.index(name)] for name in (FILES[2], FILES[4], FILES[-1])]
+    some = [parts[FILES.index(name)] for name in (FILES[3], FILES[5], FILES[-1])]
     assert kill(start, plan, tmp_path / "run", whole, some, random.Random(3))
 
 
@@ -218,9 +223,9 @@ def test_a_run_that_waits_goes_on_where_the_other_was_killed(
 ) -> None:
     folder = tmp_path / "run"
     first = start(inferring(plan), folder)
-    until(lambda: (folder / FILES[1]).is_file() or must_run(first, folder))
+    until(lambda: (folder / FILES[2]).is_file() or must_run(first, folder))
     second = start(inferring(plan), folder)
-    until(lambda: (folder / FILES[3]).is_file() or must_run(first, folder))
+    until(lambda: (folder / FILES[4]).is_file() or must_run(first, folder))
     assert log_of(folder).read_text().count(WAITS) == 1
     must_end(first, signal.SIGKILL)
     before = made(folder)
@@ -233,9 +238,9 @@ def test_a_run_that_waits_goes_on_where_the_other_was_killed(
 def test_of_a_run_without_answers_there_is_nothing_to_read(
     whole: Path, tmp_path: Path, work: Callable[[Path], object]
 ) -> None:
-    for before in FILES[:4]:
+    for before in FILES[:5]:
         folder = begun(whole, tmp_path / Path(before).stem, before)
-        found = "no run: begin one" if before == FILES[0] else "no answers yet: run cryoanm infer to its end"
+        found = "no run: begin one" if before in FILES[:2] else "no answers yet: run cryoanm infer to its end"
         with pytest.raises(ArtifactError, match=f"holds {found}"):
             work(folder)
 
@@ -243,7 +248,7 @@ def test_of_a_run_without_answers_there_is_nothing_to_read(
 def test_of_a_run_that_was_killed_there_are_the_answers_so_far(
     plan: Plan, whole: Path, tmp_path: Path
 ) -> None:
-    folder = begun(whole, tmp_path / "run", before=FILES[4])
+    folder = begun(whole, tmp_path / "run", before=FILES[5])
     text = write_report(folder).read_text()
     assert "20 of 60 particles have a posterior" in text and "not at its end" in text
     assert "not at its end" not in write_report(whole, tmp_path / "report.html").read_text()
