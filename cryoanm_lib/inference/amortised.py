@@ -3,24 +3,25 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any
+from functools import cached_property
+from typing import TypeVar
 
-import pyro.distributions as dist
 import torch
 from jaxtyping import Float
-from pyro import poutine
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from cryoanm_lib.imaging.latents import Values
 from cryoanm_lib.numerics.batching import in_parts
 from cryoanm_lib.particles.particles import Particles
-from cryoanm_lib.program.guides import Seen
+from cryoanm_lib.program.distributions import ProjectedNormalMixture
+from cryoanm_lib.program.guides import Others, Seen
 from cryoanm_lib.program.log_joint import log_joint
 from cryoanm_lib.program.program import Guide
 
-# Images that the networks look at together.
+_Answer = TypeVar("_Answer")
+
+# Images, or draws of images, that the networks look at together.
 _BATCH = 500
 
 
@@ -38,17 +39,14 @@ def in_use(guide: Guide) -> Iterator[None]:
 
 @torch.no_grad()
 def draw_from(
-    guide: Guide, particles: Particles, resolution: int, batch_size: int = _BATCH, seen: Seen | None = None
+    guide: Guide, particles: Particles, resolution: int, batch_size: int = _BATCH
 ) -> dict[str, Float[Tensor, "images ..."]]:
     """One draw of every inferred latent for each image, and the pose's mixture, on the CPU.
-
-    Where the networks have looked at the images before, `seen` is what `Guide.see` returned of them all.
 
     Returns the draws by the latent's name, and where the pose is inferred "pose_logits" (images, components)
     and "pose_concentrations" (images, components, 2 or 4).
     """
-    batch_size = batch_size if seen is None else len(particles)
-    return _in_batches(guide, partial(_one_draw, guide, seen=seen), particles, resolution, batch_size)
+    return _in_batches(guide, _one_draw, particles, resolution, batch_size)
 
 
 @torch.no_grad()
@@ -56,45 +54,27 @@ def propose(
     guide: Guide, particles: Particles, resolution: int
 ) -> dict[str, Float[Tensor, "images components ..."]]:
     """The middle of what the guide says of each inferred latent, for each component of its mixture."""
-    return _in_batches(guide, partial(_middles, guide), particles, resolution, _BATCH)
-
-
-def log_density(
-    guide: Guide, particles: Particles, latents: Values, resolution: int, seen: Seen | None = None
-) -> Float[Tensor, "images"]:
-    """log q(latents | image) of one set of latents for each image."""
-    chosen = {name: latents[name] for name in guide.model.inferred}
-    with in_use(guide), poutine.condition(data=chosen):
-        trace = poutine.trace(guide.guide).get_trace(particles, resolution, seen=seen)
-    trace.compute_log_prob()
-    sites: dict[str, Any] = dict(trace.nodes)
-    return sum((sites[name]["log_prob"] for name in guide.model.inferred), torch.zeros(()))
+    return _in_batches(guide, _middles, particles, resolution, _BATCH)
 
 
 def _in_batches(
-    guide: Guide, answer: Callable, particles: Particles, resolution: int, batch_size: int
+    guide: Guide,
+    answer: Callable[[Guide, Particles, int], dict[str, Tensor]],
+    particles: Particles,
+    resolution: int,
+    batch_size: int,
 ) -> dict[str, Float[Tensor, "images ..."]]:
     """What the guide answers, on the CPU."""
     with in_use(guide):
-        chunks = in_parts(lambda rows: answer(particles[rows], resolution), len(particles), batch_size)
+        chunks = in_parts(lambda rows: answer(guide, particles[rows], resolution), len(particles), batch_size)
     return {name: torch.cat([chunk[name] for chunk in chunks]).cpu() for name in chunks[0]}
 
 
-def _one_draw(
-    guide: Guide, particles: Particles, resolution: int, seen: Seen | None = None
-) -> dict[str, Tensor]:
-    trace = poutine.trace(guide.guide).get_trace(particles, resolution, seen=seen)
-    sites: dict[str, Any] = dict(trace.nodes)
-    draws = {name: sites[name]["value"] for name in guide.model.inferred}
-    if "pose" not in draws:
+def _one_draw(guide: Guide, particles: Particles, resolution: int) -> dict[str, Tensor]:
+    posterior = GuidePosterior(guide, particles, resolution)
+    draws = {name: value[0] for name, value in posterior.sample(1).items()}
+    if (mixture := posterior.pose) is None:
         return draws
-    mixture = sites["pose"]["fn"]
-    if guide.stratified:
-        # One draw came from every component: keep the draws of a component picked by its weight.
-        component = dist.Categorical(logits=mixture.logits).sample()
-        index = (component, torch.arange(len(particles), device=component.device))
-        shapes = {latent.name: latent.shape for latent in guide.model.unknowns.latents}
-        draws = {k: v[index] if v.ndim == 2 + len(shapes[k]) else v for k, v in draws.items()}
     return draws | {"pose_logits": mixture.logits, "pose_concentrations": mixture.concentrations}
 
 
@@ -135,12 +115,21 @@ class GuidePosterior:
         return len(self.particles)
 
     @cached_property
-    @torch.no_grad()
     def _seen(self) -> Seen:
         """The images as the networks see them: they look once, and not again for each draw."""
-        with in_use(self.guide):
-            return self.guide.see(self.particles, self.resolution)
+        return self.guide.see(self.particles, self.resolution)
 
+    @cached_property
+    @torch.no_grad()
+    def pose(self) -> ProjectedNormalMixture | None:
+        """The pose's mixture for each image, if the pose is inferred."""
+        if "pose" not in self.guide.model.inferred:
+            return None
+        with in_use(self.guide):
+            mixture = self.guide.pose_distribution(self._seen)
+        return ProjectedNormalMixture(mixture.logits, mixture.concentrations)
+
+    @torch.no_grad()
     def sample(
         self, count: int, generator: torch.Generator | None = None
     ) -> dict[str, Float[Tensor, "draws images ..."]]:
@@ -148,18 +137,46 @@ class GuidePosterior:
         with torch.random.fork_rng(devices=[], enabled=generator is not None):
             if generator is not None:
                 torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-            drawn = [
-                draw_from(self.guide, self.particles, self.resolution, seen=self._seen) for _ in range(count)
-            ]
-        return {name: torch.stack([draw[name] for draw in drawn]) for name in self.guide.model.inferred}
+            parts = self._in_parts(lambda draws: self._drawn(draws.stop - draws.start), count)
+        return {name: torch.cat([part[name] for part in parts]).cpu() for name in self.guide.model.inferred}
 
     @torch.no_grad()
     def log_density(self, latents: Values) -> Float[Tensor, "draws images"]:
         """log q(latents | image)."""
-        n_draws = len(next(iter(latents.values())))
-        draws = ({name: value[draw] for name, value in latents.items()} for draw in range(n_draws))
-        about = (self.guide, self.particles)
-        return torch.stack([log_density(*about, draw, self.resolution, self._seen) for draw in draws])
+        count = len(next(iter(latents.values())))
+        some = self._in_parts(lambda draws: self._density({n: v[draws] for n, v in latents.items()}), count)
+        return torch.cat(some)
+
+    def _in_parts(self, work: Callable[[slice], _Answer], count: int) -> list[_Answer]:
+        """So many draws at a time that the networks look at a batch."""
+        with in_use(self.guide):
+            return in_parts(work, count, max(1, _BATCH // len(self)))
+
+    def _drawn(self, count: int) -> dict[str, Float[Tensor, "draws images ..."]]:
+        """The pose, whose component is picked by its weight, and at that pose the others one by one."""
+        pose = self._given_pose(count) if self.pose is None else self.pose.sample((count,))
+        drawn = {"pose": pose}
+        for name, of in self._others(pose).items():
+            drawn[name] = of(name, drawn).expand(pose.shape[:-1]).sample()
+        return drawn
+
+    def _density(self, latents: Values) -> Float[Tensor, "draws images"]:
+        count = len(next(iter(latents.values())))
+        pose = self._given_pose(count) if self.pose is None else latents["pose"]
+        density = pose.new_zeros(pose.shape[:-1]) if self.pose is None else self.pose.log_prob(pose)
+        for name, of in self._others(pose).items():
+            density = density + of(name, latents).log_prob(latents[name])
+        return density
+
+    def _given_pose(self, count: int) -> Float[Tensor, "draws images dim"]:
+        return self.particles.given["pose"].expand(count, -1, -1)
+
+    def _others(self, pose: Float[Tensor, "draws images dim"]) -> dict[str, Others]:
+        """What gives the distribution of each latent beside the pose."""
+        names = [name for name in self.guide.model.inferred if name != "pose"]
+        if not names:
+            return {}
+        return dict.fromkeys(names, self.guide.others(self._seen, self.particles, pose, self.resolution))
 
 
 def elbo(

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from cryoanm_lib.inference.amortised import draw_from, log_density
+from cryoanm_lib.inference.amortised import GuidePosterior, draw_from
 from cryoanm_lib.numerics.fourier import to_real
 from cryoanm_lib.particles.particles import Simulated
 from cryoanm_lib.program.gaussian_chain import GaussianChain
@@ -74,7 +74,8 @@ def test_the_guide_draws_what_is_computed(tiny_guide) -> None:
     """The chain of its sites has the density of the Gaussian, at the truth and without networks."""
     guide = tiny_guide("shared", prior=PRIOR, inferred=("pose", *OTHERS), noise=0.1)
     images = guide.model.simulate(6, 32)
-    whole = log_density(guide, images, images.truth, 16)
+    truth = {name: value[None] for name, value in images.truth.items()}
+    whole = GuidePosterior(guide, images, 16).log_density(truth)[0]
     seen = guide.eval().see(images, 16)
     pose = guide.pose_distribution(seen).log_prob(images.truth["pose"])
     computed = ComputedOthers(guide.model, images, 16)
