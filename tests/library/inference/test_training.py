@@ -12,6 +12,7 @@ from cryoanm_lib.errors import ArtifactError, TrainingError
 from cryoanm_lib.experiments import checkpoint
 from cryoanm_lib.experiments.checkpoint import resume, save_checkpoint
 from cryoanm_lib.imaging.likelihood import log_likelihood
+from cryoanm_lib.inference import training
 from cryoanm_lib.inference.training import EXPLAINED, Stage, Trainer
 from cryoanm_lib.io.storage import load_tensors, save_tensors, write_atomically
 from cryoanm_lib.numerics.fourier import crop_coefficients, degrees_of_freedom
@@ -108,6 +109,24 @@ def test_trainers_do_not_disturb_one_another(tiny_guide) -> None:
     before = weights(early)
     assert [r["loss"] for r in early.run().history] == expected
     assert not all(torch.equal(before[name], tensor) for name, tensor in weights(early).items())
+
+
+@pytest.mark.parametrize("objective", ["elbo", "forward_kl"])
+@pytest.mark.parametrize("at_a_time", [1, 3, 8])
+def test_a_step_in_parts_is_the_step(tiny_guide, monkeypatch, objective, at_a_time) -> None:
+    """Of 8 images: the loss and every gradient, where nothing is drawn but what the truth says."""
+    stages = [Stage(resolution=16, steps=1, objective=objective)]
+    trainer = make_trainer(tiny_guide, stages, encoder="pixels", inferred=("pose",))
+    images = trainer.guide.model.simulate(8, 16)
+    # the same noise for each image, whatever the part that it is in
+    monkeypatch.setattr(torch, "randn_like", lambda like: torch.full_like(like, 0.3))
+    found = []
+    for pixels in (8 * 16**2, at_a_time * 16**2):
+        monkeypatch.setattr(training, "_PIXELS", pixels)
+        trainer.optimizer.zero_grad()
+        loss = trainer._leave_gradients(images, 16)
+        found.append([loss, *(p.grad.clone() for p in trainer.guide.encoders.parameters())])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
 
 
 def test_learning_rate_runs_geometrically() -> None:
