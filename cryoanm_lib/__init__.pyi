@@ -12,6 +12,7 @@ from cryoanm_lib.analysis.plan import Plan as Plan
 from cryoanm_lib.analysis.reference import learn_reference as learn_reference
 from cryoanm_lib.analysis.run_population import RunPopulation as RunPopulation
 from cryoanm_lib.analysis.simulate import simulate_stack as simulate_stack
+from cryoanm_lib.analysis.widths import prior_width as prior_width
 from cryoanm_lib.book import costs as costs
 from cryoanm_lib.book import figures as figures
 from cryoanm_lib.book import landscapes as landscapes

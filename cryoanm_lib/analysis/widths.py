@@ -58,7 +58,7 @@ def _seen(
     return (mean / variance - middle / width**2) / precision, precision
 
 
-def _width(
+def prior_width(
     seen: Float64[Tensor, "numbers"],
     precision: Float64[Tensor, "numbers"],
     expected: float,
@@ -68,6 +68,22 @@ def _width(
 
     The deviation is the root mean square of its posterior, with a half-normal prior as wide as is expected:
     the most likely one may be 0 where images say little, and this is what was expected where they say none.
+
+    Parameters
+    ----------
+    seen, precision : Float64[Tensor, "numbers"]
+        Middle of each image's likelihood, in any unit, and one over its variance.
+    expected : float
+        Deviation that is expected, in the same unit.
+    free : bool
+        Find the mean too.
+
+    Examples
+    --------
+    >>> said = torch.linspace(-1, 1, 201).double().erfinv()[1:-1] * 2**0.5
+    >>> middle, width = prior_width(2 * said, torch.full_like(said, 1e6), expected=5.0)
+    >>> print(f"{middle:.1f} ± {width:.1f}")
+    0.0 ± 2.0
     """
     grid = expected * torch.logspace(-2, 1, _GRID, dtype=torch.float64)
     weight = 1 / (grid[:, None].square() + 1 / precision)
@@ -92,10 +108,10 @@ def _of_each(seen: Mapping[str, tuple[Tensor, Tensor]], molecule: Molecule, plan
     for name, columns in seen.items():
         if name == "amplitude":
             each = zip(columns[0].T, columns[1].T, molecule.scales, strict=True)
-            found["amplitude_scale"] = tuple(_width(*column)[1] for column in each)
+            found["amplitude_scale"] = tuple(prior_width(*column)[1] for column in each)
             continue
         said, precision = (part.flatten() for part in columns)
-        middle, width = _width(said, precision, expected[name], free=name in ("defocus", "contrast"))
+        middle, width = prior_width(said, precision, expected[name], free=name in ("defocus", "contrast"))
         if name == "pose":
             found["pose_width"] = math.degrees(width)
         else:
