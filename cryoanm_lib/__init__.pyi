@@ -62,6 +62,7 @@ from cryoanm_lib.inference.likelihoods import Likelihoods as Likelihoods
 from cryoanm_lib.inference.luzzati import Luzzati as Luzzati
 from cryoanm_lib.inference.luzzati import luzzati_factor as luzzati_factor
 from cryoanm_lib.inference.moved_reference import moved_reference as moved_reference
+from cryoanm_lib.inference.peak_finding import Starts as Starts
 from cryoanm_lib.inference.place_error import place_error as place_error
 from cryoanm_lib.inference.place_error import with_place_error as with_place_error
 from cryoanm_lib.inference.population import Population as Population
