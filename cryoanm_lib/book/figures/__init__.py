@@ -46,7 +46,7 @@ from cryoanm_lib.book.figures.own_particles import (
     plot_twin,
 )
 from cryoanm_lib.book.figures.pipeline import plot_pipeline
-from cryoanm_lib.book.figures.population import plot_densities, plot_told
+from cryoanm_lib.book.figures.population import plot_densities, plot_moved, plot_told
 from cryoanm_lib.book.figures.posterior import (
     plot_components,
     plot_joint,

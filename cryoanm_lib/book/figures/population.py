@@ -68,3 +68,34 @@ def plot_told(
     axes[0, 1].set_ylabel("smallest share")
     figure.legend(loc="outside upper center", ncol=3, fontsize=9)
     return figure
+
+
+def plot_moved(
+    residues: Sequence[int],
+    truth: Float64[Tensor, "atoms 3"],
+    found: Float64[Tensor, "atoms 3"],
+    error: Float64[Tensor, "atoms"],
+) -> Figure:
+    """How far a reference was off at each residue, how far it was moved, and what is left beside its error.
+
+    Parameters
+    ----------
+    residues : sequence of int
+        Number of each atom's residue.
+    truth, found : Float64[Tensor, "atoms 3"]
+        Displacements in Å.
+    error : Float64[Tensor, "atoms"]
+        What is claimed of the length of the difference, root mean square in Å.
+    """
+    figure, axes = new_figure(2, 1, height=4.0, sharex=True)
+    above, below = axes[:, 0]
+    above.plot(residues, found.norm(dim=1).numpy(), color=COLOURS[0], label="found")
+    above.plot(residues, truth.norm(dim=1).numpy(), ":", color=TRUTH_COLOUR, label="truth")
+    below.fill_between(residues, error.numpy(), color=COLOURS[0], alpha=0.25, linewidth=0, label="claimed")
+    below.plot(residues, (found - truth).norm(dim=1).numpy(), color="0.3", label="left")
+    for ax, label in ((above, "displacement (Å)"), (below, "error (Å)")):
+        ax.set(ylabel=label, ylim=(0, None))
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    below.set_xlabel("residue number")
+    figure.align_ylabels()
+    return figure

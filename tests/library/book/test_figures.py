@@ -288,3 +288,13 @@ def test_a_turn_shifts_a_ring_and_keeps_its_waves(forward: ForwardModel, latents
     )
     torch.testing.assert_close(upright.roll(90), turned, rtol=0, atol=1e-4)
     torch.testing.assert_close(*strengths, rtol=0, atol=1e-4)
+
+
+def test_a_moved_reference_is_drawn_residue_by_residue(structure: Structure) -> None:
+    truth = structure.coordinates / 20
+    figure = figures.plot_moved(structure.residue_numbers, truth, 1.1 * truth, 0.1 * truth.norm(dim=1))
+    assert {"displacement (Å)", "error (Å)", "residue number", "found", "truth", "claimed", "left"} <= drawn(
+        figure
+    )
+    found, _, left = (torch.as_tensor(line.get_ydata()) for ax in figure.axes for line in ax.lines)
+    torch.testing.assert_close(left, found / 11)
