@@ -132,11 +132,6 @@ def real_cores():
 # torch's threads wait for work by spinning, for milliseconds, on cores that the threads of our loops could use.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
-# Settings of glibc. By default it gives large pieces of memory back as soon as they are free, and a step that trains
-# convolutions on 500 images then spends a third of its time on getting them again, page by page.
-KEEP_MEMORY = f"MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_={2**34}"
-
-
 def torch_threads(threads):
     """Share of the real cores due to a job that was granted `threads` of --cores.
 

@@ -14,15 +14,14 @@ rule fit:
         python=sys.executable,
         profile=PROFILE,
         structure=STRUCTURE,
-        memory=KEEP_MEMORY,
     threads: 2
     resources:
-        mem_mb=3100,
+        mem_mb=2000,
         torch=lambda wildcards, threads: torch_threads(threads),
     conda:
         "../../environment.yml"
     shell:
-        "OMP_NUM_THREADS={resources.torch} MKL_NUM_THREADS={resources.torch} {params.memory}"
+        "OMP_NUM_THREADS={resources.torch} MKL_NUM_THREADS={resources.torch}"
         " {params.python:q} -m cryoanm_lib fit"
         " --profile {params.profile:q} --structure {params.structure:q} --results results"
         " {wildcards.experiment} > {log:q} 2>&1"
