@@ -27,9 +27,8 @@ from cryoanm_lib.molecule.atoms import Atoms
 from cryoanm_lib.molecule.movie import fits_pdb, write_models
 from cryoanm_lib.program.program import Model
 
-#: Alarms: a p-value that chance gives once in 10⁴ times, deviations that it gives as seldom, by what factor
-#: slopes may vary more than the model says, and the share of images that may be unexplained.
-_SELDOM, _FAR, _EXCESS, _UNEXPLAINED = 1e-4, 4.0, 1.25, 0.01
+#: Alarms ring at deviations that chance gives once in 10⁴ times, and where more images are unexplained.
+_FAR, _UNEXPLAINED = 4.0, 0.01
 #: The least p-value of which a normal score is taken.
 _TINY = 1e-12
 
@@ -174,9 +173,6 @@ def _alarms(moved: MovedReference, again: _Again) -> dict[str, str]:
     shared = max(learned.place.z for learned in again.learned.values())
     unexplained = 1 - explained.double().mean().item()
     rings = {
-        "unsettled": (not moved.settled, f"the last step was {moved.steps[-1]:.3g} Å"),
-        "halves": (moved.half_p_value < _SELDOM, f"chance parts two halves so in {moved.half_p_value:.2g}"),
-        "excess": (moved.excess > _EXCESS, f"slopes vary {moved.excess:.3g} times as much as they should"),
         "matched": (
             abs(matched) > _FAR,
             f"what images have of predictions is {matched:.1f} standard errors from what it should be",
@@ -184,7 +180,7 @@ def _alarms(moved: MovedReference, again: _Again) -> dict[str, str]:
         "unexplained": (unexplained > _UNEXPLAINED, f"{unexplained:.1%} of images are not explained"),
         "shared": (shared > _FAR, f"residuals have in common {shared:.1f} deviations more than by chance"),
     }
-    return {name: told for name, (ringing, told) in rings.items() if ringing}
+    return moved.alarms | {name: told for name, (ringing, told) in rings.items() if ringing}
 
 
 def _written(

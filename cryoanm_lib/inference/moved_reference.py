@@ -22,6 +22,8 @@ Posteriors = Callable[[Float64[Tensor, "atoms 3"], int], Iterable[RefinedPosteri
 
 #: A reference has settled where a step is this share of its deviations, root mean square; and steps at most.
 _SETTLED, _STEPS = 0.1, 12
+#: Alarms ring at a p-value that chance gives once in 10⁴ times, and where slopes vary more by this factor.
+_SELDOM, _EXCESS = 1e-4, 1.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,16 @@ class MovedReference:
         apart, both = first.slope - second.slope, first.information + second.information
         chi_square = apart @ torch.linalg.lstsq(both, apart[:, None], driver="gelsd").solution[:, 0]
         return chi_square_tail(chi_square, int(torch.linalg.matrix_rank(both))).item()
+
+    @property
+    def alarms(self) -> dict[str, str]:
+        """What speaks against it, by name and in words; nothing where the model is right."""
+        rings = {
+            "unsettled": (not self.settled, f"the last step was {self.steps[-1]:.3g} Å"),
+            "halves": (self.half_p_value < _SELDOM, f"chance parts two halves so in {self.half_p_value:.2g}"),
+            "excess": (self.excess > _EXCESS, f"slopes vary {self.excess:.3g} times as much as they should"),
+        }
+        return {name: told for name, (ringing, told) in rings.items() if ringing}
 
 
 @torch.no_grad()
