@@ -22,12 +22,13 @@ from cryoanm_lib.experiments.profile import Profile, load_profile
 from cryoanm_lib.experiments.run import Run
 from cryoanm_lib.experiments.weights import load_weights, weights_path, write_weights
 from cryoanm_lib.imaging.noise import WhiteNoise
-from cryoanm_lib.inference.amortised import GuidePosterior, draw_from
+from cryoanm_lib.inference.amortised import GuidePosterior, draw_from, together
 from cryoanm_lib.inference.fisher import information_limit
 from cryoanm_lib.inference.training import Trainer
 from cryoanm_lib.io.locks import alone
 from cryoanm_lib.io.provenance import beginning, circumstances, provenance
 from cryoanm_lib.io.storage import load_json, load_tensors, save_json, save_tensors, sweep, unusable
+from cryoanm_lib.numerics.batching import in_parts
 from cryoanm_lib.numerics.device import deterministic, pick_device
 from cryoanm_lib.particles.particles import Particles, Simulated
 from cryoanm_lib.particles.source import FixedSet
@@ -290,7 +291,12 @@ def _coverage(trainer: Trainer, resolution: int) -> dict[str, float]:
     guide = copy.deepcopy(trainer.guide).cpu()
     if set(guide.family.learned) != set(guide.model.inferred):
         return {}
-    posterior = GuidePosterior(guide, trainer.test.to("cpu"), resolution)
-    draws = posterior.sample(_COVERAGE_DRAWS, torch.Generator().manual_seed(_COVERAGE_SEED))
-    level = credible_level(posterior, draws, trainer.truth)
+    images, generator = trainer.test.to("cpu"), torch.Generator().manual_seed(_COVERAGE_SEED)
+
+    def level_of(rows: slice) -> Tensor:
+        posterior = GuidePosterior(guide, images[rows], resolution)
+        draws = posterior.sample(_COVERAGE_DRAWS, generator)
+        return credible_level(posterior, draws, {name: value[rows] for name, value in trainer.truth.items()})
+
+    level = torch.cat(in_parts(level_of, len(images), together(guide, images.device)))
     return {f"coverage_{100 * of:.0f}": coverage(level, of, _COVERAGE_DRAWS) for of in LEVELS}

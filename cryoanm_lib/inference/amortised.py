@@ -21,8 +21,14 @@ from cryoanm_lib.program.program import Guide
 
 _Answer = TypeVar("_Answer")
 
-# Images, or draws of images, that the networks look at together.
-_BATCH = 500
+# Pixels, of all images together, that networks look at in one piece on a CPU: what convolutions make of more
+# is far from the processor, and of 500 images of 64 × 64 it fills gigabytes. On other devices, images.
+_PIXELS, _IMAGES = 2**18, 500
+
+
+def together(guide: Guide, device: torch.device) -> int:
+    """How many images, or draws of images, the networks look at together."""
+    return max(1, _PIXELS // guide.family.size**2) if device.type == "cpu" else _IMAGES
 
 
 @contextmanager
@@ -38,15 +44,13 @@ def in_use(guide: Guide) -> Iterator[None]:
 
 
 @torch.no_grad()
-def draw_from(
-    guide: Guide, particles: Particles, resolution: int, batch_size: int = _BATCH
-) -> dict[str, Float[Tensor, "images ..."]]:
+def draw_from(guide: Guide, particles: Particles, resolution: int) -> dict[str, Float[Tensor, "images ..."]]:
     """One draw of every inferred latent for each image, and the pose's mixture, on the CPU.
 
     Returns the draws by the latent's name, and where the pose is inferred "pose_logits" (images, components)
     and "pose_concentrations" (images, components, 2 or 4).
     """
-    return _in_batches(guide, _one_draw, particles, resolution, batch_size)
+    return _in_batches(guide, _one_draw, particles, resolution)
 
 
 @torch.no_grad()
@@ -54,7 +58,7 @@ def propose(
     guide: Guide, particles: Particles, resolution: int
 ) -> dict[str, Float[Tensor, "images components ..."]]:
     """The middle of what the guide says of each inferred latent, for each component of its mixture."""
-    return _in_batches(guide, _middles, particles, resolution, _BATCH)
+    return _in_batches(guide, _middles, particles, resolution)
 
 
 def _in_batches(
@@ -62,11 +66,14 @@ def _in_batches(
     answer: Callable[[Guide, Particles, int], dict[str, Tensor]],
     particles: Particles,
     resolution: int,
-    batch_size: int,
 ) -> dict[str, Float[Tensor, "images ..."]]:
     """What the guide answers, on the CPU."""
     with in_use(guide):
-        chunks = in_parts(lambda rows: answer(guide, particles[rows], resolution), len(particles), batch_size)
+        chunks = in_parts(
+            lambda rows: answer(guide, particles[rows], resolution),
+            len(particles),
+            together(guide, particles.device),
+        )
     return {name: torch.cat([chunk[name] for chunk in chunks]).cpu() for name in chunks[0]}
 
 
@@ -150,7 +157,7 @@ class GuidePosterior:
     def _in_parts(self, work: Callable[[slice], _Answer], count: int) -> list[_Answer]:
         """So many draws at a time that the networks look at a batch."""
         with in_use(self.guide):
-            return in_parts(work, count, max(1, _BATCH // len(self)))
+            return in_parts(work, count, max(1, together(self.guide, self.particles.device) // len(self)))
 
     def _drawn(self, count: int) -> dict[str, Float[Tensor, "draws images ..."]]:
         """The pose, whose component is picked by its weight, and at that pose the others one by one."""

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from cryoanm_lib.checks.residuals import FLIP_DEGREES, TWO_SIDED_WEIGHT, opposite_weight, residuals
 from cryoanm_lib.errors import CryoANMError, TrainingError
 from cryoanm_lib.imaging.latents import LatentName
-from cryoanm_lib.inference.amortised import draw_from
+from cryoanm_lib.inference.amortised import draw_from, together
 from cryoanm_lib.inference.captured import Captured, overwrite
 from cryoanm_lib.inference.clipped_adam import TogetherClippedAdam
 from cryoanm_lib.inference.divergence import first_not_finite
@@ -34,10 +34,6 @@ from cryoanm_lib.settings import Count, Positive, Section
 #: Images count as explained when the loss is above the noise floor by less than this many nats for each of
 #: their independent values: a quarter of a nat is a residual with 1.5 times the variance of the noise.
 EXPLAINED = 0.25
-
-# Pixels, of all images together, that networks look at in one piece on a CPU: what convolutions make of more
-# is far from the processor, and of 500 images of 64 × 64 it fills two gigabytes.
-_PIXELS = 2**18
 
 
 class Stage(Section):
@@ -320,8 +316,8 @@ class Trainer:
 
     def _leave_gradients(self, particles: Particles, resolution: int) -> Tensor:
         """The loss, its gradients left with the networks, of one part of the images after another."""
-        objective, count, size = self._objective(), len(particles), self.guide.family.size
-        at_a_time = count if self._waits else max(1, _PIXELS // size**2)
+        objective, count = self._objective(), len(particles)
+        at_a_time = count if self._waits else together(self.guide, self.device)
         total = torch.zeros((), device=self.device)
         for start in range(0, count, at_a_time):
             part = particles[start : start + at_a_time]

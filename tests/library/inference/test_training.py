@@ -12,7 +12,7 @@ from cryoanm_lib.errors import ArtifactError, TrainingError
 from cryoanm_lib.experiments import checkpoint
 from cryoanm_lib.experiments.checkpoint import resume, save_checkpoint
 from cryoanm_lib.imaging.likelihood import log_likelihood
-from cryoanm_lib.inference import training
+from cryoanm_lib.inference import amortised
 from cryoanm_lib.inference.training import EXPLAINED, Stage, Trainer
 from cryoanm_lib.io.storage import load_tensors, save_tensors, write_atomically
 from cryoanm_lib.numerics.fourier import crop_coefficients, degrees_of_freedom
@@ -122,7 +122,7 @@ def test_a_step_in_parts_is_the_step(tiny_guide, monkeypatch, objective, at_a_ti
     monkeypatch.setattr(torch, "randn_like", lambda like: torch.full_like(like, 0.3))
     found = []
     for pixels in (8 * 16**2, at_a_time * 16**2):
-        monkeypatch.setattr(training, "_PIXELS", pixels)
+        monkeypatch.setattr(amortised, "_PIXELS", pixels)
         trainer.optimizer.zero_grad()
         loss = trainer._leave_gradients(images, 16)
         found.append([loss, *(p.grad.clone() for p in trainer.guide.encoders.parameters())])

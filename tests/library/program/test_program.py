@@ -107,7 +107,7 @@ def test_samples_of_a_stratified_guide_follow_the_mixture(tiny_guide) -> None:
         # two logits, then the mean vectors (10, 0) and (-10, 0)
         head.bias.copy_(torch.tensor([math.log(0.8), math.log(0.2), 10.0, 0.0, -10.0, 0.0]))
     pyro.set_rng_seed(5)
-    draws = draw_from(guide, guide.model.simulate(2000, 16), 16, batch_size=300)
+    draws = draw_from(guide, guide.model.simulate(2000, 16), 16)
     right = (draws["pose"][:, 0] > 0).double().mean()
     assert abs(right - 0.8) < 5 * (0.16 / 2000) ** 0.5
 
