@@ -116,13 +116,15 @@ class Answers:
             draws={name: value.float() for name, value in drawn.items()},
         )
 
-    def likelihoods(self, number: int | None = None) -> Likelihoods:
-        """What images say of all amplitudes together, or of one, apart from the prior of these.
+    def likelihoods(self, *columns: int) -> Likelihoods:
+        """What images say of some amplitudes together, or of all, apart from the prior of these.
 
-        Of one it is with all others anywhere that their prior has them.
+        Of some it is with all others anywhere that their prior has them.
         """
-        columns = slice(None) if number is None else slice(number, number + 1)
-        wider, narrower = (part[:, columns, columns].double() for part in (self.covariance, self.narrower))
+        columns = columns or tuple(range(self.prior.shape[1]))
+        wider, narrower = (
+            part[:, columns][:, :, columns].double() for part in (self.covariance, self.narrower)
+        )
         mean, prior = self.mean["amplitude"][:, columns].double(), self.prior[:, columns].double()
         return Likelihoods.of_posteriors(mean, narrower, prior, wider)
 

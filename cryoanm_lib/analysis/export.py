@@ -36,7 +36,8 @@ def export(
     it. `direction_….cif` and `.pdb` are the molecule between the 5th and the 95th percentile, and
     `draws.safetensors` the posterior draws. Of a `.cs` file there are `.cs` files, whose fields of ours,
     `cryoanm/…`, are in cryoSPARC's conventions. Where the run has a population, `population_….csv` is each
-    amplitude's, and `…Population` among the columns what particles are with it in place of the prior.
+    amplitude's, `population_1_2.csv` that of the first two together, and `…Population` among the columns what
+    particles are with it in place of the prior.
 
     Parameters
     ----------
@@ -172,19 +173,27 @@ def _write_movies(
 
 
 def _write_densities(population: RunPopulation, out: Path) -> list[Path]:
-    """A table of each amplitude: where, density, its 95 % band, and minus its logarithm in kT."""
+    """A table of each amplitude: where, density, its 95 % band, and minus its logarithm in kT; and of two."""
     written = []
     for number, smooth in enumerate(population.smooth):
         at = population.at[number]
         columns = {"amplitude": at, "density": smooth.density(at[:, None])}
         columns |= {"low": population.low[number], "high": population.high[number]}
         columns["free_energy"] = smooth.free_energy(at[:, None])
-        rows = torch.stack(list(columns.values()), dim=1).tolist()
-        lines = [",".join(columns), *(",".join(f"{x:.6g}" for x in row) for row in rows)]
         written.append(out / f"population_{number + 1}.csv")
-        text = "\n".join(lines) + "\n"
-        write_atomically(written[-1], lambda beside, text=text: beside.write_text(text, encoding="ascii"))
+        _write_table(columns, written[-1])
+    if (pair := population.pair) is not None:
+        at = population.grid_of_pair()
+        columns = {"amplitude_1": at[:, 0], "amplitude_2": at[:, 1], "density": pair.density(at)}
+        written.append(out / "population_1_2.csv")
+        _write_table(columns | {"free_energy": pair.free_energy(at)}, written[-1])
     return written
+
+
+def _write_table(columns: Mapping[str, Float64[Tensor, "rows"]], path: Path) -> None:
+    rows = torch.stack(list(columns.values()), dim=1).tolist()
+    lines = [",".join(columns), *(",".join(f"{x:.6g}" for x in row) for row in rows), ""]
+    write_atomically(path, lambda beside: beside.write_text("\n".join(lines), encoding="ascii"))
 
 
 def _odd(particles: ParticleSet) -> Float64[Tensor, "particles"]:

@@ -1,14 +1,16 @@
-"""The population of a run: how each amplitude is distributed over all particles."""
+"""The population of a run: how amplitudes are distributed over all particles, each alone and two together."""
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from cryoanm_lib.analysis.answers import Answers
+from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.inference.gaussian_population import gaussian_population
 from cryoanm_lib.inference.likelihoods import Likelihoods
 from cryoanm_lib.inference.population import Population
@@ -20,6 +22,9 @@ from cryoanm_lib.io.storage import flat, grouped, load_tensors, save_tensors
 FEWEST = 50
 #: Points at which densities are kept; and bootstraps of their bands.
 _POINTS, _BOOTSTRAPS = 241, 200
+#: Images of which two amplitudes are looked at together: those that come first by row times 2⁶⁴ / φ, modulo
+#: 2⁶⁴, which spreads them evenly over all, in whatever shards.
+_TOGETHER, _GOLDEN = 2000, 0x9E3779B97F4A7C15 - 2**64
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +39,8 @@ class RunPopulation:
         Of each amplitude alone: a smooth density of no form, and as few Gaussians as images ask for.
     at, low, high : tuple of Float64[Tensor, "points"]
         Where, in Å, and between what each density is with 95 % confidence.
+    pair : Population or None
+        Of the first two amplitudes together, if there are two: a smooth density, by 2000 images at most.
     """
 
     particles: int
@@ -42,6 +49,7 @@ class RunPopulation:
     at: tuple[Float64[Tensor, "points"], ...]
     low: tuple[Float64[Tensor, "points"], ...]
     high: tuple[Float64[Tensor, "points"], ...]
+    pair: Population | None
 
     @classmethod
     def of(cls, shards: Iterable[Answers], seed: int = 0) -> "RunPopulation | None":
@@ -60,16 +68,19 @@ class RunPopulation:
             None where fewer than `FEWEST` images are explained.
         """
         tallies: list[Tally] = []
+        some: tuple[Int64[Tensor, "some"], Likelihoods] | None = None
         for answers in shards:
             explained = torch.nonzero(answers.explained())[:, 0]
             columns = range(answers.prior.shape[1])
             here = [Tally.of(answers.likelihoods(column)[explained]) for column in columns]
             tallies = [a + b for a, b in zip(tallies, here, strict=True)] if tallies else here
+            if len(columns) > 1:
+                some = _first(some, answers.row[explained], answers.likelihoods(0, 1)[explained])
         particles = int(tallies[0].count.sum()) if tallies else 0
         if particles < FEWEST:
             return None
         found = [_of_one(tally.likelihoods(), seed) for tally in tallies]
-        return cls(particles, *zip(*found, strict=True))
+        return cls(particles, *zip(*found, strict=True), None if some is None else _of_two(some[1]))
 
     def posterior(
         self, answers: Answers
@@ -81,9 +92,16 @@ class RunPopulation:
         mean, covariance = zip(*each, strict=True)
         return torch.cat(mean, dim=1), torch.cat(covariance, dim=1)[..., 0].sqrt()
 
+    def grid_of_pair(self, points: int = 61) -> Float64[Tensor, "points² 2"]:
+        """Where the first two amplitudes may be, the second running fastest; nowhere if there are not two."""
+        if self.pair is None:
+            return torch.zeros(0, 2, dtype=torch.float64)
+        ends = zip(self.pair.mean.amin(0).tolist(), self.pair.mean.amax(0).tolist(), strict=True)
+        return torch.cartesian_prod(*(torch.linspace(*end, points, dtype=torch.float64) for end in ends))
+
     def save(self, path: Path) -> None:
         """Keep it in a file."""
-        groups: dict[str, dict[str, Tensor]] = {}
+        groups: dict[str, dict[str, Tensor]] = {} if self.pair is None else {"pair": _tensors(self.pair)}
         for number, (smooth, gaussians) in enumerate(zip(self.smooth, self.gaussians, strict=True)):
             groups |= {f"smooth{number}": _tensors(smooth), f"gaussians{number}": _tensors(gaussians)}
             groups[f"band{number}"] = {name: getattr(self, name)[number] for name in ("at", "low", "high")}
@@ -107,7 +125,20 @@ class RunPopulation:
             smooth=tuple(Population(**groups[f"smooth{n}"]) for n in numbers),
             gaussians=tuple(Population(**groups[f"gaussians{n}"]) for n in numbers),
             **bands,
+            pair=Population(**groups["pair"]) if "pair" in groups else None,
         )
+
+
+def _first(
+    before: tuple[Int64[Tensor, "some"], Likelihoods] | None,
+    row: Int64[Tensor, "images"],
+    seen: Likelihoods,
+) -> tuple[Int64[Tensor, "some"], Likelihoods]:
+    """The images that come first of those before and these."""
+    if before is not None:
+        row, seen = torch.cat([before[0], row]), Likelihoods.together([before[1], seen])
+    order = (row * _GOLDEN).argsort()[:_TOGETHER]
+    return row[order], seen[order]
 
 
 def _of_one(seen: Likelihoods, seed: int) -> tuple[Population, Population, Tensor, Tensor, Tensor]:
@@ -116,6 +147,14 @@ def _of_one(seen: Likelihoods, seed: int) -> tuple[Population, Population, Tenso
     at = torch.linspace(*ends, _POINTS, dtype=torch.float64)
     low, high = density_band(smooth, seen, at[:, None], _BOOTSTRAPS, generator=generator)
     return smooth, gaussian_population(seen), at, low, high
+
+
+def _of_two(seen: Likelihoods) -> Population | None:
+    try:
+        return smooth_population(seen)
+    except CryoANMError as error:
+        warnings.warn(f"amplitudes 1 and 2 are not known together: {error}", stacklevel=3)
+        return None
 
 
 def _tensors(population: Population) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """What each image says of some numbers, apart from the prior that its posterior was computed with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +62,12 @@ class Likelihoods:
         if wider is not None:
             found = found + gain @ ((wider - covariance) / unit) @ gain.transpose(1, 2)
         return cls(prior * at, unit * found, torch.ones(len(mean), dtype=torch.float64))
+
+    @classmethod
+    def together(cls, parts: Sequence["Likelihoods"]) -> "Likelihoods":
+        """Those of several parts, one after the other."""
+        each = zip(*((part.mean, part.covariance, part.count) for part in parts), strict=True)
+        return cls(*(torch.cat(some) for some in each))
 
     @classmethod
     def exact(cls, at: Float64[Tensor, "images columns"]) -> "Likelihoods":

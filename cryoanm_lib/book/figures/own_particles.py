@@ -15,6 +15,8 @@ from cryoanm_lib.checks.calibration import LEVELS
 
 #: Percentiles within which the greys and axes of a figure lie.
 _MOST = torch.tensor([0.005, 0.995])
+#: kT above the highest density to which contours go: from 2000 particles less is not known.
+_LOWEST = 6
 
 
 def plot_amplitudes(answers: Answers) -> Figure:
@@ -57,6 +59,22 @@ def plot_population(population: RunPopulation, answers: Answers) -> Figure:
     axes[0, 0].set_ylabel("density")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncol=3, fontsize=9)
+    return figure
+
+
+def plot_pair(population: RunPopulation) -> Figure:
+    """The first two amplitudes together: minus the logarithm of their density, a contour for each kT."""
+    figure, axes = new_figure(height=3.4)
+    if population.pair is not None:
+        at = population.grid_of_pair()
+        points = round(len(at) ** 0.5)
+        energy = population.pair.free_energy(at).view(points, points).T.numpy()
+        x, y = at[::points, 0].numpy(), at[:points, 1].numpy()
+        levels = torch.arange(_LOWEST + 1).tolist()
+        filled = axes[0, 0].contourf(x, y, energy, levels, cmap="Blues_r")
+        axes[0, 0].contour(x, y, energy, levels, colors="0.3", linewidths=0.5)
+        figure.colorbar(filled, ax=axes[0, 0], label="-log density (kT)")
+    axes[0, 0].set(xlabel="amplitude 1 (Å)", ylabel="amplitude 2 (Å)")
     return figure
 
 

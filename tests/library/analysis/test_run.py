@@ -446,6 +446,9 @@ def test_what_is_exported_is_what_was_found(run: RunFolder, table: Path) -> None
     step = density["amplitude"][1] - density["amplitude"][0]
     assert density["density"].sum() * step == pytest.approx(1.0, abs=0.02)
     assert (density["low"] <= density["high"]).all() and density["free_energy"].min() == 0
+    both = np.genfromtxt(written["population_1_2.csv"], delimiter=",", names=True)
+    area = np.ptp(both["amplitude_1"]) * np.ptp(both["amplitude_2"]) / (np.sqrt(len(both)) - 1) ** 2
+    assert both["density"].sum() * area == pytest.approx(1.0, abs=0.05)
     angles = torch.stack(
         [
             torch.tensor([float(x) for x in loop.find_loop(f"_cryoanmAngle{n}")])

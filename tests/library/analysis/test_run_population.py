@@ -9,7 +9,8 @@ import torch
 
 from cryoanm_lib import Plan, infer
 from cryoanm_lib.analysis.answers import Answers
-from cryoanm_lib.analysis.run_population import FEWEST, RunPopulation
+from cryoanm_lib.analysis.run_population import FEWEST, RunPopulation, _first
+from cryoanm_lib.inference.likelihoods import Likelihoods
 from tests.library.inference.test_population import two_states
 from tests.make_particles import make
 from tests.relion import needs_relion
@@ -93,6 +94,35 @@ def test_shards_may_be_divided_in_any_way(
         for a, b in zip(getattr(found, kind), getattr(once_more, kind), strict=True):
             assert torch.equal(a.weight, b.weight) and torch.equal(a.mean, b.mean)
     assert all(torch.equal(a, b) for a, b in zip(found.high, once_more.high, strict=True))
+    assert found.pair is not None and once_more.pair is not None
+    torch.testing.assert_close(found.pair.weight, once_more.pair.weight)
+
+
+def test_two_amplitudes_are_known_together(found: RunPopulation) -> None:
+    """Each alone is what it is without the other: here the second is one state at 0, 1 Å wide."""
+    at = found.grid_of_pair(121)
+    density = found.pair.density(at).view(121, 121)
+    first, second = at[::121, 0], at[:121, 1]
+    steps = (first[1] - first[0]).item(), (second[1] - second[0]).item()
+    assert density.sum().item() * steps[0] * steps[1] == pytest.approx(1.0, abs=0.02)
+    alone = density.sum(1) * steps[1]
+    for low, high, share in ((0, 12, 0.6), (-12, 0, 0.4)):
+        of_state = alone[(first > low) & (first < high)].sum().item() * steps[0]
+        assert of_state == pytest.approx(share, abs=4 * 0.5 / 380**0.5)
+    spread = (density.sum(0) / density.sum()) @ second.square()
+    assert spread.sqrt().item() == pytest.approx(1.0, abs=0.25)
+
+
+def test_of_many_some_are_looked_at_from_everywhere() -> None:
+    """The same ones in whatever shards; and no stretch of a hundredth of the table without its share."""
+    rows = torch.arange(100_000)
+    at = Likelihoods.exact(rows[:, None].double())
+    whole, parts = _first(None, rows, at), None
+    for some in rows[torch.randperm(100_000, generator=torch.Generator().manual_seed(0))].split(7_000):
+        parts = _first(parts, some, at[some])
+    assert torch.equal(whole[0], parts[0]) and torch.equal(whole[1].mean, parts[1].mean)
+    counts = torch.bincount(whole[0] // 1000, minlength=100)
+    assert len(whole[0]) == 2000 and counts.min() >= 15 and counts.max() <= 25
 
 
 def test_particles_are_nearer_to_the_truth_under_it(
@@ -114,7 +144,7 @@ def test_what_is_kept_is_what_was_found(found: RunPopulation, tmp_path: Path) ->
     for name in ("smooth", "gaussians"):
         for a, b in zip(getattr(kept, name), getattr(found, name), strict=True):
             assert torch.equal(a.covariance, b.covariance)
-    assert torch.equal(kept.at[1], found.at[1])
+    assert torch.equal(kept.at[1], found.at[1]) and torch.equal(kept.pair.mean, found.pair.mean)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from scipy.stats import wasserstein_distance
 from cryoanm_lib.errors import CryoANMError
 from cryoanm_lib.inference.gaussian_population import gaussian_population
 from cryoanm_lib.inference.likelihoods import Likelihoods
-from cryoanm_lib.inference.population import Population
+from cryoanm_lib.inference.population import Population, log_normal
 from cryoanm_lib.inference.smooth_population import density_band, smooth_population
 
 torch.set_num_threads(1)
@@ -161,6 +161,17 @@ def test_draws_are_of_the_density() -> None:
     above = population.weight[population.mean[:, 0] > 0].sum().item()
     # five standard errors of a share
     assert (drawn > 0).double().mean().item() == pytest.approx(above, abs=5 * 0.5 / 20_000**0.5)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3])
+def test_densities_are_those_of_torch(columns: int) -> None:
+    generator = torch.Generator().manual_seed(7)
+    factor = torch.randn(9, columns, columns, generator=generator, dtype=torch.float64)
+    spread = factor @ factor.transpose(1, 2) + 0.1 * torch.eye(columns).double()
+    middle = torch.randn(9, columns, generator=generator, dtype=torch.float64)
+    seen, parts = likelihoods(middle[:5], spread[:5]), Population(torch.ones(4) / 4, middle[5:], spread[5:])
+    expected = dist.MultivariateNormal(middle[5:], spread[:5, None] + spread[5:]).log_prob(middle[:5, None])
+    torch.testing.assert_close(log_normal(seen, parts), expected)
 
 
 def test_two_columns_are_seen_together() -> None:
