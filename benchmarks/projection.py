@@ -165,19 +165,19 @@ def against_cryojax(n_images: int = 500, resolution: int = 32) -> Iterator[Row]:
     works = [
         (
             "image with contrast transfer",
-            3,
+            2,
             lambda: [ours.images()],
             {n: lambda t=t: [t.images(*numbers)] for n, t in theirs.items()},
         ),
         (
             "gradient by amplitude, angle and defocus",
-            4,
+            5,
             ours.gradient,
             {n: lambda t=t: t.weighted(*numbers, weights) for n, t in theirs.items()},
         ),
         (
             f"log-likelihood with gradient, K = {resolution}, for which it makes all {_BOX} × {_BOX}",
-            10,
+            12,
             lambda: ours.log_likelihood_gradient(observed, resolution),
             {
                 n: lambda f=f, seen=seen: (lambda v, g: [v, *g])(*f(*numbers, seen, sigma))

@@ -11,11 +11,14 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from cryoanm_lib.analysis.run_population import RunPopulation
 from cryoanm_lib.book import figures
+from cryoanm_lib.book.figures import own_particles
 from cryoanm_lib.book.landscapes import landscape, pose_profiles
 from cryoanm_lib.imaging.forward_model import ForwardModel
 from cryoanm_lib.imaging.latents import Values, in_plane
 from cryoanm_lib.imaging.noise import WhiteNoise
+from cryoanm_lib.inference.population import Population
 from cryoanm_lib.molecule.anm import NormalModes, hessian, normal_modes
 from cryoanm_lib.molecule.structure import Structure, load_structure
 from cryoanm_lib.particles.particles import Particles, Simulated
@@ -288,6 +291,14 @@ def test_a_turn_shifts_a_ring_and_keeps_its_waves(forward: ForwardModel, latents
     )
     torch.testing.assert_close(upright.roll(90), turned, rtol=0, atol=1e-4)
     torch.testing.assert_close(*strengths, rtol=0, atol=1e-4)
+
+
+def test_two_amplitudes_together_have_a_contour_for_each_kt() -> None:
+    places = torch.tensor([[-4.0, 0.0], [4.0, 1.0]]).double()
+    both = Population(torch.tensor([0.4, 0.6]).double(), places, torch.eye(2).double().expand(2, 2, 2))
+    figure = own_particles.plot_pair(RunPopulation(1000, (), (), (), (), (), both))
+    assert {"amplitude 1 (Å)", "amplitude 2 (Å)", "-log density (kT)"} <= drawn(figure)
+    assert figure.axes[0].collections[0].levels.tolist() == list(range(7))
 
 
 def test_a_moved_reference_is_drawn_residue_by_residue(structure: Structure) -> None:
