@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryoanm_lib.imaging.unknowns import Unknowns
+from cryoanm_lib.numerics.batching import pieces
 from cryoanm_lib.numerics.per_image_rng import PerImageRNG
 
 
@@ -32,7 +33,7 @@ class GaussianMixture:
     centre: Float[Tensor, "images components width"]
     scale: Float[Tensor, "images components columns columns"]
 
-    def __getitem__(self, which: Tensor) -> "GaussianMixture":
+    def __getitem__(self, which: Tensor | slice) -> "GaussianMixture":
         return GaussianMixture(self.unknowns, self.log_weight[which], self.centre[which], self.scale[which])
 
     def to(self, device: torch.device | str) -> "GaussianMixture":
@@ -89,6 +90,18 @@ class GaussianMixture:
         self, values: Float[Tensor, "draws images width"]
     ) -> Float[Tensor, "draws images components"]:
         """Log-density of each component, its weight included; a pose counts further turns too."""
+        parts = self._parts(len(values))
+        return torch.cat([self[rows]._component_log_density(values[:, rows]) for rows in parts], dim=1)
+
+    def _parts(self, n_draws: int) -> list[slice]:
+        """So few images at a time that steps from all centres to all draws stay near the processor."""
+        n_images, components, columns, _ = self.scale.shape
+        steps = n_draws * components * columns * self.scale.element_size()
+        return pieces(n_images, steps, self.scale.device) or [slice(0, 0)]
+
+    def _component_log_density(
+        self, values: Float[Tensor, "draws images width"]
+    ) -> Float[Tensor, "draws images components"]:
         away = self.unknowns.offset(values[..., None, :], self.centre)
         ways = self.unknowns.ways(away)
         each = torch.stack([-0.5 * self._squared_distance(way) - volume for way, volume in ways])
@@ -114,6 +127,15 @@ class GaussianMixture:
         So many effective draws n say of a covariance of d(d + 1)/2 numbers; what a component was before
         counts as if it had been seen on as many draws as that, and its middle on one.
         """
+        parts = [
+            self[rows]._refitted(values[:, rows], log_weight[:, rows]) for rows in self._parts(len(values))
+        ]
+        each = ([getattr(part, name) for part in parts] for name in ("log_weight", "centre", "scale"))
+        return GaussianMixture(self.unknowns, *(torch.cat(some) for some in each))
+
+    def _refitted(
+        self, values: Float[Tensor, "draws images width"], log_weight: Float[Tensor, "draws images"]
+    ) -> "GaussianMixture":
         each = self.component_log_density(values)
         share = (log_weight - log_weight.logsumexp(0))[..., None] + each - each.logsumexp(-1, keepdim=True)
         log_mass = share.logsumexp(0)
