@@ -80,7 +80,8 @@ class RunPopulation:
         if particles < FEWEST:
             return None
         found = [_of_one(tally.likelihoods(), seed) for tally in tallies]
-        return cls(particles, *zip(*found, strict=True), None if some is None else _of_two(some[1]))
+        pair = None if some is None else _of_two(some[1])
+        return cls(particles, *zip(*found, strict=True), pair=pair)
 
     def posterior(
         self, answers: Answers

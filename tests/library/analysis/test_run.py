@@ -413,7 +413,7 @@ def test_the_report_stands_alone(run: RunFolder, tmp_path: Path) -> None:
     for heading in ("In short", "The data as checked", "The population", "The twin", "How to go on"):
         assert f">{heading}</h2>" in text
     assert "Verdict: <strong>consistent</strong>" in text
-    assert text.count("<img ") == 7
+    assert text.count("<img ") == 8
     assert f"{FEW} of {FEW} particles" in text
 
 
@@ -619,7 +619,7 @@ def test_the_command_line_does_the_same(
     assert main(["report", str(out)]) == 0
     assert capsys.readouterr().out.strip().endswith("report.html")
     assert main(["export", str(out), "--subsets", "2"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 13
+    assert len(capsys.readouterr().out.splitlines()) == 14
     assert main(["infer", str(table), "--reference", "adk_open", "--out", str(out), "--detail", "-3"]) == 1
     assert "--detail -3.0 is not usable" in capsys.readouterr().err
     clean = tmp_path / "clean.mrcs"
