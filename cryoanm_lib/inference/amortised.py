@@ -129,18 +129,27 @@ class GuidePosterior:
     @cached_property
     @torch.no_grad()
     def pose(self) -> ProjectedNormalMixture | None:
-        """The pose's mixture for each image, if the pose is inferred."""
+        """The pose's mixture for each image, if the pose is inferred.
+
+        Raises
+        ------
+        ValueError
+            If what the networks say is not finite.
+        """
         if "pose" not in self.guide.model.inferred:
             return None
         with in_use(self.guide):
             mixture = self.guide.pose_distribution(self._seen)
+        for name in ("logits", "concentrations"):
+            if not getattr(mixture, name).isfinite().all():
+                raise ValueError(f"{name} of the pose's mixture are not finite")
         return ProjectedNormalMixture(mixture.logits, mixture.concentrations)
 
     @torch.no_grad()
     def sample(
         self, count: int, generator: torch.Generator | None = None
     ) -> dict[str, Float[Tensor, "draws images ..."]]:
-        """Draws for each image; a generator stands for the seed of Pyro's draws, which have no other."""
+        """Draws for each image, on the CPU; a generator gives the seed of torch's own stream."""
         with torch.random.fork_rng(devices=[], enabled=generator is not None):
             if generator is not None:
                 torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))

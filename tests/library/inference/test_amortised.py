@@ -5,7 +5,7 @@ import pytest
 import torch
 from pyro import poutine
 
-from cryoanm_lib.inference.amortised import GuidePosterior, elbo, in_use, propose
+from cryoanm_lib.inference.amortised import GuidePosterior, draw_from, elbo, in_use, propose
 from cryoanm_lib.inference.exact_posterior import exact_posterior
 from cryoanm_lib.program.log_joint import log_joint
 
@@ -90,6 +90,16 @@ def test_draws_are_of_the_density(tiny_guide, encoder) -> None:
     other = GuidePosterior(guide, particles[torch.tensor([1, 0])], 16).log_density(draws)
     ratio = (other - posterior.log_density(draws)).exp()
     assert ((ratio.mean(0) - 1).abs() < 5 * ratio.std(0) / 4000**0.5).all()
+
+
+@pytest.mark.parametrize(("wrong", "stratified"), [("nan", True), ("inf", True), ("nan", False)])
+def test_a_mixture_that_is_not_finite_is_refused(tiny_guide, wrong, stratified) -> None:
+    """A component would be picked all the same."""
+    guide = tiny_guide(encoder="pixels", stratified=stratified)
+    with torch.no_grad():
+        guide.encoders["pose"].head.bias[0] = float(wrong)
+    with pytest.raises(ValueError, match="logits of the pose's mixture are not finite"):
+        draw_from(guide, guide.model.simulate(3, 16), 16)
 
 
 def test_one_proposal_for_each_component(tiny_guide) -> None:
