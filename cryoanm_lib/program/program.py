@@ -205,13 +205,9 @@ class Guide(nn.Module):
         particles: Particles,
         resolution: int,
         only: tuple[str, ...] | None = None,
-        seen: Seen | None = None,
     ) -> None:
-        """Algorithm 2: the networks look at each image and propose its latents, or only some of them.
-
-        Where they have looked before, `seen` is what `see` returned.
-        """
-        seen = self.see(particles, resolution) if seen is None else seen
+        """Algorithm 2: the networks look at each image and propose its latents, or only some of them."""
+        seen = self.see(particles, resolution)
         with pyro.plate("images", len(particles)):
             if "pose" in self.model.inferred:
                 # where it may point: a mixture, because a wrong pose can be nearly as good
