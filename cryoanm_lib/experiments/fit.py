@@ -291,10 +291,11 @@ def _coverage(trainer: Trainer, resolution: int) -> dict[str, float]:
     guide = copy.deepcopy(trainer.guide).cpu()
     if set(guide.family.learned) != set(guide.model.inferred):
         return {}
-    images, generator = trainer.test.to("cpu"), torch.Generator().manual_seed(_COVERAGE_SEED)
+    images = trainer.test.to("cpu")
 
     def level_of(rows: slice) -> Tensor:
         posterior = GuidePosterior(guide, images[rows], resolution)
+        generator = torch.Generator().manual_seed(_COVERAGE_SEED + rows.start)
         draws = posterior.sample(_COVERAGE_DRAWS, generator)
         return credible_level(posterior, draws, {name: value[rows] for name, value in trainer.truth.items()})
 

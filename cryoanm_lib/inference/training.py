@@ -291,10 +291,10 @@ class Trainer:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            size = len(particles)
+            size = min(len(particles), self._at_a_time(particles))
             raise TrainingError(
-                f"a step of {size} images at K = {resolution} does not fit into memory: lower the "
-                f"experiment's batch_size to {max(1, size // 2)}, or its guide's channels or image_size"
+                f"{size} images of a step at K = {resolution} do not fit into memory: lower the guide's "
+                f"channels or image_size, or the experiment's batch_size to {max(1, size // 2)}"
             ) from error
         if self._waits:
             return loss
@@ -316,8 +316,7 @@ class Trainer:
 
     def _leave_gradients(self, particles: Particles, resolution: int) -> Tensor:
         """The loss, its gradients left with the networks, of one part of the images after another."""
-        objective, count = self._objective(), len(particles)
-        at_a_time = count if self._waits else together(self.guide, self.device)
+        objective, count, at_a_time = self._objective(), len(particles), self._at_a_time(particles)
         total = torch.zeros((), device=self.device)
         for start in range(0, count, at_a_time):
             part = particles[start : start + at_a_time]
@@ -326,6 +325,10 @@ class Trainer:
             share.backward()
             total = total + share.detach()
         return total
+
+    def _at_a_time(self, particles: Particles) -> int:
+        """How many of them networks look at together; off the CPU all."""
+        return len(particles) if self._waits else together(self.guide, self.device)
 
     def _shorten_gradients(self) -> None:
         """Shorten those of all networks together to the norm of this stage."""

@@ -111,15 +111,17 @@ def test_trainers_do_not_disturb_one_another(tiny_guide) -> None:
     assert not all(torch.equal(before[name], tensor) for name, tensor in weights(early).items())
 
 
-@pytest.mark.parametrize("objective", ["elbo", "forward_kl"])
+@pytest.mark.parametrize(("objective", "stratified"), [("elbo", True), ("elbo", False), ("forward_kl", True)])
 @pytest.mark.parametrize("at_a_time", [1, 3, 8])
-def test_a_step_in_parts_is_the_step(tiny_guide, monkeypatch, objective, at_a_time) -> None:
-    """Of 8 images: the loss and every gradient, where nothing is drawn but what the truth says."""
+def test_a_step_in_parts_is_the_step(tiny_guide, monkeypatch, objective, stratified, at_a_time) -> None:
+    """Of 8 images: the loss and every gradient, by Pyro's own ELBO and by ours."""
     stages = [Stage(resolution=16, steps=1, objective=objective)]
-    trainer = make_trainer(tiny_guide, stages, encoder="pixels", inferred=("pose",))
+    options = {"encoder": "pixels", "inferred": ("pose",), "stratified": stratified}
+    trainer = make_trainer(tiny_guide, stages, **options)
     images = trainer.guide.model.simulate(8, 16)
-    # the same noise for each image, whatever the part that it is in
+    # the same numbers are drawn for each image, whatever the part that it is in
     monkeypatch.setattr(torch, "randn_like", lambda like: torch.full_like(like, 0.3))
+    monkeypatch.setattr(torch.Tensor, "exponential_", lambda values: values.fill_(1.0))
     found = []
     for pixels in (8 * 16**2, at_a_time * 16**2):
         monkeypatch.setattr(amortised, "_PIXELS", pixels)

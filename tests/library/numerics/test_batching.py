@@ -65,5 +65,5 @@ def test_training_says_what_to_lower_and_by_how_much(tiny_guide) -> None:
         raise ERRORS[2]
 
     guide.encoders["pose"].register_forward_hook(no_room)
-    with pytest.raises(TrainingError, match=r"a step of 8 images at K = 12 .*batch_size to 4"):
+    with pytest.raises(TrainingError, match=r"8 images of a step at K = 12 .*batch_size to 4"):
         trainer.run()
