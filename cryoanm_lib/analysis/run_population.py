@@ -22,8 +22,8 @@ from cryoanm_lib.io.storage import flat, grouped, load_tensors, save_tensors
 FEWEST = 50
 #: Points at which densities are kept; and bootstraps of their bands.
 _POINTS, _BOOTSTRAPS = 241, 200
-#: Images of which two amplitudes are looked at together: those that come first by row times 2⁶⁴ / φ, modulo
-#: 2⁶⁴, which spreads them evenly over all, in whatever shards.
+#: Images of which two amplitudes are looked at together: those that come first by row times 2⁶⁴ / φ, as a
+#: signed number of 64 bits, which spreads them evenly over all, in whatever shards.
 _TOGETHER, _GOLDEN = 2000, 0x9E3779B97F4A7C15 - 2**64
 
 

@@ -78,6 +78,11 @@ def prior_width(
     free : bool
         Find the mean too.
 
+    Returns
+    -------
+    tuple of float
+        Mean, 0 unless it is free, and deviation.
+
     Examples
     --------
     >>> said = torch.linspace(-1, 1, 201).double().erfinv()[1:-1] * 2**0.5

@@ -228,8 +228,8 @@ def _of_population(population: RunPopulation, answers: Answers) -> str:
     if population.pair is not None:
         text += (
             "<p>The first two amplitudes together, the same kind of smooth density: a contour is 1 kT, or a "
-            "factor of 2.7. It has no band, and of some hundred particles lumps of 1 kT are chance.</p>"
-            + _figure(own_particles.plot_pair(population), "two amplitudes together")
+            "factor of 2.7. It has no band, and with a few hundred particles lumps of 1 kT may be chance.</p>"
+            + _figure(own_particles.plot_two_amplitudes(population), "two amplitudes together")
         )
     told = "; ".join(
         f"along amplitude {n + 1} by {m:.2f} of their error bars, which are then {w:.2f} of what they were"

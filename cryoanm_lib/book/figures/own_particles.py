@@ -62,7 +62,7 @@ def plot_population(population: RunPopulation, answers: Answers) -> Figure:
     return figure
 
 
-def plot_pair(population: RunPopulation) -> Figure:
+def plot_two_amplitudes(population: RunPopulation) -> Figure:
     """The first two amplitudes together: minus the logarithm of their density, a contour for each kT."""
     figure, axes = new_figure(height=3.4)
     if population.pair is not None:

@@ -296,7 +296,7 @@ def test_a_turn_shifts_a_ring_and_keeps_its_waves(forward: ForwardModel, latents
 def test_two_amplitudes_together_have_a_contour_for_each_kt() -> None:
     places = torch.tensor([[-4.0, 0.0], [4.0, 1.0]]).double()
     both = Population(torch.tensor([0.4, 0.6]).double(), places, torch.eye(2).double().expand(2, 2, 2))
-    figure = own_particles.plot_pair(RunPopulation(1000, (), (), (), (), (), both))
+    figure = own_particles.plot_two_amplitudes(RunPopulation(1000, (), (), (), (), (), both))
     assert {"amplitude 1 (Å)", "amplitude 2 (Å)", "-log density (kT)"} <= drawn(figure)
     assert figure.axes[0].collections[0].levels.tolist() == list(range(7))
 
