@@ -69,4 +69,4 @@ def answering(rounds: int = 5, profile: str = "laptop") -> Iterator[Row]:
     standard = posterior.standardised(images.truth).square().mean().sqrt().item()
     if not 0.9 < standard < 1.1:
         raise SystemExit(f"errors are {standard:.2f} of what the posteriors say: nothing to time")
-    yield Row.of("amplitude and pose, amortised and refined", speeds, "images/s", 1000)
+    yield Row.of("amplitude and pose, amortised and refined", speeds, "images/s", 1500)
