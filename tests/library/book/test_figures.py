@@ -1,4 +1,4 @@
-"""Every figure of the notebooks 01 to 03 is drawn, says what its axes are, and leaves nothing open."""
+"""Figures of notebooks and of the report are drawn, say what their axes are, and leave nothing open."""
 
 import math
 import re
