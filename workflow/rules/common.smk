@@ -132,6 +132,7 @@ def real_cores():
 # torch's threads wait for work by spinning, for milliseconds, on cores that the threads of our loops could use.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
+
 def torch_threads(threads):
     """Share of the real cores due to a job that was granted `threads` of --cores.
 
